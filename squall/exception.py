@@ -1,0 +1,136 @@
+"""Everything Squall raises on purpose.
+
+    Error
+    ├── InvalidError               your arguments or options are wrong
+    ├── NotFoundError              no such app, function, call, container
+    ├── ConflictError              it exists already, or is in a state that forbids this
+    ├── AuthError                  no or wrong credentials
+    ├── PermissionDeniedError      known, but not allowed
+    ├── ResourceExhaustedError     a limit was reached: queue, payload size, GPUs of the node
+    ├── RemoteError                your code failed in its container and no exception of yours can tell how
+    │   ├── FunctionTimeoutError   one attempt took longer than `timeout` (also a builtin TimeoutError)
+    │   ├── ContainerLostError     the container died under the input: killed, crashed, out of memory
+    │   ├── StartupError           no container could start: the import failed or start-up took too long
+    │   └── CancelledError         the input was cancelled before it ended
+    ├── OutputTimeoutError         `get(timeout=...)` passed first (also a builtin TimeoutError)
+    ├── OutputExpiredError         the result was kept its days and is gone
+    ├── SerializationError         a value could not be pickled or unpickled; says which
+    ├── ServiceError               the server is unreachable or broke off; trying again is safe
+    ├── VersionError               client, server or runner speak different versions
+    └── InternalError              a bug in Squall: says so and what to send us
+
+An exception your own function raises comes back as itself, with its own type and remote traceback lines.
+Each class carries a wire `code`, an HTTP `status` and an optional `hint`, shown the same in CLI, API and dashboard.
+"""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """Root of all errors of Squall. `hint`: what to do next, or empty."""
+
+    code = "error"
+    status = 500
+
+    def __init__(self, message: str = "", *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.hint)
+
+
+def _rebuild(cls: type[Error], message: str, hint: str) -> Error:
+    return cls(message, hint=hint)
+
+
+class InvalidError(Error):
+    code, status = "invalid", 400
+
+
+class NotFoundError(Error):
+    code, status = "not_found", 404
+
+
+class ConflictError(Error):
+    code, status = "conflict", 409
+
+
+class AuthError(Error):
+    code, status = "auth", 401
+
+
+class PermissionDeniedError(Error):
+    code, status = "permission_denied", 403
+
+
+class ResourceExhaustedError(Error):
+    code, status = "resource_exhausted", 429
+
+
+class RemoteError(Error):
+    code, status = "remote", 502
+
+
+class FunctionTimeoutError(RemoteError, TimeoutError):
+    code, status = "timeout", 504
+
+
+class ContainerLostError(RemoteError):
+    code = "lost"
+
+
+class StartupError(RemoteError):
+    code = "init_error"
+
+
+class CancelledError(RemoteError):
+    code, status = "cancelled", 499
+
+
+class OutputTimeoutError(Error, TimeoutError):
+    code, status = "output_timeout", 504
+
+
+class OutputExpiredError(Error):
+    code, status = "output_expired", 410
+
+
+class SerializationError(Error):
+    code, status = "serialization", 400
+
+
+class ServiceError(Error):
+    code, status = "service", 503
+
+
+class VersionError(Error):
+    code, status = "version", 426
+
+
+class InternalError(Error):
+    code, status = "internal", 500
+
+
+class InputCancellation(BaseException):
+    """Raised inside a running function when its input is cancelled. A BaseException, so `except Exception` lets it by."""
+
+
+def all_errors() -> dict[str, type[Error]]:
+    """Wire code -> class, for every error above."""
+    found: dict[str, type[Error]] = {}
+    pending: list[type[Error]] = [Error]
+    while pending:
+        cls = pending.pop()
+        found[cls.code] = cls
+        pending.extend(cls.__subclasses__())
+    return found
+
+
+def from_wire(code: str, message: str, hint: str = "") -> Error:
+    """The error a `Failure` message stands for; an unknown code becomes the root class."""
+    return all_errors().get(code, Error)(message, hint=hint)

@@ -1,0 +1,696 @@
+"""Every message that crosses a process border, as a plain dataclass, with its encoding and the protocol version.
+
+A frame is `<u32 header length><u32 payload length>` (little endian), a JSON header and raw payload bytes. The
+header is one message: its tag under `t`, its fields by name, defaults left out. Rules of the wire:
+
+- Every connection opens with `Hello`, answered by `Welcome` or `Failure`. An unsupported version is refused there.
+- A field nobody knows is ignored; a field is never reused for another meaning; a new field has a default.
+- `id` is chosen by whoever asks and wants an answer; the answer carries it back as `re`.
+- Where a message has `items` with a `size`, the payload is the items' bytes one after the other.
+
+User data is opaque here: a payload item is made and read by `protocol.payload` alone. The server decodes with
+`msgspec` (it validates types); everybody else uses `decode` below and the standard library. The contract is
+tested in `tests/unit/test_messages.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets as _secrets
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+PROTOCOL_VERSION = 1
+SUPPORTED_VERSIONS = (1,)
+
+INLINE_LIMIT_BYTES = 1 << 20
+"""A payload item above this travels as a blob."""
+BLOB_CHUNK_BYTES = 1 << 20
+FRAME_LIMIT_BYTES = 64 << 20
+"""A frame announcing more than this is refused and its connection closed."""
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id such as `fc-5tq2k7w3n4xr`; 64 random bits, so unguessable enough to name, never to authorise."""
+    return f"{prefix}-{_secrets.token_hex(8)}"
+
+
+def input_id(call_id: str, idx: int) -> str:
+    """The public id of input `idx` of a call: `in-<call>-<idx>`, derived, so that it costs nothing to make."""
+    return f"in-{call_id[3:]}-{idx}"
+
+
+@dataclass
+class Message:
+    TAG: ClassVar[str] = ""
+    NESTED: ClassVar[dict[str, type]] = {}
+
+    id: int = field(default=0, kw_only=True)
+    re: int = field(default=0, kw_only=True)
+
+
+# ---- opening, answers -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Hello(Message):
+    """First frame of every connection. `role` is `client`, `agent` or `runner`."""
+
+    TAG = "hello"
+    role: str
+    version: int = PROTOCOL_VERSION
+    token: str = ""
+    python: str = ""
+    prefix: str = ""
+    """`sys.prefix` of the sender: `Image.host()` shows the packages of the server's Python, so they must agree."""
+    container_id: str = ""
+
+
+@dataclass
+class Welcome(Message):
+    TAG = "welcome"
+    server_id: str
+    version: int = PROTOCOL_VERSION
+    pid: int = 0
+
+
+@dataclass
+class Reply(Message):
+    """A request's success; `data` is what the request's docstring says."""
+
+    TAG = "reply"
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Failure(Message):
+    """A request's failure; `code` names the class in `squall.exception`, the texts are for people."""
+
+    TAG = "failure"
+    code: str
+    message: str
+    hint: str = ""
+
+
+@dataclass
+class Ping(Message):
+    """Answered by an empty `Reply`; proof of life on an idle connection."""
+
+    TAG = "ping"
+
+
+# ---- specs ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RetryPolicy:
+    max_retries: int = 0
+    backoff_coefficient: float = 1.0
+    initial_delay: float = 1.0
+    max_delay: float = 60.0
+
+
+@dataclass
+class ImageSpec:
+    """`kind` is `host` in this release: the node's system directories and the Python environment Squall runs with."""
+
+    kind: str = "host"
+
+
+@dataclass
+class FunctionSpec:
+    """All that the platform must know to run one function. Sent once in `CreateApp`."""
+
+    NESTED: ClassVar[dict[str, type]] = {"retries": RetryPolicy, "image": ImageSpec}
+
+    tag: str
+    module: str = ""
+    """Import name of the module in the container; empty for a function sent by value."""
+    qualname: str = ""
+    serialized_blob: str = ""
+    """Digest of the function pickled by value (cloudpickle), else empty."""
+    source: str = ""
+    """Digest of the source bundle (`SourceBundle`) to mount, else empty."""
+    main_alias: bool = False
+    """The module was the caller's `__main__`: alias it so that values pickled under either name load."""
+    python: str = ""
+    """`3.11` of the caller; by-value functions need the same minor version."""
+    image: ImageSpec = field(default_factory=ImageSpec)
+    cpu: float = 0.125
+    cpu_limit: float = 0.0
+    """0: request + 16 cores."""
+    memory_mib: int = 128
+    memory_limit_mib: int = 0
+    """0: no limit of its own (the node's containers together are still limited)."""
+    gpu: list[str] = field(default_factory=list)
+    """Fallbacks in order, each `TYPE` or `TYPE:N`; empty for none."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Plain environment and secrets merged, in order; reaches only the runner, after the host's check."""
+    timeout: float = 300.0
+    startup_timeout: float = 300.0
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
+    min_containers: int = 0
+    max_containers: int = 0
+    """0: no limit of its own."""
+    buffer_containers: int = 0
+    scaledown_window: float = 60.0
+    single_use: bool = False
+    block_network: bool = False
+    is_generator: bool = False
+    is_async: bool = False
+    concurrency: int = 1
+
+
+# ---- apps -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class CreateApp(Message):
+    """Make an app and its functions. `Reply.data`: `{"app_id": str, "functions": {tag: function_id}}`.
+
+    An app that is not `detach` lives as long as the connection that made it (plus a short grace).
+    """
+
+    TAG = "create_app"
+    NESTED = {"functions": FunctionSpec}
+    name: str
+    functions: list[FunctionSpec] = field(default_factory=list)
+    detach: bool = False
+    follow: bool = True
+    """Push `LogChunk` and `Notice` of the app to this connection."""
+
+
+@dataclass
+class StopApp(Message):
+    """End an app: cancel its inputs, stop its containers. `Reply.data`: `{}` once all its containers are gone and
+    their last output was pushed. `app` is an id or a name."""
+
+    TAG = "stop_app"
+    app: str
+    reason: str = "stopped by the caller"
+
+
+@dataclass
+class LogChunk(Message):
+    """Raw output of a container; the payload is the bytes, never cut inside a UTF-8 character where avoidable."""
+
+    TAG = "log"
+    app_id: str
+    container_id: str
+    function: str
+    stream: str
+    """`stdout`, `stderr` or `system`."""
+    at: float = 0.0
+
+
+@dataclass
+class Notice(Message):
+    """Something a person following the app wants to know.
+
+    `kind`: `container` (`data`: container_id, function, state, reason), `stopped` (the app ended by someone else's
+    hand; reason), `waiting` (inputs of `function` cannot be placed; reason), `backoff` (containers of `function`
+    keep dying; reason), `stats` (per function: queued, running, done, failed, containers).
+    """
+
+    TAG = "notice"
+    app_id: str
+    kind: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+# ---- calls ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class InputItem:
+    """One set of arguments. Its bytes are `size` of the payload, or the blob named by `blob` when size is 0."""
+
+    idx: int
+    size: int = 0
+    blob: str = ""
+
+
+@dataclass
+class Submit(Message):
+    """Add inputs to a call (made by the first `Submit` that names it). Repeating an `idx` is harmless.
+
+    With `id` set, `Reply.data` is `{}` once the inputs are accepted, which for `kind="spawn"` means: on disk.
+    `kind`: `remote` (results are pushed to this connection as `Outputs`), `map` (the same, many), `gen` (as remote;
+    yields come as `Outputs` items of status `yield`), `spawn` (kept for `GetOutput`).
+    """
+
+    TAG = "submit"
+    NESTED = {"items": InputItem}
+    call_id: str
+    function_id: str
+    items: list[InputItem]
+    kind: str = "remote"
+    parent: str = ""
+    """Input id of the caller when it runs in a container."""
+    sent_at: float = 0.0
+    """Caller's wall clock at `.remote()`, for the timeline."""
+    last: bool = True
+    """No further `Submit` of this call follows."""
+
+
+@dataclass
+class OutputItem:
+    """One result, or one yielded value. `status` is an OutputStatus or `yield`; `seq` counts the yields."""
+
+    call_id: str
+    idx: int
+    status: str
+    size: int = 0
+    blob: str = ""
+    seq: int = 0
+    attempt: int = 0
+    message: str = ""
+    """For people, where there is no payload: what happened (`lost`, `timeout`, `rejected`, ...)."""
+    hint: str = ""
+    started_at: float = 0.0
+    finished_at: float = 0.0
+
+
+@dataclass
+class Outputs(Message):
+    """Results: runner to server, and server to the caller's connection."""
+
+    TAG = "outputs"
+    NESTED = {"items": OutputItem}
+    items: list[OutputItem]
+
+
+@dataclass
+class YieldCredit(Message):
+    """The consumer of a generator took `n` values; the runner keeps at most `YIELD_WINDOW` untaken ones in flight."""
+
+    TAG = "yield_credit"
+    call_id: str
+    idx: int
+    n: int
+
+
+YIELD_WINDOW = 256
+
+
+@dataclass
+class CancelCall(Message):
+    """Cancel inputs of a call: those named, or all. Finished ones stay finished. `Reply.data`: `{"cancelled": n}`."""
+
+    TAG = "cancel_call"
+    call_id: str
+    idxs: list[int] = field(default_factory=list)
+    terminate_containers: bool = False
+
+
+@dataclass
+class GetOutput(Message):
+    """Wait for one output of a spawned call. `Reply` with `data={"ready": false}` when `timeout` (seconds; negative:
+    as long as the connection) passed, else `data={"ready": true, "item": OutputItem as dict}` and its payload."""
+
+    TAG = "get_output"
+    call_id: str
+    idx: int = 0
+    timeout: float = -1.0
+
+
+@dataclass
+class GetCall(Message):
+    """`Reply.data`: call_id, function_id, function, app_id, kind, state, num_inputs, created_at, counts by state."""
+
+    TAG = "get_call"
+    call_id: str
+
+
+# ---- server and runner ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Load(Message):
+    """First message to a runner, after the host's check: what to import. Answered by `Loaded`."""
+
+    TAG = "load"
+    NESTED = {"spec": FunctionSpec}
+    app_id: str
+    app_name: str
+    function_id: str
+    container_id: str
+    spec: FunctionSpec
+    functions: dict[str, str] = field(default_factory=dict)
+    """tag -> function id of the whole app, so that its handles work inside."""
+    generators: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Loaded(Message):
+    """User code is imported, `ok`, or the payload is the packed exception. `steps`: name -> milliseconds."""
+
+    TAG = "loaded"
+    ok: bool = True
+    message: str = ""
+    hint: str = ""
+    steps: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class RunItem:
+    """An input for a runner."""
+
+    call_id: str
+    idx: int
+    size: int = 0
+    blob: str = ""
+    attempt: int = 0
+
+
+@dataclass
+class Run(Message):
+    TAG = "run"
+    NESTED = {"items": RunItem}
+    items: list[RunItem]
+
+
+@dataclass
+class CancelRun(Message):
+    """Raise `InputCancellation` in a running input; answered by its `Outputs` item with status `cancelled`."""
+
+    TAG = "cancel_run"
+    call_id: str
+    idx: int
+
+
+@dataclass
+class StopRunner(Message):
+    """Take nothing more; run exit hooks; exit within `grace` seconds."""
+
+    TAG = "stop_runner"
+    grace: float = 30.0
+    reason: str = ""
+
+
+# ---- blobs ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class PutBlob(Message):
+    """One chunk (the payload) of a blob being uploaded. `last` seals it: the server checks size and digest, then
+    answers. A digest is `blake2b` with 32 bytes, hex. `Reply.data`: `{}`."""
+
+    TAG = "put_blob"
+    digest: str
+    offset: int = 0
+    last: bool = True
+
+
+@dataclass
+class HasBlobs(Message):
+    """`Reply.data`: `{"missing": [digest, ...]}`."""
+
+    TAG = "has_blobs"
+    digests: list[str]
+
+
+@dataclass
+class GetBlob(Message):
+    """`Reply.data`: `{"size": whole size}`; the payload is up to BLOB_CHUNK_BYTES from `offset`."""
+
+    TAG = "get_blob"
+    digest: str
+    offset: int = 0
+
+
+# ---- server and agent -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Register(Message):
+    """An agent's first message after `Hello`: the machine. `Reply.data`: `{"node_id": str}`."""
+
+    TAG = "register"
+    hostname: str
+    cpus: float
+    memory_mib: int
+    gpus: list[dict[str, Any]] = field(default_factory=list)
+    """Each `{"index": int, "uuid": str, "type": "H100", "memory_mib": int}`."""
+    runtime: str = ""
+    warnings: list[str] = field(default_factory=list)
+    """Protections that are missing here, in sentences."""
+    handoff: bool = True
+    """The agent passes runner sockets by SCM_RIGHTS on the hand-over socket."""
+
+
+@dataclass
+class ContainerSpec:
+    """What a node must know to make a container. No environment and no secret: those go to the runner alone."""
+
+    NESTED: ClassVar[dict[str, type]] = {"image": ImageSpec}
+
+    container_id: str
+    workspace: str = "main"
+    image: ImageSpec = field(default_factory=ImageSpec)
+    source: str = ""
+    cpu: float = 0.125
+    cpu_limit: float = 0.0
+    memory_mib: int = 128
+    memory_limit_mib: int = 0
+    gpus: list[int] = field(default_factory=list)
+    network: bool = True
+    pids_limit: int = 4096
+    hostname: str = ""
+
+
+@dataclass
+class StartContainer(Message):
+    """Make a container. No answer: `ContainerEvent`s follow, `exited` at the latest."""
+
+    TAG = "start_container"
+    NESTED = {"spec": ContainerSpec}
+    spec: ContainerSpec
+
+
+@dataclass
+class StopContainer(Message):
+    """End a container: SIGTERM now, SIGKILL after `grace` seconds (0: at once). Harmless when it is gone.
+
+    From a client: `Reply.data` `{}`, or a `Failure` when it is unknown.
+    """
+
+    TAG = "stop_container"
+    container_id: str
+    grace: float = 0.0
+    reason: str = ""
+
+
+@dataclass
+class ContainerEvent(Message):
+    """What became of a container. `state`: `starting` (it stands and passed the host's check) or `exited`.
+
+    `steps`: name -> milliseconds, in order, of how it was made. On `exited`: `exit_code` (128+n for signal n, -1
+    unknown), `oom`, `reason` in a sentence, and `usage` (cpu_seconds, memory_peak_bytes).
+    """
+
+    TAG = "container_event"
+    container_id: str
+    state: str
+    at: float = 0.0
+    steps: dict[str, float] = field(default_factory=dict)
+    exit_code: int = -1
+    oom: bool = False
+    reason: str = ""
+    usage: dict[str, float] = field(default_factory=dict)
+    pid: int = 0
+
+
+@dataclass
+class ContainerOutput(Message):
+    """Bytes (the payload) a container wrote to `stdout` or `stderr`; `eof` closes that stream."""
+
+    TAG = "container_output"
+    container_id: str
+    stream: str
+    eof: bool = False
+    dropped_bytes: int = 0
+
+
+@dataclass
+class NodeReport(Message):
+    """Every few seconds: the machine's and each container's use. `containers`: id -> {cpu_seconds, memory_bytes}."""
+
+    TAG = "node_report"
+    containers: dict[str, dict[str, float]] = field(default_factory=dict)
+    zygotes: list[dict[str, Any]] = field(default_factory=list)
+
+
+# ---- exec (client -> server -> agent, bytes back the same way) --------------------------------------------------
+
+
+@dataclass
+class StartExec(Message):
+    """Run `argv` in a running container. `Reply.data`: `{"exec_id": str}`; then `ExecData` both ways, `ExecExit` last."""
+
+    TAG = "start_exec"
+    container_id: str
+    argv: list[str]
+    exec_id: str = ""
+    pty: bool = False
+    rows: int = 24
+    cols: int = 80
+    workdir: str = ""
+
+
+@dataclass
+class ExecData(Message):
+    """Bytes of an exec: `stdin` toward it (`eof` closes), `stdout`/`stderr` from it; `resize` uses rows, cols."""
+
+    TAG = "exec_data"
+    exec_id: str
+    stream: str
+    eof: bool = False
+    rows: int = 0
+    cols: int = 0
+
+
+@dataclass
+class ExecExit(Message):
+    TAG = "exec_exit"
+    exec_id: str
+    code: int
+    message: str = ""
+
+
+# ---- looking at things ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ListObjects(Message):
+    """`kind`: `apps`, `containers`, `functions`, `calls`, `nodes`. `Reply.data`: `{"rows": [dict, ...]}`."""
+
+    TAG = "list_objects"
+    kind: str
+    app: str = ""
+    all: bool = False
+    limit: int = 100
+
+
+@dataclass
+class GetLogs(Message):
+    """Past output of an app or a container as `LogChunk` pushes carrying this request's id in `re`, then the `Reply`.
+    With `follow`, pushes go on until the app stops or the connection closes."""
+
+    TAG = "get_logs"
+    app: str = ""
+    container_id: str = ""
+    follow: bool = False
+    tail: int = 0
+
+
+@dataclass
+class GetTrace(Message):
+    """`call` is a call or input id, or empty for the latest. `Reply.data`: call_id, function, inputs: [{idx, status,
+    attempts, spans: [{name, start, end, note}], events}], total_ms."""
+
+    TAG = "get_trace"
+    call: str = ""
+    limit: int = 20
+
+
+@dataclass
+class GetStats(Message):
+    """`Reply.data`: backlog, num_total_runners, num_running_inputs, input_headroom of a function."""
+
+    TAG = "get_stats"
+    function_id: str
+
+
+@dataclass
+class StopServer(Message):
+    """End the server: its ephemeral apps stop, containers end. `Reply.data` `{}` before it goes."""
+
+    TAG = "stop_server"
+    reason: str = ""
+
+
+MESSAGES: dict[str, type[Message]] = {
+    cls.TAG: cls for cls in list(globals().values()) if isinstance(cls, type) and issubclass(cls, Message) and cls.TAG
+}
+
+M = TypeVar("M")
+_FIELDS: dict[type, tuple[frozenset[str], dict[str, type]]] = {}
+
+
+def _shape(cls: type) -> tuple[frozenset[str], dict[str, type]]:
+    shape = _FIELDS.get(cls)
+    if shape is None:
+        names = frozenset(f.name for f in dataclasses.fields(cls))
+        shape = _FIELDS[cls] = (names, getattr(cls, "NESTED", {}))
+    return shape
+
+
+def build(cls: type[M], data: dict[str, Any]) -> M:
+    """Make a dataclass from decoded JSON; fields it does not know are ignored, nested specs are built too."""
+    names, nested = _shape(cls)
+    kept = {key: value for key, value in data.items() if key in names}
+    for key, inner in nested.items():
+        value = kept.get(key)
+        if type(value) is list:
+            kept[key] = [build(inner, entry) for entry in value]
+        elif type(value) is dict:
+            kept[key] = build(inner, value)
+    return cls(**kept)
+
+
+_DEFAULTS: dict[type, list[tuple[str, Any]]] = {}
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """A dataclass's fields that differ from their defaults; also the `default=` of the JSON encoder."""
+    cls = type(value)
+    defaults = _DEFAULTS.get(cls)
+    if defaults is None:
+        defaults = _DEFAULTS[cls] = [
+            (f.name, f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
+            for f in dataclasses.fields(cls)
+        ]
+    state = vars(value)
+    return {name: state[name] for name, default in defaults if state[name] != default}
+
+
+_encoder = json.JSONEncoder(separators=(",", ":"), default=to_dict, check_circular=False)
+
+
+def encode_header(message: Message) -> bytes:
+    header = to_dict(message)
+    header["t"] = message.TAG
+    return _encoder.encode(header).encode()
+
+
+def encode(message: Message, payload: bytes = b"") -> bytes:
+    """The whole frame."""
+    header = encode_header(message)
+    return len(header).to_bytes(4, "little") + len(payload).to_bytes(4, "little") + header + payload
+
+
+def decode(header: bytes | bytearray | memoryview) -> Message:
+    """A message from a frame's header. Raises ValueError on anything that is not one."""
+    data = json.loads(bytes(header))
+    if type(data) is not dict:
+        raise ValueError("frame header is not a JSON object")
+    cls = MESSAGES.get(data.pop("t", None))
+    if cls is None:
+        raise ValueError("frame header names no known message")
+    try:
+        return build(cls, data)
+    except TypeError as error:
+        raise ValueError(f"message `{cls.TAG}`: {error}") from None
+
+
+def split_payload(items: list[Any], payload: bytes) -> list[bytes]:
+    """The bytes of each of a message's `items`, in order. Raises ValueError when the sizes do not add up."""
+    parts, offset = [], 0
+    for item in items:
+        parts.append(payload[offset : offset + item.size])
+        offset += item.size
+    if offset != len(payload):
+        raise ValueError(f"payload has {len(payload)} bytes, its items announce {offset}")
+    return parts
