@@ -1,0 +1,570 @@
+"""Both ends of a connection: `Link` for threads (SDK, runner), `FrameStream` for an event loop (server, agent).
+
+`Link` has no event loop and no hop between threads on its fast path. Of all threads that wait for an answer, one
+reads the socket for all (the leader); it hands each message to whom it belongs and leaves when its own has come,
+passing the lead on. A call made from an idle thread is thus one send and one receive by that very thread. When
+nobody waits in the foreground, one background thread leads, so that pushed messages (logs, cancellations) are seen
+at any time; it keeps out of the way while foreground calls follow one another closely.
+
+`FrameStream` is a duck-typed asyncio protocol: it cuts frames, coalesces what is written in one turn of the loop
+into one write, and refuses a frame that announces more than the limit.
+
+Nothing here knows what a message means. Tested in `tests/unit/test_transport.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from squall.exception import Error, OutputTimeoutError, ServiceError, from_wire
+from squall.protocol.messages import FRAME_LIMIT_BYTES, Failure, Message, Reply, decode, encode_header
+
+if TYPE_CHECKING:
+    import asyncio
+
+T = TypeVar("T")
+
+HEAD_BYTES = 8
+RECEIVE_BYTES = 1 << 18
+SEND_TIMEOUT = 120.0
+QUIET_S = 0.02
+"""How long the foreground must have been quiet before the background thread takes the lead."""
+HEADER_LIMIT_BYTES = 16 << 20
+
+driver = threading.local()
+"""`driver.blocking` is true while a thread drives a coroutine with `squall._blocking.run`."""
+
+
+class Pending(Generic[T]):
+    """One value to come: awaited by coroutines of either face, or waited for by a thread. Set once, by any thread."""
+
+    __slots__ = ("_callbacks", "_error", "_lock", "_value", "done", "link")
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.done = False
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._lock: Any = None
+        self._callbacks: list[Callable[[], None]] | None = None
+
+    def set(self, value: T) -> None:
+        self._finish(value, None)
+
+    def fail(self, error: BaseException) -> None:
+        self._finish(None, error)
+
+    def _finish(self, value: Any, error: BaseException | None) -> None:
+        if self.done:
+            return
+        self._value, self._error = value, error
+        self.done = True
+        self.wake()
+        if self._callbacks is not None:
+            self._run_callbacks()
+
+    def wake(self) -> None:
+        """Make a thread blocked on this look again: it is done, or the lead is free."""
+        lock = self._lock
+        if lock is not None:
+            with contextlib.suppress(RuntimeError):
+                lock.release()
+
+    def _run_callbacks(self) -> None:
+        callbacks, self._callbacks = self._callbacks or [], None
+        for callback in callbacks:
+            callback()
+
+    def add_callback(self, callback: Callable[[], None]) -> None:
+        """Call `callback` in the thread that sets the value; at once when it is set already."""
+        if self._callbacks is None:
+            self._callbacks = []
+        self._callbacks.append(callback)
+        if self.done:
+            self._run_callbacks()
+
+    def result(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[no-any-return]
+
+    def wait(self, timeout: float | None = None) -> T:
+        """Block this thread; reads the socket itself when nobody else does. Raises OutputTimeoutError."""
+        if not self.done:
+            self.link.wait(self, timeout)
+        return self.result()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self.within(None).__await__()
+
+    def within(self, timeout: float | None) -> _Within[T]:
+        """Awaitable with a deadline: `await pending.within(5.0)`; raises OutputTimeoutError when it passes."""
+        return _Within(self, timeout)
+
+
+class _Within(Generic[T]):
+    __slots__ = ("pending", "timeout")
+
+    def __init__(self, pending: Pending[T], timeout: float | None) -> None:
+        self.pending = pending
+        self.timeout = timeout
+
+    def wait(self) -> None:
+        if not self.pending.done:
+            self.pending.link.wait(self.pending, self.timeout)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        pending = self.pending
+        if not pending.done:
+            if getattr(driver, "blocking", False):
+                yield self
+            else:
+                yield from self._await_asyncio()
+        return pending.result()
+
+    def _await_asyncio(self) -> Generator[Any, None, None]:
+        import asyncio  # heavy, and loaded already by whoever has a running loop
+
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+
+        def resolve() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(resolve)
+
+        self.pending.link.start_background()
+        self.pending.add_callback(wake)
+        if self.timeout is None:
+            yield from future.__await__()
+            return
+        handle = loop.call_later(self.timeout, resolve)
+        yield from future.__await__()
+        handle.cancel()
+        if not self.pending.done:
+            raise OutputTimeoutError(f"no answer within {self.timeout:g} s")
+
+
+class FrameReader:
+    """Cuts a byte stream into frames. `feed` returns complete `(header, payload)` pairs; raises ValueError on abuse."""
+
+    __slots__ = ("_chunks", "_have", "_need", "limit")
+
+    def __init__(self, limit: int = FRAME_LIMIT_BYTES) -> None:
+        self._chunks: list[bytes] = []
+        self._have = 0
+        self._need = HEAD_BYTES
+        self.limit = limit
+
+    def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
+        self._have += len(data)
+        if self._have < self._need:
+            self._chunks.append(data)
+            return []
+        if self._chunks:
+            self._chunks.append(data)
+            data = b"".join(self._chunks)
+            self._chunks.clear()
+        return self._cut(data)
+
+    def _cut(self, data: bytes) -> list[tuple[bytes, bytes]]:
+        frames: list[tuple[bytes, bytes]] = []
+        offset, end = 0, len(data)
+        need = HEAD_BYTES
+        while end - offset >= HEAD_BYTES:
+            header_len = int.from_bytes(data[offset : offset + 4], "little")
+            payload_len = int.from_bytes(data[offset + 4 : offset + 8], "little")
+            need = HEAD_BYTES + header_len + payload_len
+            if need > self.limit or header_len > HEADER_LIMIT_BYTES:
+                raise ValueError(f"frame announces {need} bytes, the limit is {self.limit}")
+            if end - offset < need:
+                break
+            body = offset + HEAD_BYTES + header_len
+            frames.append((data[offset + HEAD_BYTES : body], data[body : offset + need]))
+            offset += need
+            need = HEAD_BYTES
+        rest = data[offset:] if offset else data
+        self._have, self._need = len(rest), need
+        if rest:
+            self._chunks.append(rest)
+        return frames
+
+
+Push = Callable[[Message, bytes], None]
+
+
+class Link:
+    """A connection shared by the threads of a process. `on_push` gets every message that answers no request; it runs
+    in whichever thread leads and must not block. `on_close` is called once with the reason."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_push: Push,
+        on_close: Callable[[str], None] | None = None,
+        *,
+        background: bool = True,
+    ) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.on_push = on_push
+        self.on_close = on_close
+        self.closed = ""
+        self._reader = FrameReader()
+        self._send_lock = threading.Lock()
+        self._lead = threading.Lock()
+        self._followers: deque[Pending[Any]] = deque()
+        self._requests: dict[int, Pending[tuple[Reply, bytes]]] = {}
+        self._next_id = 0
+        self._waiting = 0
+        self._last_wait = 0.0
+        self._parked = False
+        self._unpark = threading.Event()
+        self._wake_r, self._wake_w = os.pipe()
+        os.set_blocking(self._wake_r, False)
+        os.set_blocking(self._wake_w, False)
+        self._poll = select.poll()
+        self._poll.register(sock.fileno(), select.POLLIN)
+        self._thread: threading.Thread | None = None
+        self._start_lock = threading.Lock()
+        if background:
+            self.start_background()
+
+    # -- sending
+
+    def send(self, message: Message, payload: bytes = b"") -> None:
+        """Put one message on the wire; blocks while the other side does not read. Raises ServiceError when closed."""
+        header = encode_header(message)
+        head = len(header).to_bytes(4, "little") + len(payload).to_bytes(4, "little") + header
+        with self._send_lock:
+            if self.closed:
+                raise ServiceError(f"connection to the server is closed: {self.closed}")
+            try:
+                self._send_all(head + payload if len(payload) < RECEIVE_BYTES else head, payload)
+            except OSError as error:
+                reason = f"sending failed: {error}"
+                raise ServiceError(f"connection to the server broke: {reason}") from None
+
+    def _send_all(self, data: bytes, payload: bytes) -> None:
+        parts = [memoryview(data)]
+        if payload and len(payload) >= RECEIVE_BYTES:
+            parts.append(memoryview(payload))
+        for part in parts:
+            while part:
+                try:
+                    sent = self.sock.send(part)
+                except BlockingIOError:
+                    writable = select.poll()
+                    writable.register(self.sock.fileno(), select.POLLOUT)
+                    if not writable.poll(SEND_TIMEOUT * 1000):
+                        raise TimeoutError(f"the server read nothing for {SEND_TIMEOUT:g} s") from None
+                    continue
+                part = part[sent:]
+
+    def request(self, message: Message, payload: bytes = b"") -> Pending[tuple[Reply, bytes]]:
+        """Send a message that is answered by `Reply` or `Failure`; the latter is raised by the Pending."""
+        pending: Pending[tuple[Reply, bytes]] = Pending(self)
+        with self._start_lock:
+            self._next_id += 1
+            message.id = self._next_id
+        self._requests[message.id] = pending
+        try:
+            self.send(message, payload)
+        except Error:
+            self._requests.pop(message.id, None)
+            raise
+        if self.closed:
+            self._fail_requests()
+        return pending
+
+    # -- waiting
+
+    def wait(self, pending: Pending[Any], timeout: float | None = None) -> None:
+        """Block until `pending` is done, leading if the lead is free."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._waiting += 1
+        try:
+            while not pending.done:
+                if self._lead.acquire(blocking=False):
+                    try:
+                        self._lead_for(pending, deadline)
+                    finally:
+                        self._pass_lead()
+                else:
+                    self._follow(pending, deadline)
+        finally:
+            self._waiting -= 1
+            self._last_wait = time.monotonic()
+
+    def _lead_for(self, pending: Pending[Any], deadline: float | None) -> None:
+        """Read until `pending` is done. After a quiet spell the background thread is parked, so that an idle process
+        has no wake-ups at all; the message that ends the spell unparks it."""
+        spell = 0.05
+        while not pending.done:
+            if self.closed:
+                pending.fail(ServiceError(f"connection to the server is closed: {self.closed}"))
+                return
+            wait_s = spell if deadline is None else min(spell, max(0.0, deadline - time.monotonic()))
+            if not self._poll.poll(wait_s * 1000):
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise OutputTimeoutError("no answer within the given time")
+                self._parked, spell = True, 3600.0
+                continue
+            if self._parked:
+                self._parked = False
+                self._unpark.set()
+            self._read()
+
+    def _follow(self, pending: Pending[Any], deadline: float | None) -> None:
+        lock = threading.Lock()
+        lock.acquire()
+        pending._lock = lock
+        self._followers.append(pending)
+        self._ask_lead()
+        if not pending.done and self._lead.locked():
+            remaining = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+            lock.acquire(timeout=remaining)
+        with contextlib.suppress(ValueError):
+            self._followers.remove(pending)
+        if deadline is not None and not pending.done and time.monotonic() >= deadline:
+            raise OutputTimeoutError("no answer within the given time")
+
+    def _ask_lead(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._wake_w, b"1")
+
+    def _pass_lead(self) -> None:
+        self._lead.release()
+        if self._parked:
+            self._parked = False
+            self._unpark.set()
+        while self._followers:
+            try:
+                follower = self._followers.popleft()
+            except IndexError:
+                return
+            if not follower.done:
+                follower.wake()
+                return
+
+    # -- reading (only the leader)
+
+    def _read(self) -> None:
+        try:
+            data = self.sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._break(f"receiving failed: {error}")
+            return
+        if not data:
+            self._break("the other side closed it")
+            return
+        try:
+            for header, payload in self._reader.feed(data):
+                self._deliver(decode(header), payload)
+        except ValueError as error:
+            self._break(f"received garbage: {error}")
+
+    def _deliver(self, message: Message, payload: bytes) -> None:
+        if message.re and isinstance(message, (Reply, Failure)):
+            pending = self._requests.pop(message.re, None)
+            if pending is None:
+                return
+            if isinstance(message, Failure):
+                pending.fail(from_wire(message.code, message.message, message.hint))
+            else:
+                pending.set((message, payload))
+        else:
+            self.on_push(message, payload)
+
+    # -- the background thread
+
+    def start_background(self) -> None:
+        """Have pushed messages read when no thread waits. Idempotent."""
+        if self._thread is None and not self.closed:
+            with self._start_lock:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._background, name="squall-link", daemon=True)
+                    self._thread = thread
+                    thread.start()
+
+    def _background(self) -> None:
+        poll = select.poll()
+        poll.register(self._wake_r, select.POLLIN)
+        poll.register(self.sock.fileno(), select.POLLIN)
+        while not self.closed:
+            if self._parked:
+                self._unpark.wait()
+                self._unpark.clear()
+            quiet = time.monotonic() - self._last_wait
+            if self._waiting or quiet < QUIET_S:
+                time.sleep(QUIET_S)
+                continue
+            with self._lead:
+                self._lead_in_background(poll)
+            self._pass_lead_to_follower()
+
+    def _lead_in_background(self, poll: select.poll) -> None:
+        while not self.closed and not self._waiting:
+            ready = dict(poll.poll())
+            if self._wake_r in ready:
+                with contextlib.suppress(OSError):
+                    os.read(self._wake_r, 4096)
+            if self.sock.fileno() in ready:
+                self._read()
+
+    def _pass_lead_to_follower(self) -> None:
+        for follower in list(self._followers):
+            follower.wake()
+            return
+
+    # -- closing
+
+    def _break(self, reason: str) -> None:
+        if self.closed:
+            return
+        self.closed = reason
+        self._fail_requests()
+        self._ask_lead()
+        self._unpark.set()
+        for follower in list(self._followers):
+            follower.wake()
+        if self.on_close is not None:
+            self.on_close(reason)
+
+    def _fail_requests(self) -> None:
+        error = ServiceError(f"connection to the server broke: {self.closed}")
+        for key in list(self._requests):
+            pending = self._requests.pop(key, None)
+            if pending is not None:
+                pending.fail(error)
+
+    def close(self) -> None:
+        """Close the connection; whoever waits gets a ServiceError. Idempotent."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self._break("closed by this side")
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=1.0)
+        with contextlib.suppress(OSError):
+            self.sock.close()
+        for fd in (self._wake_r, self._wake_w):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+class FrameStream:
+    """One connection in an event loop. `on_frame(stream, header, payload)` gets raw frames in order; `on_lost(stream,
+    reason)` comes once. Writes of one loop turn leave as one."""
+
+    __slots__ = (
+        "_loop", "_on_frame", "_on_lost", "_out", "_reader", "closing", "owner", "paused", "transport", "waiters",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_frame: Callable[[FrameStream, bytes, bytes], None],
+        on_lost: Callable[[FrameStream, str], None],
+        limit: int = FRAME_LIMIT_BYTES,
+    ) -> None:
+        self._loop = loop
+        self._on_frame = on_frame
+        self._on_lost = on_lost
+        self._reader = FrameReader(limit)
+        self._out: list[bytes] = []
+        self.transport: Any = None
+        self.closing = ""
+        self.paused = False
+        self.owner: Any = None
+        """Whatever the user of the stream wants to find again from it."""
+        self.waiters: list[asyncio.Future[None]] = []
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        transport.set_write_buffer_limits(high=4 << 20)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            frames = self._reader.feed(data)
+        except ValueError as error:
+            self.abort(f"received garbage: {error}")
+            return
+        for header, payload in frames:
+            if self.closing:
+                return
+            self._on_frame(self, header, payload)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        reason = self.closing or (f"connection lost: {error}" if error else "the other side closed it")
+        self.closing = reason
+        self.resume_writing()
+        self._on_lost(self, reason)
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def drained(self) -> None:
+        """Wait until the other side has read most of what was written."""
+        while self.paused and not self.closing:
+            waiter = self._loop.create_future()
+            self.waiters.append(waiter)
+            await waiter
+
+    def send(self, message: Message, payload: bytes = b"") -> None:
+        self.send_raw(encode_header(message), payload)
+
+    def send_raw(self, header: bytes, payload: bytes) -> None:
+        """Queue one frame for the end of this loop turn. Harmless when the connection is gone."""
+        if self.closing:
+            return
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(len(header).to_bytes(4, "little") + len(payload).to_bytes(4, "little") + header)
+        if payload:
+            self._out.append(payload)
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self.closing or not out:
+            return
+        if sum(map(len, out)) < RECEIVE_BYTES:
+            self.transport.write(b"".join(out))
+        else:
+            self.transport.writelines(out)
+
+    def close(self, reason: str) -> None:
+        """Send what is queued, then close."""
+        if not self.closing and self.transport is not None:
+            self._flush()
+            self.closing = reason
+            self.transport.close()
+
+    def abort(self, reason: str) -> None:
+        if not self.closing:
+            self.closing = reason
+            if self.transport is not None:
+                self.transport.abort()
