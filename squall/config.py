@@ -1,0 +1,210 @@
+"""Every setting of client, server and node: its name, default, environment variable and one line of what it does.
+
+Owns all reading of `SQUALL_*` variables and of the configuration file; nothing else in Squall looks there. A value
+comes from, first that has it: the variable `SQUALL_<NAME>`, the file (TOML, `$SQUALL_CONFIG` or
+`~/.config/squall/config.toml`), the default below. `load` reads both each time and returns a frozen `Config`, which
+is handed on as an argument; nothing is cached or global, so a test makes its own. Must never create a directory or
+start anything. `docs/reference/settings.md` lists the settings (`tests/style/test_documented.py` holds it to that);
+the contract is tested in `tests/unit/test_config.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from squall.exception import InvalidError
+
+T = TypeVar("T")
+
+HOME_LIMIT_BYTES = 80
+"""Sockets live in the home and the kernel allows 107 bytes for the path of one."""
+
+
+def _setting(default: T, help: str, *, choices: tuple[str, ...] = (), minimum: float | None = None) -> T:
+    value: T = field(default=default, metadata={"help": help, "choices": choices, "minimum": minimum})
+    return value
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings in force. `home` is absolute; it need not exist."""
+
+    home: Path = _setting(Path(), "directory of all state: sockets, database, logs, blobs, containers")
+    runtime: str = _setting(
+        "auto", "how containers are made; `auto` takes the best that works here", choices=("auto", "native", "process")
+    )
+    log_level: str = _setting("info", "least severe line that is logged", choices=("debug", "info", "warning", "error"))
+    log_format: str = _setting("text", "form of a log line", choices=("text", "json"))
+    idle_timeout: float = _setting(
+        15.0, "seconds an embedded server stays after the last client and app are gone", minimum=0
+    )
+    start_timeout: float = _setting(20.0, "seconds a client waits for the embedded server it started", minimum=0.1)
+    node_cpus: float = _setting(0.0, "cores offered to containers; 0: all of the machine", minimum=0)
+    node_memory_mib: int = _setting(0, "memory offered to containers, in MiB; 0: what the machine has", minimum=0)
+    traceback: bool = _setting(False, "show Squall's own frames when a command fails, for a bug report")
+
+    @property
+    def run_dir(self) -> Path:
+        return self.home / "run"
+
+    @property
+    def state_dir(self) -> Path:
+        return self.home / "state"
+
+    @property
+    def blobs_dir(self) -> Path:
+        return self.home / "blobs"
+
+    @property
+    def node_dir(self) -> Path:
+        return self.home / "node"
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the server of this home listens; whoever can open it may do everything (mode 0600)."""
+        return self.run_dir / "server.sock"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table of settings, for the documentation and for `squall doctor`."""
+
+    name: str
+    env: str
+    default: object
+    help: str
+    choices: tuple[str, ...]
+    minimum: float | None
+
+
+def settings() -> list[Setting]:
+    """Every setting, in the order of `Config`."""
+    return [_row(f) for f in fields(Config)]
+
+
+def _row(f: Field[Any]) -> Setting:
+    return Setting(f.name, f"SQUALL_{f.name.upper()}", f.default, **f.metadata)
+
+
+def load(environ: Mapping[str, str] | None = None) -> Config:
+    """The settings in force. Raises InvalidError on a value that makes no sense, and says where it stands."""
+    env = os.environ if environ is None else environ
+    path = config_file(env)
+    from_file = _read_file(path)
+    values: dict[str, Any] = {}
+    for setting in settings():
+        if setting.env in env:
+            values[setting.name] = _parse(setting, env[setting.env], f"variable `{setting.env}`")
+        elif setting.name in from_file:
+            values[setting.name] = _parse(setting, from_file[setting.name], f"`{setting.name}` in {path}")
+    home = values.get("home") or default_home(env)
+    return Config(**{**values, "home": _checked_home(Path(home))})
+
+
+def default_home(env: Mapping[str, str]) -> Path:
+    """The XDG data directory of the user.
+
+    For root it is root's own, whatever HOME and XDG_DATA_HOME say: under `sudo -E` they name another user's home,
+    and files of root there would lock that user out.
+    """
+    if os.geteuid() == 0:
+        return Path(_passwd_home(0), ".local/share/squall")
+    data = env.get("XDG_DATA_HOME", "")
+    if os.path.isabs(data):
+        return Path(data, "squall")
+    return Path(env.get("HOME") or _passwd_home(os.geteuid()), ".local/share/squall")
+
+
+def _passwd_home(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_dir
+    except KeyError:  # a uid without an account, common in images: it has no home but the root directory
+        return "/"
+
+
+def _checked_home(home: Path) -> Path:
+    absolute = Path(os.path.abspath(home.expanduser()))
+    if len(os.fsencode(absolute)) > HOME_LIMIT_BYTES:
+        raise InvalidError(
+            f"cannot use home `{absolute}`: its path is longer than {HOME_LIMIT_BYTES} bytes, too long for a socket",
+            hint="set `SQUALL_HOME` to a shorter path",
+        )
+    return absolute
+
+
+def config_file(env: Mapping[str, str]) -> Path:
+    """The configuration file; it need not exist, unless `SQUALL_CONFIG` names it."""
+    if named := env.get("SQUALL_CONFIG"):
+        if not os.path.isfile(named):
+            raise InvalidError(
+                f"cannot read configuration `{named}`: there is no such file", hint="check the variable `SQUALL_CONFIG`"
+            )
+        return Path(named)
+    base = env.get("XDG_CONFIG_HOME", "")
+    if not os.path.isabs(base):
+        base = os.path.join(env.get("HOME") or _passwd_home(os.geteuid()), ".config")
+    return Path(base, "squall", "config.toml")
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidError(f"cannot read configuration `{path}`: {error}") from None
+    values = _parse_toml(path, text)
+    known = {setting.name for setting in settings()}
+    for name in values:
+        if name not in known:
+            raise InvalidError(
+                f"configuration `{path}` sets `{name}`, which is no setting",
+                hint=f"settings: {', '.join(sorted(known))}",
+            )
+    return values
+
+
+def _parse_toml(path: Path, text: str) -> dict[str, Any]:
+    # Imported here: a file is rare, and the parser costs more than the rest of this module together.
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidError(f"cannot read configuration `{path}`: {error}") from None
+
+
+_YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+_WORDS = {**dict.fromkeys(_YES, True), **dict.fromkeys(_NO, False)}
+
+
+def _parse(setting: Setting, value: object, where: str) -> object:
+    """`value` in the type of the setting's default; a variable is always text, a file's value may be typed."""
+    kind = type(setting.default)
+    try:
+        if kind is bool:
+            parsed: object = _WORDS[str(value).strip().lower()]
+        elif isinstance(setting.default, Path):
+            parsed = Path(str(value)) if str(value) else None
+        else:
+            parsed = kind(value)  # type: ignore[call-arg]
+    except (KeyError, ValueError, TypeError):
+        raise InvalidError(
+            f"{where} is `{value}`, which is no {_KINDS.get(kind, 'value')}", hint=f"it sets the {setting.help}"
+        ) from None
+    if setting.choices and parsed not in setting.choices:
+        raise InvalidError(f"{where} is `{value}`", hint=f"it is one of: {', '.join(setting.choices)}")
+    if setting.minimum is not None and not float(str(parsed)) >= setting.minimum:
+        raise InvalidError(f"{where} is `{value}`", hint=f"it is at least {setting.minimum:g}")
+    return parsed
+
+
+_KINDS = {bool: "yes or no", int: "whole number", float: "number"}

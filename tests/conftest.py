@@ -1,0 +1,94 @@
+"""What every test may use: the markers' conditions, and `home`, a Squall of the test's own that must leave nothing.
+
+Must stay small: builders belong in `squall.testing`, a room's own fixtures beside its tests.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+STOP_SECONDS = 30.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `root` are skipped, by name and with the reason, where the kernel would refuse them."""
+    if sys.platform == "linux" and os.geteuid() == 0:
+        return
+    for item in items:
+        if item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="needs root on Linux"))
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = STOP_SECONDS) -> None:
+    """Wait for a condition; on the deadline fail with `what` was waited for."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {seconds:g} s in vain until {what}")
+        time.sleep(0.02)
+
+
+def processes_of(home: Path) -> dict[int, str]:
+    """Processes that have `home` as their SQUALL_HOME or among their arguments, this one left out."""
+    mark = os.fsencode(home)
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes()
+            environment = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:  # gone, or a kernel thread
+            continue
+        if b"SQUALL_HOME=" + mark in environment or mark in command:
+            found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace").strip()
+    return found
+
+
+def mounts_under(home: Path) -> list[str]:
+    """Mounts below `home` that the host's mount namespace can see."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if line.split()[4].startswith(f"{home}/")]
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A new, empty SQUALL_HOME. At the end its server is stopped, and no process and no mount of it may be left."""
+    path = Path(tempfile.mkdtemp(prefix="squall-"))  # short: sockets live in it
+    monkeypatch.setenv("SQUALL_HOME", str(path))
+    try:
+        yield path
+        _stop_server(path)
+        wait_until(lambda: not processes_of(path), f"no process of {path} is left: {processes_of(path)}")
+        assert mounts_under(path) == []
+    finally:
+        _kill(processes_of(path))
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _stop_server(home: Path) -> None:
+    if (home / "run" / "server.sock").exists():
+        subprocess.run(
+            [sys.executable, "-m", "squall.cli.main", "down"],
+            env={**os.environ, "SQUALL_HOME": str(home)},
+            timeout=STOP_SECONDS,
+            check=True,
+        )
+
+
+def _kill(processes: dict[int, str]) -> None:
+    for pid in processes:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
