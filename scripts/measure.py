@@ -39,7 +39,9 @@ def main() -> None:
         relative = path.relative_to(PACKAGE)
         rooms[relative.parts[0] if len(relative.parts) > 1 else "(nouns)"].append(path)
     rooms["all"] = [path for paths in list(rooms.values()) for path in paths]
-    print(f"{'room':<12}{'modules':>8}{'lines':>8}{'median':>8}{'max':>6}{'fn med':>8}{'p90':>5}{'max':>5}{'# /100':>8}")
+    print(
+        f"{'room':<12}{'modules':>8}{'lines':>8}{'median':>8}{'max':>6}{'fn med':>8}{'p90':>5}{'max':>5}{'# /100':>8}"
+    )
     for room, paths in rooms.items():
         sizes = [len(path.read_text().splitlines()) for path in paths]
         functions = [n for path in paths for n in function_lengths(ast.parse(path.read_text()))]

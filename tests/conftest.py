@@ -35,7 +35,7 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = STOP
     while not condition():
         if time.monotonic() > deadline:
             pytest.fail(f"waited {seconds:g} s in vain until {what}")
-        time.sleep(0.02)
+        time.sleep(0.02)  # the one sleep of the tests: everything that waits, waits here
 
 
 def processes_of(home: Path) -> dict[int, str]:
@@ -69,7 +69,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     try:
         yield path
         _stop_server(path)
-        wait_until(lambda: not processes_of(path), f"no process of {path} is left: {processes_of(path)}")
+        wait_until(lambda: not processes_of(path), "no process of this home is left")
         assert mounts_under(path) == []
     finally:
         _kill(processes_of(path))
@@ -79,7 +79,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def _stop_server(home: Path) -> None:
     if (home / "run" / "server.sock").exists():
         subprocess.run(
-            [sys.executable, "-m", "squall.cli.main", "down"],
+            [sys.executable, "-m", "squall.cli", "down"],
             env={**os.environ, "SQUALL_HOME": str(home)},
             timeout=STOP_SECONDS,
             check=True,
