@@ -41,11 +41,13 @@ class Error(Exception):
         return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.message, self.hint)
+        return _rebuild, (type(self), self.message, self.hint), dict(vars(self))
 
 
 def _rebuild(cls: type[Error], message: str, hint: str) -> Error:
-    return cls(message, hint=hint)
+    error = cls.__new__(cls)  # a user's subclass may want other arguments
+    Error.__init__(error, message, hint=hint)
+    return error
 
 
 class InvalidError(Error):
@@ -73,7 +75,11 @@ class ResourceExhaustedError(Error):
 
 
 class RemoteError(Error):
+    """`remote_type` and `remote_traceback` tell of the original exception, where there was one that could not travel."""
+
     code, status = "remote", 502
+    remote_type = ""
+    remote_traceback = ""
 
 
 class FunctionTimeoutError(RemoteError, TimeoutError):
