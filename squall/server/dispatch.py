@@ -1,0 +1,1164 @@
+"""BRAIN: the queues, slots, leases, timeouts and retries of all inputs, in memory.
+
+Synchronous and clock-free: each event method takes `now` (monotonic seconds, never going back) and returns the
+instructions a hand must carry out, in order. It never does I/O, never reads a clock, draws no random number, never
+looks into a payload and logs nothing. An event costs O(1), amortised; only retries and cancels enter a heap.
+The contract is tested in `tests/unit/test_dispatch*.py`, and by `squall.testing` under thousands of faults.
+
+What the hand tells (events)                                        and when
+  add_function / update_function / close_function                   an app starts, changes its options, ends
+  submit(now, call_id, function_id, [(idx, payload)], kind, owner)  inputs arrive (journalled ones: after the fsync)
+  container_starting(now, container_id, function_id)                it asked a node for a container
+  container_ready(now, container_id, slots)                         the runner said `Loaded(ok=True)`
+  outputs(now, container_id, [Result])                              a frame of `Outputs` (its yields go to `yielded`)
+  container_gone(now, container_id, reason, fault=..., init_error)  it exited, or its node is lost
+  drain(now, container_id, reason)                                  the autoscaler's stop, or a node being emptied
+  cancel / owner_gone                                               the caller changed its mind, or went away
+  tick(now)                                                         when `next_deadline()` has come
+`demand(function_id)` is the view the autoscaler decides on.
+
+Rules, checked by `squall.testing.check_dispatch`:
+
+- Every accepted input gets exactly one `Finish`. A repeated `idx` is ignored while its call is known.
+- A container never holds more inputs than its slots, and none before it is ready or once it drains.
+- The lease of a running input is (container, attempt): any other output is ignored and counted (`stale_outputs`).
+- FIFO per function. Infrastructure retries go back to the head of the queue, retries that cost something to the tail.
+- Of several containers with room the most recently used one is filled, so that surplus ones grow idle and age out.
+
+Retries. `error` and `timeout` cost one of the user's `max_retries`, after the policy's delay. What the platform did
+(`fault="infra"`: node lost, agent restarted, container evicted) costs nothing and is repeated at once, up to
+INFRA_RETRIES times. A container that died of itself while an input ran alone in it (`fault="container"`: exit, signal,
+out of memory) is that input's failure: it has `max_retries` further tries, and CRASH_RETRIES where the user gave none
+(one spare try separates a freak from a function that kills its container, at the price of one more container). When
+several inputs ran in it nobody is blamed yet: each is tried again *alone* in a container, so that one poisonous input
+cannot take its neighbours down with it. A generator that has yielded is never tried again, as its consumer has seen
+part of a run.
+
+Starts. A container that dies before it is ready delays the next start of its function by 0.5 s, doubling to 30 s.
+Failures of containers that were asked for before the latest failure are the same wave and count once. After
+START_FAILURES waves, or at once when the runner reported why the import failed (`init_error`), everything queued ends
+as `init_error`, as does what comes in until the delay is over; then one container is tried again. As long as another
+container of the function is ready nothing fails.
+
+Cancelling a running input asks its container, and kills that container when it has not answered in CANCEL_GRACE.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from squall.protocol.states import InputState, OutputStatus
+
+INFRA_RETRIES = 8
+CRASH_RETRIES = 1
+START_FAILURES = 3
+START_DELAY = 0.5
+START_DELAY_LIMIT = 30.0
+CANCEL_GRACE = 10.0
+STOP_GRACE = 30.0
+EWMA_WEIGHT = 0.2
+
+Fault: TypeAlias = Literal["infra", "container"]
+Status: TypeAlias = OutputStatus
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionOptions:
+    """What dispatch and autoscaler must know of a function. A `timeout` of 0 or less means none."""
+
+    timeout: float = 300.0
+    startup_timeout: float = 300.0
+    max_retries: int = 0
+    backoff_coefficient: float = 1.0
+    initial_delay: float = 1.0
+    max_delay: float = 60.0
+    min_containers: int = 0
+    max_containers: int = 0
+    """0: no limit of its own."""
+    buffer_containers: int = 0
+    scaledown_window: float = 60.0
+    single_use: bool = False
+    concurrency: int = 1
+    """Slots of a container."""
+    is_generator: bool = False
+    max_pending: int = 2_000_000
+    """Inputs that may wait; further ones are rejected."""
+
+    def retry_delay(self, failures: int) -> float:
+        """Seconds to wait after the `failures`-th failed attempt (1, 2, ...)."""
+        # The exponent is bounded because a float power overflows by raising.
+        factor = float(self.backoff_coefficient ** min(failures - 1, 64))
+        return min(self.max_delay, self.initial_delay * factor)
+
+
+class Input:
+    """One set of arguments and where it stands. The hand reads it, and may only touch `payload`."""
+
+    __slots__ = (
+        "alone",
+        "attempt",
+        "call",
+        "cancelling",
+        "container",
+        "failures",
+        "idx",
+        "infra_failures",
+        "payload",
+        "pushed_at",
+        "queued_at",
+        "state",
+        "yielded",
+    )
+
+    def __init__(self, call: Call, idx: int, payload: Any, now: float) -> None:
+        self.call = call
+        self.idx = idx
+        self.state: InputState = "queued"
+        self.attempt = 0
+        """Number of the current or next attempt, from 0."""
+        self.failures = 0
+        """Attempts that cost one of the user's retries."""
+        self.infra_failures = 0
+        self.container: Container | None = None
+        self.payload = payload  # opaque: whatever the hand needs to push and to answer it
+        self.queued_at = now
+        self.pushed_at = 0.0
+        self.yielded = False
+        self.cancelling = ""
+        """Why it is being cancelled, or empty."""
+        self.alone = False
+        """A container died while it ran there with others: it is tried again without company."""
+
+    @property
+    def call_id(self) -> str:
+        return self.call.call_id
+
+    def __repr__(self) -> str:
+        return f"<Input {self.call.call_id}/{self.idx} {self.state} attempt={self.attempt}>"
+
+
+class Call:
+    """One invocation. `inputs` holds those that are not done."""
+
+    __slots__ = (
+        "call_id",
+        "data",
+        "done_ahead",
+        "done_below",
+        "failed",
+        "finished",
+        "function",
+        "inputs",
+        "kind",
+        "last",
+        "owner",
+        "submitted",
+    )
+
+    def __init__(self, call_id: str, function: Function, kind: str, owner: Hashable) -> None:
+        self.call_id = call_id
+        self.function = function
+        self.kind = kind
+        self.owner = owner
+        self.data: Any = None  # the hand's own, opaque here
+        self.inputs: dict[int, Input] = {}
+        self.last = False
+        self.submitted = 0
+        self.finished = 0
+        self.failed = 0
+        # Which idx are done: all below the watermark and those in the set. Results come nearly in order, so the set
+        # stays small, whatever the number of inputs.
+        self.done_below = 0
+        self.done_ahead: set[int] = set()
+
+    @property
+    def function_id(self) -> str:
+        return self.function.function_id
+
+    def is_done(self, idx: int) -> bool:
+        return 0 <= idx < self.done_below or idx in self.done_ahead
+
+    def mark_done(self, idx: int) -> None:
+        if idx != self.done_below:
+            self.done_ahead.add(idx)
+            return
+        self.done_below += 1
+        while self.done_below in self.done_ahead:
+            self.done_ahead.remove(self.done_below)
+            self.done_below += 1
+
+
+class Container:
+    """A container as dispatch sees it: its slots and what runs in them."""
+
+    __slots__ = (
+        "container_id",
+        "function",
+        "idle_since",
+        "open_slots",
+        "ready_at",
+        "reason",
+        "running",
+        "slots",
+        "started_at",
+        "state",
+        "stop_asked",
+    )
+
+    def __init__(self, container_id: str, function: Function, now: float) -> None:
+        self.container_id = container_id
+        self.function = function
+        self.state: Literal["starting", "ready", "draining"] = "starting"
+        self.slots = function.options.concurrency
+        # Slots that may be filled now: 0 unless ready, 1 while an input runs alone, 0 once a single use is used up.
+        self.open_slots = 0
+        self.running: dict[Input, None] = {}
+        self.started_at = now
+        self.ready_at = 0.0
+        self.idle_since = now
+        self.stop_asked = False
+        self.reason = ""
+        """Why it drains."""
+
+    def __repr__(self) -> str:
+        return f"<Container {self.container_id} {self.state} {len(self.running)}/{self.slots}>"
+
+
+class Function:
+    """A function's queue and containers, and what has been measured of it."""
+
+    __slots__ = (
+        "active_at",
+        "ask_at",
+        "blocked_reason",
+        "blocked_until",
+        "closed",
+        "cold_start",
+        "containers",
+        "exec_time",
+        "failed",
+        "failing",
+        "finished",
+        "free",
+        "function_id",
+        "options",
+        "queue",
+        "queued",
+        "reserved",
+        "running",
+        "start_failed_at",
+        "start_failures",
+        "start_timer",
+        "starting",
+        "suspected",
+        "suspects",
+        "timeout_timer",
+        "waiting",
+    )
+
+    def __init__(self, function_id: str, options: FunctionOptions, now: float) -> None:
+        self.function_id = function_id
+        self.options = options
+        self.closed = ""
+        """Why it takes nothing more, or empty."""
+        # The queue may hold inputs that are done already (cancelled while queued); `queued` counts the others.
+        self.queue: deque[Input] = deque()
+        self.queued = 0
+        self.suspects: deque[Input] = deque()
+        """Waiting to run alone; as in the queue, `suspected` of them are alive."""
+        self.suspected = 0
+        self.reserved: Container | None = None
+        """Takes nothing until it is empty, then a suspect."""
+        self.waiting = 0
+        """Inputs in backoff."""
+        self.containers: dict[str, Container] = {}
+        self.free: dict[Container, None] = {}
+        """Ready containers with room, the most recently used last."""
+        self.starting: dict[Container, None] = {}
+        self.running: dict[Input, None] = {}
+        """In the order they were pushed, which with one timeout for all is the order of their deadlines."""
+        self.timeout_timer = 0
+        self.start_timer = 0
+        self.ask_at = 1
+        """The backlog at which the autoscaler is asked again, see `_ask`."""
+        self.start_failures = 0
+        self.start_failed_at = float("-inf")
+        self.blocked_until = float("-inf")
+        self.blocked_reason = ""
+        self.failing: StartFailure | None = None
+        self.exec_time: float | None = None
+        self.cold_start: float | None = None
+        self.active_at = now
+        """When the last input arrived or ended."""
+        self.finished = 0
+        self.failed = 0
+
+    def pending(self) -> int:
+        return self.queued + self.suspected + self.waiting
+
+
+class StartFailure(NamedTuple):
+    """Why no container of a function starts: what the inputs that fail of it are told."""
+
+    message: str
+    hint: str
+    output: Any
+
+
+# ---- instructions -----------------------------------------------------------------------------------------------
+
+
+class Push:
+    """Send these inputs to the container's runner (`RunItem.attempt` is `input.attempt`)."""
+
+    __slots__ = ("container_id", "inputs")
+
+    def __init__(self, container_id: str, inputs: list[Input]) -> None:
+        self.container_id = container_id
+        self.inputs = inputs
+
+
+class Finish:
+    """The one end of an input. `output` is what the event carried: the `Result.output`, or the `init_error`."""
+
+    __slots__ = ("hint", "input", "message", "output", "status")
+
+    def __init__(self, input_: Input, status: Status, message: str, hint: str, output: Any) -> None:
+        self.input = input_
+        self.status = status
+        self.message = message
+        self.hint = hint
+        self.output = output
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRunning:
+    """Ask the runner to raise in this input; whatever it answers is expected as an output."""
+
+    container_id: str
+    input: Input
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class KillContainer:
+    """End it from outside, at once. Nothing is expected from it but `container_gone`."""
+
+    container_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopContainer:
+    """It holds no input (any more) and gets none: let it run its exit hooks, for at most `grace` seconds."""
+
+    container_id: str
+    grace: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DemandChanged:
+    """Ask the autoscaler about this function now. (A periodic round, every second or so, asks about all.)"""
+
+    function_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something a person following the app wants to know; kinds as in `protocol.messages.Notice`."""
+
+    function_id: str
+    kind: str
+    message: str
+
+
+Instruction: TypeAlias = Push | Finish | CancelRunning | KillContainer | StopContainer | DemandChanged | Notice
+Instructions: TypeAlias = list[Instruction]
+Result: TypeAlias = tuple[str, int, str, int, Any]
+"""call_id, idx, status, attempt, and what `Finish.output` shall carry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the autoscaler decides on: one function at one moment."""
+
+    function_id: str
+    backlog: int = 0
+    running: int = 0
+    waiting: int = 0
+    """In backoff: neither backlog nor running yet."""
+    alone: int = 0
+    """How many of the backlog each need a container without company."""
+    ready: int = 0
+    starting: int = 0
+    draining: int = 0
+    headroom: int = 0
+    """Free slots of ready containers."""
+    slots: int = 1
+    """Of one container."""
+    idle: tuple[tuple[str, float], ...] = ()
+    """(container_id, idle since) of ready containers without an input, longest idle first."""
+    exec_time: float | None = None
+    cold_start: float | None = None
+    active_at: float = 0.0
+    blocked_until: float = float("-inf")
+    blocked_reason: str = ""
+    start_failures: int = 0
+    closed: bool = False
+
+
+_Action: TypeAlias = Callable[[float, Any, int, Instructions], None]
+_Timer: TypeAlias = tuple[float, int, _Action, Any, int]
+
+_STARTUP_HINT = "the container's output says more: `squall logs`"
+
+
+class Dispatch:
+    """See the module. `functions`, `calls` and `containers` may be read, never changed, from outside."""
+
+    def __init__(self) -> None:
+        self.functions: dict[str, Function] = {}
+        self.calls: dict[str, Call] = {}
+        self.containers: dict[str, Container] = {}
+        self.owners: dict[Hashable, dict[Call, None]] = {}
+        self.stale_outputs = 0
+        self._timers: list[_Timer] = []
+        self._timer_seq = 0
+
+    # ---- functions ----------------------------------------------------------------------------------------------
+
+    def add_function(self, now: float, function_id: str, options: FunctionOptions) -> Instructions:
+        """Repeating it is an update."""
+        if function_id in self.functions:
+            return self.update_function(now, function_id, options)
+        self.functions[function_id] = Function(function_id, options, now)
+        return [DemandChanged(function_id)] if options.min_containers else []
+
+    def update_function(self, now: float, function_id: str, options: FunctionOptions) -> Instructions:
+        """Running attempts get the new timeout too; containers keep the slots they were started with."""
+        function = self.functions[function_id]
+        function.options = options
+        self._arm_timeouts(function)
+        self._arm_starts(function)
+        return [DemandChanged(function_id)]
+
+    def close_function(self, now: float, function_id: str, reason: str) -> Instructions:
+        """End all its inputs as cancelled, stop its containers; it is forgotten with the last of them."""
+        out: Instructions = []
+        function = self.functions.get(function_id)
+        if function is None or function.closed:
+            return out
+        function.closed = reason or "closed"
+        message = f"the function was stopped: {function.closed}"
+        for input_ in [*function.running, *function.suspects, *function.queue, *self._inputs_in_backoff(function)]:
+            if input_.state != "done":
+                input_.call.last = True
+                self._finish(now, input_, "cancelled", message, "", None, out)
+        for container in list(function.containers.values()):
+            self._begin_drain(container, reason)
+            self._stop(container, out)
+        self._drop_if_empty(function)
+        return out
+
+    def _inputs_in_backoff(self, function: Function) -> list[Input]:
+        if not function.waiting:
+            return []
+        subjects = [timer[3] for timer in self._timers if isinstance(timer[3], Input)]
+        return [input_ for input_ in subjects if input_.state == "backoff" and input_.call.function is function]
+
+    # ---- inputs -------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        now: float,
+        call_id: str,
+        function_id: str,
+        items: Iterable[tuple[int, Any]],
+        kind: str = "remote",
+        owner: Hashable = None,
+        last: bool = True,
+    ) -> Instructions:
+        """Queue inputs, `(idx, payload)` each. Repeating an idx of a known call is harmless. With `owner` given, the
+        call ends with it (`owner_gone`) unless its kind is `spawn`."""
+        out: Instructions = []
+        call = self.calls.get(call_id)
+        function = self.functions.get(function_id) if call is None else call.function
+        if function is None or function.closed:
+            self._turn_all_away(now, call_id, function_id, items, out)
+            return out
+        if call is None:
+            call = self.calls[call_id] = Call(call_id, function, kind, owner)
+            if owner is not None:
+                self.owners.setdefault(owner, {})[call] = None
+        call.last = last
+        self._enqueue(now, call, items, out)
+        if function.free:
+            self._pump(now, function, out)
+        if function.queued:
+            self._ask(function, out)
+        if not call.inputs:
+            self._forget_if_done(call)
+        return out
+
+    def _enqueue(self, now: float, call: Call, items: Iterable[tuple[int, Any]], out: Instructions) -> None:
+        function = call.function
+        function.active_at = now
+        inputs = call.inputs
+        failing = function.failing is not None and self._is_failing(now, function)
+        room = 0 if failing else function.options.max_pending - function.pending()
+        for idx, payload in items:
+            if idx in inputs or (call.finished and call.is_done(idx)):
+                continue
+            input_ = inputs[idx] = Input(call, idx, payload, now)
+            call.submitted += 1
+            if room <= 0 and not failing and function.free:
+                self._pump(now, function, out)
+                room = function.options.max_pending - function.pending()
+            if room <= 0 and not function.free:
+                self._turn_away(now, input_, failing, out)
+                continue
+            function.queue.append(input_)
+            function.queued += 1
+            room -= 1
+
+    def _turn_away(self, now: float, input_: Input, failing: bool, out: Instructions) -> None:
+        input_.state = "done"  # it never was in the queue
+        if failing:
+            self._finish_failing(now, input_, out)
+            return
+        limit = input_.call.function.options.max_pending
+        hint = "submit fewer at a time, or let more containers work"
+        self._finish(now, input_, "rejected", f"{limit} inputs of the function are waiting already", hint, None, out)
+
+    def _turn_all_away(
+        self, now: float, call_id: str, function_id: str, items: Iterable[tuple[int, Any]], out: Instructions
+    ) -> None:
+        function = Function(function_id, FunctionOptions(), now)
+        call = Call(call_id, function, "remote", None)
+        for idx, payload in items:
+            input_ = Input(call, idx, payload, now)
+            input_.state = "done"
+            out.append(Finish(input_, "rejected", f"function `{function_id}` is not running", "", None))
+
+    def outputs(self, now: float, container_id: str, results: Iterable[Result]) -> Instructions:
+        """A container's results, `(call_id, idx, status, attempt, output)` each, and what it shall run next. Those
+        it has no lease for are ignored."""
+        out: Instructions = []
+        container = self.containers.get(container_id)
+        for call_id, idx, status, attempt, output in results:
+            call = self.calls.get(call_id)
+            input_ = call.inputs.get(idx) if call is not None else None
+            if input_ is None or input_.container is not container or input_.attempt != attempt:
+                self.stale_outputs += 1
+            elif status == "ok":
+                function = input_.call.function
+                spent = now - input_.pushed_at
+                known = function.exec_time
+                function.exec_time = spent if known is None else known + EWMA_WEIGHT * (spent - known)
+                self._finish(now, input_, "ok", "", "", output, out)
+            else:
+                self._fail(now, input_, status, output, out)
+        if container is not None:
+            self._refill(now, container, out)
+        return out
+
+    def output(
+        self, now: float, container_id: str, call_id: str, idx: int, status: str, attempt: int, output: Any = None
+    ) -> Instructions:
+        """`outputs` with a single result."""
+        return self.outputs(now, container_id, ((call_id, idx, status, attempt, output),))
+
+    def yielded(self, container_id: str, call_id: str, idx: int, attempt: int) -> Input | None:
+        """A generator's container sent a value: the input whose consumer shall get it, or None when it has no lease."""
+        call = self.calls.get(call_id)
+        input_ = call.inputs.get(idx) if call is not None else None
+        container = input_.container if input_ is not None else None
+        if input_ is None or container is None or container.container_id != container_id or input_.attempt != attempt:
+            self.stale_outputs += 1
+            return None
+        input_.yielded = True
+        return input_
+
+    def cancel(
+        self, now: float, call_id: str, idxs: Iterable[int] | None, reason: str, terminate: bool = False
+    ) -> Instructions:
+        """Cancel the inputs `idxs` of a call, None for all. What waits ends at once; what runs is asked to, and with
+        `terminate` its container is killed. Finished ones stay finished."""
+        out: Instructions = []
+        call = self.calls.get(call_id)
+        if call is None:
+            return out
+        if idxs is None:
+            chosen = list(call.inputs.values())
+        else:
+            chosen = [call.inputs[idx] for idx in dict.fromkeys(idxs) if idx in call.inputs]
+        for input_ in chosen:
+            self._cancel_one(now, input_, reason, terminate, out)
+        return out
+
+    def owner_gone(self, now: float, owner: Hashable, reason: str) -> Instructions:
+        """Cancel the owner's calls; the spawned ones go on without it."""
+        out: Instructions = []
+        for call in self.owners.pop(owner, {}):
+            call.owner = None
+            call.last = True
+            if call.kind != "spawn":
+                out += self.cancel(now, call.call_id, None, reason)
+            self._forget_if_done(call)
+        return out
+
+    # ---- containers ---------------------------------------------------------------------------------------------
+
+    def container_starting(self, now: float, container_id: str, function_id: str) -> Instructions:
+        """A container was asked for. From here its `startup_timeout` runs."""
+        function = self.functions.get(function_id)
+        if container_id in self.containers:
+            return []
+        if function is None or function.closed:
+            return [KillContainer(container_id, "its function was stopped")]
+        container = self.containers[container_id] = Container(container_id, function, now)
+        function.containers[container_id] = container
+        function.starting[container] = None
+        if not function.start_timer:
+            self._arm_starts(function)
+        return []
+
+    def container_ready(self, now: float, container_id: str, slots: int = 0) -> Instructions:
+        """Its runner takes inputs; `slots` of 0 means the function's concurrency."""
+        out: Instructions = []
+        container = self.containers.get(container_id)
+        if container is None:
+            return [KillContainer(container_id, "the server does not know it")]
+        if container.state != "starting":
+            return out
+        function = container.function
+        del function.starting[container]
+        container.state = "ready"
+        container.slots = 1 if function.options.single_use else (slots or function.options.concurrency)
+        container.open_slots = container.slots
+        container.ready_at = container.idle_since = now
+        spent = now - container.started_at
+        known = function.cold_start
+        function.cold_start = spent if known is None else known + EWMA_WEIGHT * (spent - known)
+        function.start_failures = 0
+        function.failing = None
+        function.blocked_until = float("-inf")
+        self._refill(now, container, out)
+        return out
+
+    def container_gone(
+        self,
+        now: float,
+        container_id: str,
+        reason: str,
+        *,
+        fault: Fault = "container",
+        hint: str = "",
+        init_error: Any = None,
+    ) -> Instructions:
+        """It is gone for good. `reason` completes "its container ..." (`exited with code 3`, `was killed by SIGSEGV`,
+        `ran out of memory: the limit is 128 MiB`). `fault` is `infra` when the platform or an operator did it. For a
+        runner that reported a failed import, `init_error` is what its inputs' `Finish.output` shall carry."""
+        out: Instructions = []
+        container = self.containers.pop(container_id, None)
+        if container is None:
+            return out
+        function = container.function
+        del function.containers[container_id]
+        was_starting = container.state == "starting"
+        self._detach(container)
+        self._lose_inputs(now, container, reason, fault, hint, out)
+        if was_starting:
+            self._start_failed(now, container, reason, fault, hint, init_error, out)
+        self._pump(now, function, out)
+        if function.closed:
+            self._drop_if_empty(function)
+        else:
+            self._ask(function, out, force=True)
+        return out
+
+    def drain(self, now: float, container_id: str, reason: str) -> Instructions:
+        """Give it nothing more, stop it when what runs in it has ended. Because this and `submit` are events of one
+        brain, an input is either in it before (and ends there) or never comes to it."""
+        out: Instructions = []
+        container = self.containers.get(container_id)
+        if container is None or container.state == "draining":
+            return out
+        function = container.function
+        self._begin_drain(container, reason)
+        if not container.running:
+            self._stop(container, out)
+        self._pump(now, function, out)
+        return out
+
+    # ---- time ---------------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to look at; it may turn out to be nothing."""
+        return self._timers[0][0] if self._timers else None
+
+    def tick(self, now: float) -> Instructions:
+        """Everything that is due: timeouts, backoffs, unanswered cancels, slow starts."""
+        out: Instructions = []
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            _, _, action, subject, attempt = heappop(timers)
+            action(now, subject, attempt, out)
+        return out
+
+    # ---- views --------------------------------------------------------------------------------------------------
+
+    def demand(self, function_id: str) -> Demand:
+        """Raises KeyError for a function it does not know."""
+        function = self.functions[function_id]
+        ready = [c for c in function.containers.values() if c.state == "ready"]
+        idle = sorted((c.idle_since, c.container_id) for c in ready if not c.running)
+        return Demand(
+            function_id=function_id,
+            backlog=function.queued + function.suspected,
+            running=len(function.running),
+            waiting=function.waiting,
+            alone=function.suspected,
+            ready=len(ready),
+            starting=len(function.starting),
+            draining=len(function.containers) - len(ready) - len(function.starting),
+            headroom=sum(max(0, c.open_slots - len(c.running)) for c in ready),
+            slots=1 if function.options.single_use else function.options.concurrency,
+            idle=tuple((container_id, since) for since, container_id in idle),
+            exec_time=function.exec_time,
+            cold_start=function.cold_start,
+            active_at=function.active_at,
+            blocked_until=function.blocked_until,
+            blocked_reason=function.blocked_reason,
+            start_failures=function.start_failures,
+            closed=bool(function.closed),
+        )
+
+    def demands(self) -> Iterator[Demand]:
+        """All functions, for the autoscaler's periodic round."""
+        for function_id in list(self.functions):
+            yield self.demand(function_id)
+
+    # ---- filling slots ------------------------------------------------------------------------------------------
+
+    def _pump(self, now: float, function: Function, out: Instructions) -> None:
+        """Fill free slots from the queue."""
+        free = function.free
+        while function.suspected and function.reserved is None and free:
+            # The least recently used one is the likeliest to be empty. This either gives it a suspect or reserves it.
+            self._isolate(now, next(iter(free)), out)
+        while function.queued and free:
+            self._fill(now, next(reversed(free)), out)
+
+    def _refill(self, now: float, container: Container, out: Instructions) -> None:
+        """What a container does next, after some of its inputs ended or it became ready."""
+        function = container.function
+        if not container.running:
+            container.idle_since = now
+            if container.open_slots != container.slots and not self._reopen(container, out):
+                return
+        elif container.state != "ready":
+            return
+        if function.suspected and function.reserved in (None, container):
+            self._isolate(now, container, out)
+            return
+        if function.reserved is container:
+            function.reserved = None
+        if function.queued:
+            self._fill(now, container, out)
+        elif len(container.running) < container.open_slots:
+            function.free.pop(container, None)
+            function.free[container] = None
+
+    def _reopen(self, container: Container, out: Instructions) -> bool:
+        """An empty container with closed slots: whether it takes inputs again."""
+        if container.state == "starting":
+            return False
+        if container.state == "ready" and container.function.options.single_use:
+            self._begin_drain(container, "used once")
+        if container.state == "draining":
+            self._stop(container, out)
+            return False
+        container.open_slots = container.slots
+        return True
+
+    def _fill(self, now: float, container: Container, out: Instructions) -> None:
+        """Push as many queued inputs as the container has room for."""
+        function = container.function
+        queue = function.queue
+        room = container.open_slots - len(container.running)
+        batch: list[Input] = []
+        while room > 0 and function.queued:
+            input_ = queue.popleft()
+            if input_.state == "queued":
+                function.queued -= 1
+                room -= 1
+                batch.append(input_)
+        if not function.queued:
+            function.ask_at = 1
+            queue.clear()
+        if batch:
+            self._push(now, container, batch, out)
+        if room > 0:
+            function.free.pop(container, None)
+            function.free[container] = None
+
+    def _isolate(self, now: float, container: Container, out: Instructions) -> None:
+        """Give the container one suspect if it is empty, else keep it from filling up until it is."""
+        function = container.function
+        function.free.pop(container, None)
+        if container.running:
+            function.reserved = container
+            return
+        function.reserved = None
+        input_ = function.suspects.popleft()
+        while input_.state != "queued":
+            input_ = function.suspects.popleft()
+        function.suspected -= 1
+        container.open_slots = 1
+        self._push(now, container, [input_], out)
+
+    def _push(self, now: float, container: Container, batch: list[Input], out: Instructions) -> None:
+        function = container.function
+        held, running = container.running, function.running
+        for input_ in batch:
+            input_.state = "running"
+            input_.container = container
+            input_.pushed_at = now
+            held[input_] = None
+            running[input_] = None
+        if len(held) >= container.open_slots:
+            function.free.pop(container, None)
+        if function.options.single_use:
+            container.open_slots = 0
+        if not function.timeout_timer:
+            self._arm_timeouts(function)
+        out.append(Push(container.container_id, batch))
+
+    # ---- the ways of an input -----------------------------------------------------------------------------------
+
+    def _leave(self, input_: Input, state: InputState) -> None:
+        """Take an input out of wherever it is counted, into `state`."""
+        before, input_.state = input_.state, state
+        function = input_.call.function
+        container = input_.container
+        if container is not None:
+            input_.container = None
+            del container.running[input_]
+            del function.running[input_]
+        elif before == "backoff":
+            function.waiting -= 1
+        elif before == "queued" and input_.alone:
+            function.suspected -= 1
+            function.suspects = _swept(function.suspects, function.suspected)
+        elif before == "queued":
+            function.queued -= 1
+            function.queue = _swept(function.queue, function.queued)
+
+    def _finish(
+        self, now: float, input_: Input, status: Status, message: str, hint: str, output: Any, out: Instructions
+    ) -> None:
+        self._leave(input_, "done")
+        call = input_.call
+        function = call.function
+        function.active_at = now
+        function.finished += 1
+        call.finished += 1
+        if status != "ok":
+            function.failed += 1
+            call.failed += 1
+        inputs = call.inputs
+        del inputs[input_.idx]
+        out.append(Finish(input_, status, message, hint, output))
+        if inputs or not call.last:
+            call.mark_done(input_.idx)
+        else:
+            self._forget_if_done(call)
+
+    def _forget_if_done(self, call: Call) -> None:
+        if call.last and not call.inputs and self.calls.pop(call.call_id, None) is not None and call.owner is not None:
+            self.owners[call.owner].pop(call, None)
+
+    def _fail(self, now: float, input_: Input, status: str, output: Any, out: Instructions) -> None:
+        """A runner reported anything but `ok`. Only two other words are believed: it is the tenant's."""
+        if input_.cancelling:
+            self._finish_cancelled(now, input_, out)
+        elif not self._retry(now, input_, input_.call.function.options.max_retries):
+            self._finish(now, input_, "timeout" if status == "timeout" else "error", "", "", output, out)
+
+    def _retry(self, now: float, input_: Input, budget: int) -> bool:
+        """Whether an attempt that failed by its own doing is followed by another, which is then under way."""
+        options = input_.call.function.options
+        if input_.yielded or input_.failures >= budget:
+            return False
+        input_.failures += 1
+        delay = options.retry_delay(input_.failures) if options.max_retries else 0.0
+        if delay <= 0:
+            self._requeue(input_, first=False)
+            return True
+        self._leave(input_, "backoff")
+        input_.attempt += 1
+        input_.call.function.waiting += 1
+        self._at(now + delay, self._end_backoff, input_, input_.attempt)
+        return True
+
+    def _requeue(self, input_: Input, first: bool) -> None:
+        """A running input becomes queued again, with a new attempt number that fences the old attempt off."""
+        self._leave(input_, "queued")
+        input_.attempt += 1
+        self._enter_queue(input_, first)
+
+    def _enter_queue(self, input_: Input, first: bool) -> None:
+        function = input_.call.function
+        if input_.alone:
+            function.suspected += 1
+            queue = function.suspects
+        else:
+            function.queued += 1
+            queue = function.queue
+        if first:
+            queue.appendleft(input_)
+        else:
+            queue.append(input_)
+
+    def _end_backoff(self, now: float, input_: Input, attempt: int, out: Instructions) -> None:
+        if input_.state != "backoff" or input_.attempt != attempt:
+            return
+        function = input_.call.function
+        if self._is_failing(now, function):
+            self._finish_failing(now, input_, out)
+            return
+        self._leave(input_, "queued")
+        self._enter_queue(input_, first=False)
+        self._pump(now, function, out)
+        self._ask(function, out)
+
+    def _cancel_one(self, now: float, input_: Input, reason: str, terminate: bool, out: Instructions) -> None:
+        container = input_.container
+        input_.cancelling = input_.cancelling or reason or "cancelled"
+        if container is None:
+            self._finish_cancelled(now, input_, out)
+        elif terminate:
+            self._finish_cancelled(now, input_, out)
+            self._kill(now, container, f"one of its inputs was cancelled: {reason}", out)
+        else:
+            out.append(CancelRunning(container.container_id, input_, reason))
+            self._at(now + CANCEL_GRACE, self._end_cancel, input_, input_.attempt)
+
+    def _end_cancel(self, now: float, input_: Input, attempt: int, out: Instructions) -> None:
+        container = input_.container
+        if container is not None and input_.attempt == attempt:
+            self._finish_cancelled(now, input_, out)
+            self._kill(now, container, f"an input did not end within {CANCEL_GRACE:g} s of its cancellation", out)
+
+    def _finish_cancelled(self, now: float, input_: Input, out: Instructions) -> None:
+        self._finish(now, input_, "cancelled", input_.cancelling, "", None, out)
+
+    # ---- timeouts -----------------------------------------------------------------------------------------------
+
+    def _at(self, due: float, action: _Action, subject: Any, token: int) -> None:
+        """`action` runs in the first `tick` after `due`, and finds out by the token whether it still should."""
+        self._timer_seq += 1
+        heappush(self._timers, (due, self._timer_seq, action, subject, token))
+
+    def _arm_timeouts(self, function: Function) -> None:
+        """One timer per function, for its oldest running input: a timer per input would pile up by the million."""
+        timeout = function.options.timeout
+        if timeout > 0 and function.running:
+            due = next(iter(function.running)).pushed_at + timeout
+            self._at(due, self._expire_running, function, self._timer_seq + 1)
+            function.timeout_timer = self._timer_seq
+
+    def _expire_running(self, now: float, function: Function, timer: int, out: Instructions) -> None:
+        if timer != function.timeout_timer:
+            return
+        timeout = function.options.timeout
+        function.timeout_timer = 0
+        while timeout > 0 and function.running:
+            oldest = next(iter(function.running))
+            if oldest.pushed_at + timeout > now:
+                break
+            container = oldest.container
+            assert container is not None  # it is in `running`
+            self._expire_container(now, container, timeout, out)
+        if not function.timeout_timer:
+            self._arm_timeouts(function)
+
+    def _expire_container(self, now: float, container: Container, timeout: float, out: Instructions) -> None:
+        """Some of its inputs are overdue: they failed, and as nothing less ends a C loop, the container is killed."""
+        message = f"one attempt took longer than the function's timeout of {timeout:g} s"
+        budget = container.function.options.max_retries
+        for input_ in [input_ for input_ in container.running if input_.pushed_at + timeout <= now]:
+            if input_.cancelling:
+                self._finish_cancelled(now, input_, out)
+            elif not self._retry(now, input_, budget):
+                self._finish(now, input_, "timeout", message, "", None, out)
+        self._kill(now, container, f"an input ran longer than {timeout:g} s", out)
+
+    def _arm_starts(self, function: Function) -> None:
+        limit = function.options.startup_timeout
+        if limit > 0 and function.starting:
+            due = next(iter(function.starting)).started_at + limit
+            self._at(due, self._expire_starts, function, self._timer_seq + 1)
+            function.start_timer = self._timer_seq
+
+    def _expire_starts(self, now: float, function: Function, timer: int, out: Instructions) -> None:
+        if timer != function.start_timer:
+            return
+        limit = function.options.startup_timeout
+        function.start_timer = 0
+        while limit > 0 and function.starting:
+            container = next(iter(function.starting))
+            if container.started_at + limit > now:
+                break
+            reason = f"took longer to start than the function's startup_timeout of {limit:g} s"
+            self._begin_drain(container, reason)
+            self._start_failed(now, container, reason, "container", "", None, out)
+            self._kill(now, container, reason, out)
+        self._arm_starts(function)
+
+    # ---- ends of containers -------------------------------------------------------------------------------------
+
+    def _detach(self, container: Container) -> None:
+        function = container.function
+        container.open_slots = 0
+        function.free.pop(container, None)
+        function.starting.pop(container, None)
+        if function.reserved is container:
+            function.reserved = None
+
+    def _begin_drain(self, container: Container, reason: str) -> None:
+        self._detach(container)
+        container.state = "draining"
+        container.reason = container.reason or reason
+
+    def _stop(self, container: Container, out: Instructions) -> None:
+        if not container.stop_asked:
+            container.stop_asked = True
+            out.append(StopContainer(container.container_id, STOP_GRACE, container.reason))
+
+    def _kill(self, now: float, container: Container, reason: str, out: Instructions) -> None:
+        """End a container for one input's sake; the others in it are bystanders."""
+        function = container.function
+        self._begin_drain(container, reason)
+        container.stop_asked = True
+        for input_ in reversed(list(container.running)):
+            self._lose_bystander(now, input_, reason, out)
+        out.append(KillContainer(container.container_id, reason))
+        self._pump(now, function, out)
+        self._ask(function, out, force=True)
+
+    def _lose_bystander(self, now: float, input_: Input, reason: str, out: Instructions) -> None:
+        """Its run was ended because of another input. It pays nothing; but after some such accidents it runs alone,
+        where there can be no further one, so that this too has an end."""
+        input_.infra_failures += 1
+        if input_.cancelling:
+            self._finish_cancelled(now, input_, out)
+        elif input_.yielded:
+            self._finish_lost(now, input_, f"was killed: {reason}", "", out)
+        else:
+            self._leave(input_, "queued")
+            input_.alone = input_.alone or input_.infra_failures > INFRA_RETRIES // 2
+            input_.attempt += 1
+            self._enter_queue(input_, first=True)
+
+    def _lose_inputs(
+        self, now: float, container: Container, reason: str, fault: Fault, hint: str, out: Instructions
+    ) -> None:
+        """The container is gone under them."""
+        inputs = list(container.running)
+        crash_budget = max(CRASH_RETRIES, container.function.options.max_retries)
+        for input_ in reversed(inputs):
+            if input_.cancelling:
+                self._finish_cancelled(now, input_, out)
+            elif input_.yielded:
+                self._finish_lost(now, input_, reason, hint, out)
+            elif fault == "infra":
+                input_.infra_failures += 1
+                if input_.infra_failures > INFRA_RETRIES:
+                    self._finish_lost(now, input_, reason, hint, out)
+                else:
+                    self._requeue(input_, first=True)
+            elif len(inputs) > 1:
+                self._leave(input_, "queued")
+                input_.alone = True
+                input_.attempt += 1
+                self._enter_queue(input_, first=True)
+            elif not self._retry(now, input_, crash_budget):
+                self._finish_lost(now, input_, reason, hint, out)
+
+    def _finish_lost(self, now: float, input_: Input, reason: str, hint: str, out: Instructions) -> None:
+        tries = input_.attempt + 1
+        message = f"its container {reason}" + (f" ({tries} attempts)" if tries > 1 else "")
+        self._finish(now, input_, "lost", message, hint, None, out)
+
+    # ---- starts that fail ---------------------------------------------------------------------------------------
+
+    def _start_failed(
+        self, now: float, container: Container, reason: str, fault: Fault, hint: str, init_error: Any, out: Instructions
+    ) -> None:
+        function = container.function
+        if function.closed:
+            return
+        delay = START_DELAY
+        if fault == "container":
+            if container.started_at > function.start_failed_at:
+                function.start_failures += 1
+                function.start_failed_at = now
+            delay = min(START_DELAY_LIMIT, START_DELAY * 2.0 ** min(function.start_failures - 1, 16))
+        function.blocked_until = max(function.blocked_until, now + delay)
+        function.blocked_reason = f"a container {reason} before it was ready"
+        self._at(function.blocked_until, self._end_block, function, 0)
+        out.append(Notice(function.function_id, "backoff", f"{function.blocked_reason}; next start in {delay:g} s"))
+        if fault == "container" and (init_error is not None or function.start_failures >= START_FAILURES):
+            tries = f" ({function.start_failures} attempts)" if function.start_failures > 1 else ""
+            message = f"no container of the function could start: its container {reason}{tries}"
+            function.failing = StartFailure(message, hint or _STARTUP_HINT, init_error)
+            self._fail_queued(now, function, out)
+
+    def _end_block(self, now: float, function: Function, _: int, out: Instructions) -> None:
+        if now >= function.blocked_until and not function.closed:
+            self._ask(function, out, force=True)
+
+    def _is_failing(self, now: float, function: Function) -> bool:
+        """Whether inputs end as `init_error` at once instead of waiting for a start that will not succeed."""
+        if function.failing is None or now >= function.blocked_until:
+            return False
+        return not any(container.state == "ready" for container in function.containers.values())
+
+    def _fail_queued(self, now: float, function: Function, out: Instructions) -> None:
+        if self._is_failing(now, function):
+            for input_ in [*function.suspects, *function.queue]:
+                if input_.state == "queued":
+                    self._finish_failing(now, input_, out)
+
+    def _finish_failing(self, now: float, input_: Input, out: Instructions) -> None:
+        failure = input_.call.function.failing
+        assert failure is not None  # callers asked `_is_failing`
+        self._finish(now, input_, "init_error", failure.message, failure.hint, failure.output, out)
+
+    # ---- demand -------------------------------------------------------------------------------------------------
+
+    def _ask(self, function: Function, out: Instructions, force: bool = False) -> None:
+        """Have the autoscaler look, at each growth of the backlog by an eighth: exact while it is small, and a flood
+        of single inputs does not cost a decision each."""
+        backlog = function.queued + function.suspected
+        if (force or backlog >= function.ask_at) and not function.closed:
+            function.ask_at = backlog + 1 + backlog // 8
+            out.append(DemandChanged(function.function_id))
+
+    def _drop_if_empty(self, function: Function) -> None:
+        if function.closed and not function.containers:
+            self.functions.pop(function.function_id, None)
+
+
+def _swept(queue: deque[Input], alive: int) -> deque[Input]:
+    """The queue without inputs that are done, once they are the greater part: amortised O(1) an ended input."""
+    if len(queue) < 2 * alive + 64:
+        return queue
+    return deque(input_ for input_ in queue if input_.state == "queued")
