@@ -3,7 +3,8 @@
 Synchronous and clock-free: each event method takes `now` (monotonic seconds, never going back) and returns the
 instructions a hand must carry out, in order. It never does I/O, never reads a clock, draws no random number, never
 looks into a payload and logs nothing. An event costs O(1), amortised; only retries and cancels enter a heap.
-The contract is tested in `tests/unit/test_dispatch*.py`, and by `squall.testing` under thousands of faults.
+The contract is tested in `tests/unit/test_dispatch*.py`, and by `squall.testing` under thousands of faults. It is one
+module because every event may touch all of a function's state; the state itself is in `inputs`.
 
 What the hand tells (events)                                        and when
   add_function / update_function / close_function                   an app starts, changes its options, ends
@@ -14,8 +15,9 @@ What the hand tells (events)                                        and when
   container_gone(now, container_id, reason, fault=..., init_error)  it exited, or its node is lost
   drain(now, container_id, reason)                                  the autoscaler's stop, or a node being emptied
   cancel / owner_gone                                               the caller changed its mind, or went away
+  reject_queued                                                     no node could ever hold its containers
   tick(now)                                                         when `next_deadline()` has come
-`demand(function_id)` is the view the autoscaler decides on.
+`demand(now, function_id)` is the view the autoscaler decides on.
 
 Rules, checked by `squall.testing.check_dispatch`:
 
@@ -47,11 +49,52 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
-from squall.protocol.states import InputState, OutputStatus
+from squall.protocol.states import InputState
+from squall.server.inputs import (
+    Call,
+    CancelRunning,
+    Container,
+    Demand,
+    DemandChanged,
+    Fault,
+    Finish,
+    Function,
+    FunctionOptions,
+    Input,
+    Instruction,
+    Instructions,
+    KillContainer,
+    Notice,
+    Push,
+    Result,
+    StartFailure,
+    Status,
+    StopContainer,
+)
+
+__all__ = [
+    "Call",
+    "CancelRunning",
+    "Container",
+    "Demand",
+    "DemandChanged",
+    "Dispatch",
+    "Fault",
+    "Finish",
+    "Function",
+    "FunctionOptions",
+    "Input",
+    "Instruction",
+    "Instructions",
+    "KillContainer",
+    "Notice",
+    "Push",
+    "Result",
+    "StopContainer",
+]
 
 INFRA_RETRIES = 8
 CRASH_RETRIES = 1
@@ -61,355 +104,6 @@ START_DELAY_LIMIT = 30.0
 CANCEL_GRACE = 10.0
 STOP_GRACE = 30.0
 EWMA_WEIGHT = 0.2
-
-Fault: TypeAlias = Literal["infra", "container"]
-Status: TypeAlias = OutputStatus
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionOptions:
-    """What dispatch and autoscaler must know of a function. A `timeout` of 0 or less means none."""
-
-    timeout: float = 300.0
-    startup_timeout: float = 300.0
-    max_retries: int = 0
-    backoff_coefficient: float = 1.0
-    initial_delay: float = 1.0
-    max_delay: float = 60.0
-    min_containers: int = 0
-    max_containers: int = 0
-    """0: no limit of its own."""
-    buffer_containers: int = 0
-    scaledown_window: float = 60.0
-    single_use: bool = False
-    concurrency: int = 1
-    """Slots of a container."""
-    is_generator: bool = False
-    max_pending: int = 2_000_000
-    """Inputs that may wait; further ones are rejected."""
-
-    def retry_delay(self, failures: int) -> float:
-        """Seconds to wait after the `failures`-th failed attempt (1, 2, ...)."""
-        # The exponent is bounded because a float power overflows by raising.
-        factor = float(self.backoff_coefficient ** min(failures - 1, 64))
-        return min(self.max_delay, self.initial_delay * factor)
-
-
-class Input:
-    """One set of arguments and where it stands. The hand reads it, and may only touch `payload`."""
-
-    __slots__ = (
-        "alone",
-        "attempt",
-        "call",
-        "cancelling",
-        "container",
-        "failures",
-        "idx",
-        "infra_failures",
-        "payload",
-        "pushed_at",
-        "queued_at",
-        "state",
-        "yielded",
-    )
-
-    def __init__(self, call: Call, idx: int, payload: Any, now: float) -> None:
-        self.call = call
-        self.idx = idx
-        self.state: InputState = "queued"
-        self.attempt = 0
-        """Number of the current or next attempt, from 0."""
-        self.failures = 0
-        """Attempts that cost one of the user's retries."""
-        self.infra_failures = 0
-        self.container: Container | None = None
-        self.payload = payload  # opaque: whatever the hand needs to push and to answer it
-        self.queued_at = now
-        self.pushed_at = 0.0
-        self.yielded = False
-        self.cancelling = ""
-        """Why it is being cancelled, or empty."""
-        self.alone = False
-        """A container died while it ran there with others: it is tried again without company."""
-
-    @property
-    def call_id(self) -> str:
-        return self.call.call_id
-
-    def __repr__(self) -> str:
-        return f"<Input {self.call.call_id}/{self.idx} {self.state} attempt={self.attempt}>"
-
-
-class Call:
-    """One invocation. `inputs` holds those that are not done."""
-
-    __slots__ = (
-        "call_id",
-        "data",
-        "done_ahead",
-        "done_below",
-        "failed",
-        "finished",
-        "function",
-        "inputs",
-        "kind",
-        "last",
-        "owner",
-        "submitted",
-    )
-
-    def __init__(self, call_id: str, function: Function, kind: str, owner: Hashable) -> None:
-        self.call_id = call_id
-        self.function = function
-        self.kind = kind
-        self.owner = owner
-        self.data: Any = None  # the hand's own, opaque here
-        self.inputs: dict[int, Input] = {}
-        self.last = False
-        self.submitted = 0
-        self.finished = 0
-        self.failed = 0
-        # Which idx are done: all below the watermark and those in the set. Results come nearly in order, so the set
-        # stays small, whatever the number of inputs.
-        self.done_below = 0
-        self.done_ahead: set[int] = set()
-
-    @property
-    def function_id(self) -> str:
-        return self.function.function_id
-
-    def is_done(self, idx: int) -> bool:
-        return 0 <= idx < self.done_below or idx in self.done_ahead
-
-    def mark_done(self, idx: int) -> None:
-        if idx != self.done_below:
-            self.done_ahead.add(idx)
-            return
-        self.done_below += 1
-        while self.done_below in self.done_ahead:
-            self.done_ahead.remove(self.done_below)
-            self.done_below += 1
-
-
-class Container:
-    """A container as dispatch sees it: its slots and what runs in them."""
-
-    __slots__ = (
-        "container_id",
-        "function",
-        "idle_since",
-        "open_slots",
-        "ready_at",
-        "reason",
-        "running",
-        "slots",
-        "started_at",
-        "state",
-        "stop_asked",
-    )
-
-    def __init__(self, container_id: str, function: Function, now: float) -> None:
-        self.container_id = container_id
-        self.function = function
-        self.state: Literal["starting", "ready", "draining"] = "starting"
-        self.slots = function.options.concurrency
-        # Slots that may be filled now: 0 unless ready, 1 while an input runs alone, 0 once a single use is used up.
-        self.open_slots = 0
-        self.running: dict[Input, None] = {}
-        self.started_at = now
-        self.ready_at = 0.0
-        self.idle_since = now
-        self.stop_asked = False
-        self.reason = ""
-        """Why it drains."""
-
-    def __repr__(self) -> str:
-        return f"<Container {self.container_id} {self.state} {len(self.running)}/{self.slots}>"
-
-
-class Function:
-    """A function's queue and containers, and what has been measured of it."""
-
-    __slots__ = (
-        "active_at",
-        "ask_at",
-        "blocked_reason",
-        "blocked_until",
-        "closed",
-        "cold_start",
-        "containers",
-        "exec_time",
-        "failed",
-        "failing",
-        "finished",
-        "free",
-        "function_id",
-        "options",
-        "queue",
-        "queued",
-        "reserved",
-        "running",
-        "start_failed_at",
-        "start_failures",
-        "start_timer",
-        "starting",
-        "suspected",
-        "suspects",
-        "timeout_timer",
-        "waiting",
-    )
-
-    def __init__(self, function_id: str, options: FunctionOptions, now: float) -> None:
-        self.function_id = function_id
-        self.options = options
-        self.closed = ""
-        """Why it takes nothing more, or empty."""
-        # The queue may hold inputs that are done already (cancelled while queued); `queued` counts the others.
-        self.queue: deque[Input] = deque()
-        self.queued = 0
-        self.suspects: deque[Input] = deque()
-        """Waiting to run alone; as in the queue, `suspected` of them are alive."""
-        self.suspected = 0
-        self.reserved: Container | None = None
-        """Takes nothing until it is empty, then a suspect."""
-        self.waiting = 0
-        """Inputs in backoff."""
-        self.containers: dict[str, Container] = {}
-        self.free: dict[Container, None] = {}
-        """Ready containers with room, the most recently used last."""
-        self.starting: dict[Container, None] = {}
-        self.running: dict[Input, None] = {}
-        """In the order they were pushed, which with one timeout for all is the order of their deadlines."""
-        self.timeout_timer = 0
-        self.start_timer = 0
-        self.ask_at = 1
-        """The backlog at which the autoscaler is asked again, see `_ask`."""
-        self.start_failures = 0
-        self.start_failed_at = float("-inf")
-        self.blocked_until = float("-inf")
-        self.blocked_reason = ""
-        self.failing: StartFailure | None = None
-        self.exec_time: float | None = None
-        self.cold_start: float | None = None
-        self.active_at = now
-        """When the last input arrived or ended."""
-        self.finished = 0
-        self.failed = 0
-
-    def pending(self) -> int:
-        return self.queued + self.suspected + self.waiting
-
-
-class StartFailure(NamedTuple):
-    """Why no container of a function starts: what the inputs that fail of it are told."""
-
-    message: str
-    hint: str
-    output: Any
-
-
-# ---- instructions -----------------------------------------------------------------------------------------------
-
-
-class Push:
-    """Send these inputs to the container's runner (`RunItem.attempt` is `input.attempt`)."""
-
-    __slots__ = ("container_id", "inputs")
-
-    def __init__(self, container_id: str, inputs: list[Input]) -> None:
-        self.container_id = container_id
-        self.inputs = inputs
-
-
-class Finish:
-    """The one end of an input. `output` is what the event carried: the `Result.output`, or the `init_error`."""
-
-    __slots__ = ("hint", "input", "message", "output", "status")
-
-    def __init__(self, input_: Input, status: Status, message: str, hint: str, output: Any) -> None:
-        self.input = input_
-        self.status = status
-        self.message = message
-        self.hint = hint
-        self.output = output
-
-
-@dataclass(frozen=True, slots=True)
-class CancelRunning:
-    """Ask the runner to raise in this input; whatever it answers is expected as an output."""
-
-    container_id: str
-    input: Input
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class KillContainer:
-    """End it from outside, at once. Nothing is expected from it but `container_gone`."""
-
-    container_id: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class StopContainer:
-    """It holds no input (any more) and gets none: let it run its exit hooks, for at most `grace` seconds."""
-
-    container_id: str
-    grace: float
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class DemandChanged:
-    """Ask the autoscaler about this function now. (A periodic round, every second or so, asks about all.)"""
-
-    function_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something a person following the app wants to know; kinds as in `protocol.messages.Notice`."""
-
-    function_id: str
-    kind: str
-    message: str
-
-
-Instruction: TypeAlias = Push | Finish | CancelRunning | KillContainer | StopContainer | DemandChanged | Notice
-Instructions: TypeAlias = list[Instruction]
-Result: TypeAlias = tuple[str, int, str, int, Any]
-"""call_id, idx, status, attempt, and what `Finish.output` shall carry."""
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What the autoscaler decides on: one function at one moment."""
-
-    function_id: str
-    backlog: int = 0
-    running: int = 0
-    waiting: int = 0
-    """In backoff: neither backlog nor running yet."""
-    alone: int = 0
-    """How many of the backlog each need a container without company."""
-    ready: int = 0
-    starting: int = 0
-    draining: int = 0
-    headroom: int = 0
-    """Free slots of ready containers."""
-    slots: int = 1
-    """Of one container."""
-    idle: tuple[tuple[str, float], ...] = ()
-    """(container_id, idle since) of ready containers without an input, longest idle first."""
-    exec_time: float | None = None
-    cold_start: float | None = None
-    active_at: float = 0.0
-    blocked_until: float = float("-inf")
-    blocked_reason: str = ""
-    start_failures: int = 0
-    closed: bool = False
 
 
 _Action: TypeAlias = Callable[[float, Any, int, Instructions], None]
@@ -463,6 +157,15 @@ class Dispatch:
             self._begin_drain(container, reason)
             self._stop(container, out)
         self._drop_if_empty(function)
+        return out
+
+    def reject_queued(self, now: float, function_id: str, message: str, hint: str = "") -> Instructions:
+        """End what waits as `rejected`: no node will ever hold a container of the function, for instance."""
+        out: Instructions = []
+        function = self.functions[function_id]
+        for input_ in [*function.suspects, *function.queue]:
+            if input_.state == "queued":
+                self._finish(now, input_, "rejected", message, hint, None, out)
         return out
 
     def _inputs_in_backoff(self, function: Function) -> list[Input]:
@@ -555,11 +258,12 @@ class Dispatch:
             input_ = call.inputs.get(idx) if call is not None else None
             if input_ is None or input_.container is not container or input_.attempt != attempt:
                 self.stale_outputs += 1
-            elif status == "ok":
-                function = input_.call.function
-                spent = now - input_.pushed_at
-                known = function.exec_time
-                function.exec_time = spent if known is None else known + EWMA_WEIGHT * (spent - known)
+                continue
+            function = input_.call.function
+            spent = now - input_.pushed_at
+            known = function.exec_time
+            function.exec_time = spent if known is None else known + EWMA_WEIGHT * (spent - known)
+            if status == "ok":
                 self._finish(now, input_, "ok", "", "", output, out)
             else:
                 self._fail(now, input_, status, output, out)
@@ -649,6 +353,8 @@ class Dispatch:
         function.failing = None
         function.blocked_until = float("-inf")
         self._refill(now, container, out)
+        if function.queued or function.suspected:
+            self._ask(function, out, force=True)
         return out
 
     def container_gone(
@@ -713,7 +419,7 @@ class Dispatch:
 
     # ---- views --------------------------------------------------------------------------------------------------
 
-    def demand(self, function_id: str) -> Demand:
+    def demand(self, now: float, function_id: str) -> Demand:
         """Raises KeyError for a function it does not know."""
         function = self.functions[function_id]
         ready = [c for c in function.containers.values() if c.state == "ready"]
@@ -731,6 +437,7 @@ class Dispatch:
             slots=1 if function.options.single_use else function.options.concurrency,
             idle=tuple((container_id, since) for since, container_id in idle),
             exec_time=function.exec_time,
+            stalled_for=self._stalled_for(now, function),
             cold_start=function.cold_start,
             active_at=function.active_at,
             blocked_until=function.blocked_until,
@@ -739,10 +446,15 @@ class Dispatch:
             closed=bool(function.closed),
         )
 
-    def demands(self) -> Iterator[Demand]:
+    def demands(self, now: float) -> Iterator[Demand]:
         """All functions, for the autoscaler's periodic round."""
         for function_id in list(self.functions):
-            yield self.demand(function_id)
+            yield self.demand(now, function_id)
+
+    def _stalled_for(self, now: float, function: Function) -> float:
+        if not function.running:
+            return 0.0
+        return now - max(function.finished_at, next(iter(function.running)).pushed_at)
 
     # ---- filling slots ------------------------------------------------------------------------------------------
 
@@ -866,7 +578,7 @@ class Dispatch:
         self._leave(input_, "done")
         call = input_.call
         function = call.function
-        function.active_at = now
+        function.finished_at = now
         function.finished += 1
         call.finished += 1
         if status != "ok":
