@@ -660,9 +660,8 @@ _encoder = json.JSONEncoder(separators=(",", ":"), default=to_dict, check_circul
 
 
 def encode_header(message: Message) -> bytes:
-    header = to_dict(message)
-    header["t"] = message.TAG
-    return _encoder.encode(header).encode()
+    """The tag comes first: the server picks its typed decoder by it without parsing twice."""
+    return _encoder.encode({"t": message.TAG, **to_dict(message)}).encode()
 
 
 def encode(message: Message, payload: bytes = b"") -> bytes:

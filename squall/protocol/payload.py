@@ -123,7 +123,7 @@ def _pack_call_by_value(args: tuple[Any, ...], kwargs: dict[str, Any], name: str
         return BY_VALUE + _dumps_by_value((args, kwargs), f"the arguments of `{name}`")
 
 
-def unpack_call(data: bytes | memoryview, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def unpack_call(data: bytes | memoryview, name: str = "the function") -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments packed by `pack_call`. Raises SerializationError."""
     call = unpack(data, f"the arguments of `{name}`")
     if type(call) is not tuple or len(call) != 2 or type(call[0]) is not tuple or type(call[1]) is not dict:

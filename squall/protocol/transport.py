@@ -144,7 +144,7 @@ class _Within(Generic[T]):
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(resolve)
 
-        self.pending.link.start_background()
+        self.pending.link.lead_in_background()
         self.pending.add_callback(wake)
         if self.timeout is None:
             yield from future.__await__()
@@ -230,7 +230,7 @@ class Link:
         self._waiting = 0
         self._last_wait = 0.0
         self._parked = False
-        self._unpark = threading.Event()
+        self._kick = threading.Event()
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
@@ -323,7 +323,7 @@ class Link:
                 continue
             if self._parked:
                 self._parked = False
-                self._unpark.set()
+                self._kick.set()
             self._read()
 
     def _follow(self, pending: Pending[Any], deadline: float | None) -> None:
@@ -348,7 +348,7 @@ class Link:
         self._lead.release()
         if self._parked:
             self._parked = False
-            self._unpark.set()
+            self._kick.set()
         while self._followers:
             try:
                 follower = self._followers.popleft()
@@ -400,17 +400,22 @@ class Link:
                     self._thread = thread
                     thread.start()
 
+    def lead_in_background(self) -> None:
+        """As `start_background`, and have the thread look at once: a coroutine waits and nobody will read for it."""
+        self.start_background()
+        if not self._lead.locked():
+            self._last_wait = 0.0
+            self._kick.set()
+
     def _background(self) -> None:
         poll = select.poll()
         poll.register(self._wake_r, select.POLLIN)
         poll.register(self.sock.fileno(), select.POLLIN)
         while not self.closed:
-            if self._parked:
-                self._unpark.wait()
-                self._unpark.clear()
             quiet = time.monotonic() - self._last_wait
             if self._waiting or quiet < QUIET_S:
-                time.sleep(QUIET_S)
+                self._kick.wait(None if self._parked else QUIET_S)
+                self._kick.clear()
                 continue
             with self._lead:
                 self._lead_in_background(poll)
@@ -438,7 +443,7 @@ class Link:
         self.closed = reason
         self._fail_requests()
         self._ask_lead()
-        self._unpark.set()
+        self._kick.set()
         for follower in list(self._followers):
             follower.wake()
         if self.on_close is not None:
@@ -542,12 +547,13 @@ class FrameStream:
         if self.closing:
             return
         if not self._out:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._out.append(len(header).to_bytes(4, "little") + len(payload).to_bytes(4, "little") + header)
         if payload:
             self._out.append(payload)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write now what is queued."""
         out, self._out = self._out, []
         if self.closing or not out:
             return
@@ -559,7 +565,7 @@ class FrameStream:
     def close(self, reason: str) -> None:
         """Send what is queued, then close."""
         if not self.closing and self.transport is not None:
-            self._flush()
+            self.flush()
             self.closing = reason
             self.transport.close()
 

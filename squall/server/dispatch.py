@@ -123,6 +123,7 @@ class Dispatch:
         self.stale_outputs = 0
         self._timers: list[_Timer] = []
         self._timer_seq = 0
+        self._unsettled: dict[Function, None] = {}
 
     # ---- functions ----------------------------------------------------------------------------------------------
 
@@ -303,6 +304,7 @@ class Dispatch:
             chosen = [call.inputs[idx] for idx in dict.fromkeys(idxs) if idx in call.inputs]
         for input_ in chosen:
             self._cancel_one(now, input_, reason, terminate, out)
+        self._settle(now, out)
         return out
 
     def owner_gone(self, now: float, owner: Hashable, reason: str) -> Instructions:
@@ -415,6 +417,7 @@ class Dispatch:
         while timers and timers[0][0] <= now:
             _, _, action, subject, attempt = heappop(timers)
             action(now, subject, attempt, out)
+        self._settle(now, out)
         return out
 
     # ---- views --------------------------------------------------------------------------------------------------
@@ -466,6 +469,14 @@ class Dispatch:
             self._isolate(now, next(iter(free)), out)
         while function.queued and free:
             self._fill(now, next(reversed(free)), out)
+
+    def _settle(self, now: float, out: Instructions) -> None:
+        """Fill slots after an event that may have killed several containers. Only now: a push to one that the same
+        event kills a moment later would name an attempt that is over when the hand reads it."""
+        while self._unsettled:
+            function = self._unsettled.popitem()[0]
+            self._pump(now, function, out)
+            self._ask(function, out, force=True)
 
     def _refill(self, now: float, container: Container, out: Instructions) -> None:
         """What a container does next, after some of its inputs ended or it became ready."""
@@ -647,18 +658,18 @@ class Dispatch:
             return
         self._leave(input_, "queued")
         self._enter_queue(input_, first=False)
-        self._pump(now, function, out)
-        self._ask(function, out)
+        self._unsettled[function] = None
 
     def _cancel_one(self, now: float, input_: Input, reason: str, terminate: bool, out: Instructions) -> None:
         container = input_.container
-        input_.cancelling = input_.cancelling or reason or "cancelled"
+        was_asked = input_.cancelling
+        input_.cancelling = was_asked or reason or "cancelled"
         if container is None:
             self._finish_cancelled(now, input_, out)
         elif terminate:
             self._finish_cancelled(now, input_, out)
             self._kill(now, container, f"one of its inputs was cancelled: {reason}", out)
-        else:
+        elif not was_asked:
             out.append(CancelRunning(container.container_id, input_, reason))
             self._at(now + CANCEL_GRACE, self._end_cancel, input_, input_.attempt)
 
@@ -756,14 +767,12 @@ class Dispatch:
 
     def _kill(self, now: float, container: Container, reason: str, out: Instructions) -> None:
         """End a container for one input's sake; the others in it are bystanders."""
-        function = container.function
         self._begin_drain(container, reason)
         container.stop_asked = True
         for input_ in reversed(list(container.running)):
             self._lose_bystander(now, input_, reason, out)
         out.append(KillContainer(container.container_id, reason))
-        self._pump(now, function, out)
-        self._ask(function, out, force=True)
+        self._unsettled[container.function] = None
 
     def _lose_bystander(self, now: float, input_: Input, reason: str, out: Instructions) -> None:
         """Its run was ended because of another input. It pays nothing; but after some such accidents it runs alone,

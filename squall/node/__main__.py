@@ -1,0 +1,57 @@
+"""`python -m squall.node`: the agent of this machine, for the server of `$SQUALL_HOME`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+from squall import _observe, config
+from squall.config import Config
+from squall.exception import Error, InvalidError
+from squall.node.agent import Agent
+from squall.node.runtime import ProcessRuntime, Runtime
+
+log = _observe.Logger("agent")
+
+
+def choose_runtime(settings: Config) -> Runtime:
+    """The best runtime that works here, or the one asked for. Raises InvalidError when that one cannot work."""
+    from squall.node.native import NativeRuntime
+    from squall.node.network import Network
+
+    problems = NativeRuntime.problems()
+    if settings.runtime == "process" or (settings.runtime == "auto" and problems):
+        for problem in problems if settings.runtime == "auto" else []:
+            log.warning("the native runtime does not work here", problem=problem)
+        return ProcessRuntime(settings.node_dir)
+    if problems:
+        raise InvalidError(f"runtime `native` does not work here: {problems[0]}", hint="`squall doctor` says more")
+    network_problems = Network.problems()
+    for problem in network_problems:
+        log.warning("containers get no network", problem=problem)
+    return NativeRuntime(settings.node_dir, None if network_problems else Network(settings.node_dir))
+
+
+async def serve(settings: Config) -> None:
+    agent = Agent(settings, choose_runtime(settings))
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, agent.end, f"received {signal.Signals(signum).name}")
+    await agent.run()
+
+
+def main() -> int:
+    try:
+        settings = config.load()
+        _observe.configure(settings.log_level, format=settings.log_format)
+        settings.node_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
+        asyncio.run(serve(settings))
+    except Error as error:
+        log.error(str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,330 @@
+"""HAND: the agent of a machine. Keeps the server's word: makes and ends containers, reports what became of them.
+
+It decides no policy and trusts no container. Its link to the server is one frame stream; runner sockets go over by
+SCM_RIGHTS on a second, SEQPACKET socket. Containers die with the agent (PDEATHSIG) and a new agent sweeps what is
+left before it takes work, so there is never a container nobody owns. When the server is gone and does not come back
+within SERVER_GRACE, the agent undoes everything and ends. Tested in `tests/integration/test_agent.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from squall._observe import Logger
+from squall.config import Config
+from squall.exception import Error, ServiceError
+from squall.node import reports, sources
+from squall.node.execs import Execs
+from squall.node.runtime import Container, ContainerIO, Runtime
+from squall.protocol.messages import (
+    ContainerEvent,
+    ContainerOutput,
+    ExecData,
+    Failure,
+    Hello,
+    Message,
+    NodeReport,
+    Register,
+    Reply,
+    StartContainer,
+    StartExec,
+    StopContainer,
+    Welcome,
+    decode,
+)
+from squall.protocol.transport import FrameStream
+
+log = Logger("agent")
+
+OUTPUT_CHUNK_BYTES = 1 << 16
+SERVER_GRACE = 5.0
+REPORT_INTERVAL = 5.0
+CREATE_LIMIT = 64
+"""Creations waiting or under way; the server bounds them too."""
+SOCKET_BUFFER_BYTES = 1 << 20
+
+
+class Held:
+    """A container the agent has, from the wish for it to its end."""
+
+    def __init__(self, container_id: str) -> None:
+        self.container_id = container_id
+        self.container: Container | None = None
+        self.stop_reason = ""
+        self.outputs = 2
+        """Output streams not yet at their end."""
+        self.drained = asyncio.Event()
+        self.kill_timer: asyncio.TimerHandle | None = None
+
+
+class Agent:
+    def __init__(self, config: Config, runtime: Runtime) -> None:
+        self.config = config
+        self.runtime = runtime
+        self.loop = asyncio.get_running_loop()
+        self.stream: FrameStream
+        self.handoff: socket.socket
+        self.held: dict[str, Held] = {}
+        self.ended = asyncio.Event()
+        self.reason = ""
+        self.sources = sources.Sources(config.node_dir / "sources", self.request)
+        self.execs = Execs(self)
+        self._requests: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
+        self._next_id = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._creating = asyncio.Semaphore(CREATE_LIMIT)
+
+    # -- life
+
+    async def run(self) -> None:
+        """Connect, register, serve until told to end or the server is gone; then undo everything."""
+        starting = asyncio.ensure_future(self.runtime.start())
+        try:
+            await self._connect()
+            await starting
+            await self._register()
+            reporter = self._spawn(self._report())
+            await self.ended.wait()
+            reporter.cancel()
+        finally:
+            starting.cancel()
+            await self._close()
+
+    async def _connect(self) -> None:
+        self.handoff = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.handoff.setblocking(False)
+        self.handoff.connect(str(self.config.run_dir / "handoff.sock"))
+        stream = FrameStream(self.loop, self._on_frame, self._on_lost)
+        await self.loop.create_unix_connection(lambda: stream, str(self.config.socket_path))  # type: ignore[arg-type]
+        self.stream = stream
+        await self.request(Hello("agent"))
+
+    async def _register(self) -> None:
+        machine = reports.inventory(self.config)
+        message = Register(
+            machine.hostname, machine.cpus, machine.memory_mib, machine.gpus, self.runtime.name, self.runtime.warnings()
+        )
+        await self.request(message)
+        log.info("registered", runtime=self.runtime.name, cpus=machine.cpus, memory_mib=machine.memory_mib)
+
+    def end(self, reason: str) -> None:
+        if not self.ended.is_set():
+            self.reason = reason
+            log.info("ending", reason=reason)
+            self.ended.set()
+
+    async def _close(self) -> None:
+        for held in list(self.held.values()):
+            if held.container is not None:
+                held.container.kill("the node agent is ending")
+        self.execs.close()
+        waiting = [task for task in self._tasks if not task.done()]
+        if waiting:
+            await asyncio.wait(waiting, timeout=5.0)
+        for task in self._tasks:
+            task.cancel()
+        await self.runtime.close()
+        with contextlib.suppress(AttributeError):
+            self.stream.close("the agent ended")
+            self.handoff.close()
+
+    def _spawn(self, body: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = self.loop.create_task(body)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the agent failed", error=f"{type(error).__name__}: {error}")
+
+    # -- the server's words
+
+    async def request(self, message: Message, payload: bytes = b"") -> tuple[Any, bytes]:
+        self._next_id += 1
+        message.id = self._next_id
+        future: asyncio.Future[tuple[Any, bytes]] = self.loop.create_future()
+        self._requests[message.id] = future
+        self.stream.send(message, payload)
+        try:
+            return await asyncio.wait_for(future, 30.0)
+        except asyncio.TimeoutError:
+            raise ServiceError(f"the server did not answer `{message.TAG}` within 30 s") from None
+        finally:
+            self._requests.pop(message.id, None)
+
+    def _on_frame(self, stream: FrameStream, header: bytes, payload: bytes) -> None:
+        message = decode(header)
+        if isinstance(message, StartContainer):
+            self._spawn(self._start(message))
+        elif isinstance(message, StopContainer):
+            self._stop(message)
+        elif isinstance(message, StartExec):
+            self.execs.start(message)
+        elif isinstance(message, ExecData):
+            self.execs.data(message, payload)
+        elif isinstance(message, (Reply, Failure, Welcome)):
+            self._answer(message, payload)
+        else:
+            log.warning("ignored a message", message=message.TAG)
+
+    def _answer(self, message: Message, payload: bytes) -> None:
+        future = self._requests.get(message.re)
+        if future is None or future.done():
+            return
+        if isinstance(message, Failure):
+            future.set_exception(ServiceError(message.message, hint=message.hint))
+        else:
+            future.set_result((message, payload))
+
+    def _on_lost(self, stream: FrameStream, reason: str) -> None:
+        for future in self._requests.values():
+            if not future.done():
+                future.set_exception(ServiceError(f"connection to the server broke: {reason}"))
+        # The server of an embedded home does not come back under the same agent: containers hold sockets to the old
+        # one. Ending at once frees the machine; the next server starts a fresh agent.
+        self.end(f"connection to the server broke: {reason}")
+
+    # -- containers
+
+    async def _start(self, message: StartContainer) -> None:
+        spec = message.spec
+        held = self.held[spec.container_id] = Held(spec.container_id)
+        began = time.perf_counter()
+        try:
+            async with self._creating:
+                container = await self._create(held, message)
+        except Error as error:
+            self.held.pop(spec.container_id, None)
+            self._report_exit(spec.container_id, -1, f"could not be made: {error.message or error}", hint=error.hint)
+            return
+        steps = dict(container.steps)
+        steps["agent"] = (time.perf_counter() - began) * 1000 - sum(steps.values())
+        held.container = container
+        self.stream.send(
+            ContainerEvent(spec.container_id, "starting", at=time.time(), steps=steps, pid=container.pid)
+        )
+        if held.stop_reason:
+            container.kill(held.stop_reason)
+        await self._follow(held, container)
+
+    async def _create(self, held: Held, message: StartContainer) -> Container:
+        spec = message.spec
+        source = await self.sources.get(spec.source) if spec.source else None
+        server_end, runner_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        out_r, out_w = os.pipe2(os.O_CLOEXEC)
+        err_r, err_w = os.pipe2(os.O_CLOEXEC)
+        try:
+            for end in (server_end, runner_end):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+            self._hand_over(spec.container_id, server_end)
+            container = await self.runtime.create(spec, ContainerIO(runner_end.fileno(), out_w, err_w), source)
+        except BaseException:
+            os.close(out_r)
+            os.close(err_r)
+            raise
+        finally:
+            server_end.close()
+            runner_end.close()
+            os.close(out_w)
+            os.close(err_w)
+        self._read_output(held, "stdout", out_r)
+        self._read_output(held, "stderr", err_r)
+        return container
+
+    def _hand_over(self, container_id: str, sock: socket.socket) -> None:
+        """Give the server its end of the runner's socket. Early, so that it is connected when the runner is ready."""
+        try:
+            socket.send_fds(self.handoff, [json.dumps({"container_id": container_id}).encode()], [sock.fileno()])
+        except OSError as error:
+            raise ServiceError(f"handing over the socket of `{container_id}` failed: {error}") from None
+
+    async def _follow(self, held: Held, container: Container) -> None:
+        ended = await container.wait()
+        if held.kill_timer is not None:
+            held.kill_timer.cancel()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(held.drained.wait(), 2.0)
+        self.held.pop(held.container_id, None)
+        reason = held.stop_reason if held.stop_reason and not ended.oom else ended.reason
+        self._report_exit(held.container_id, ended.code, reason, oom=ended.oom, usage=ended.usage)
+
+    def _report_exit(
+        self,
+        container_id: str,
+        code: int,
+        reason: str,
+        *,
+        oom: bool = False,
+        usage: dict[str, float] | None = None,
+        hint: str = "",
+    ) -> None:
+        reason = f"{reason} ({hint})" if hint else reason
+        event = ContainerEvent(container_id, "exited", at=time.time(), exit_code=code, oom=oom, reason=reason)
+        event.usage = usage or {}
+        self.stream.send(event)
+
+    def _stop(self, message: StopContainer) -> None:
+        held = self.held.get(message.container_id)
+        if held is None:
+            return
+        held.stop_reason = held.stop_reason or message.reason or "stopped"
+        container = held.container
+        if container is None:
+            return  # killed as soon as it stands
+        if message.grace <= 0:
+            container.kill(held.stop_reason)
+            return
+        container.signal(signal.SIGTERM)
+        if held.kill_timer is None:
+            held.kill_timer = self.loop.call_later(message.grace, container.kill, held.stop_reason)
+
+    # -- output
+
+    def _read_output(self, held: Held, stream: str, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self.loop.add_reader(fd, self._forward, held, stream, fd)
+
+    def _forward(self, held: Held, stream: str, fd: int) -> None:
+        """Pass on what a container wrote. While the server does not keep up the pipe is left full, so the container
+        waits and nobody's memory grows."""
+        if self.stream.paused and not self.stream.closing:
+            self.loop.remove_reader(fd)
+            self._spawn(self._resume_output(held, stream, fd))
+            return
+        try:
+            data = os.read(fd, OUTPUT_CHUNK_BYTES)
+        except BlockingIOError:
+            return
+        if data:
+            self.stream.send(ContainerOutput(held.container_id, stream), data)
+            return
+        self.loop.remove_reader(fd)
+        os.close(fd)
+        held.outputs -= 1
+        if not held.outputs:
+            held.drained.set()
+
+    async def _resume_output(self, held: Held, stream: str, fd: int) -> None:
+        await self.stream.drained()
+        self._read_output(held, stream, fd)
+
+    # -- reports
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_INTERVAL)
+            report = NodeReport()
+            for held in list(self.held.values()):
+                if held.container is not None:
+                    report.containers[held.container_id] = held.container.usage()
+            self.stream.send(report)

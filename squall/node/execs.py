@@ -1,0 +1,192 @@
+"""Commands run in a running container on somebody's behalf: bytes both ways, a terminal when asked for.
+
+Each exec has its pipes or a pty; its output is read while the server keeps up and its input is queued within a bound.
+It ends with its process, or is killed when its caller goes away. Tested in `tests/integration/test_exec.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import struct
+import termios
+from typing import TYPE_CHECKING
+
+from squall.exception import Error
+from squall.protocol.messages import ExecData, ExecExit, StartExec
+
+if TYPE_CHECKING:
+    from squall.node.agent import Agent
+
+STDIN_LIMIT_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 16
+
+
+class Exec:
+    def __init__(self, exec_id: str, pty: bool) -> None:
+        self.exec_id = exec_id
+        self.pty = pty
+        self.pid = 0
+        self.stdin = -1
+        self.readers: dict[int, str] = {}
+        self.pending = bytearray()
+        self.close_stdin = False
+
+
+class Execs:
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.running: dict[str, Exec] = {}
+
+    def start(self, message: StartExec) -> None:
+        held = self.agent.held.get(message.container_id)
+        if held is None or held.container is None:
+            self._fail(message.exec_id, f"container `{message.container_id}` is not running")
+            return
+        job = Exec(message.exec_id, message.pty)
+        theirs = self._open_ends(job, message)
+        try:
+            job.pid = held.container.exec(
+                message.argv,
+                stdin=theirs[0],
+                stdout=theirs[1],
+                stderr=theirs[2],
+                workdir=message.workdir,
+                tty=message.pty,
+            )
+        except Error as error:
+            self._close_ends(job)
+            self._fail(message.exec_id, error.message or str(error))
+            return
+        finally:
+            for fd in set(theirs):
+                os.close(fd)
+        self.running[job.exec_id] = job
+        for fd, stream in job.readers.items():
+            os.set_blocking(fd, False)
+            self.agent.loop.add_reader(fd, self._forward, job, stream, fd)
+        self.agent._spawn(self._wait(job))
+
+    def _open_ends(self, job: Exec, message: StartExec) -> tuple[int, int, int]:
+        """Make the pipes or the pty; our ends go into `job`, theirs are returned."""
+        if message.pty:
+            main, side = os.openpty()
+            fcntl.ioctl(main, termios.TIOCSWINSZ, struct.pack("HHHH", message.rows, message.cols, 0, 0))
+            job.stdin = main
+            job.readers = {main: "stdout"}
+            return side, side, side
+        in_r, in_w = os.pipe2(os.O_CLOEXEC)
+        out_r, out_w = os.pipe2(os.O_CLOEXEC)
+        err_r, err_w = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(in_w, False)
+        job.stdin = in_w
+        job.readers = {out_r: "stdout", err_r: "stderr"}
+        return in_r, out_w, err_w
+
+    def data(self, message: ExecData, payload: bytes) -> None:
+        job = self.running.get(message.exec_id)
+        if job is None:
+            return
+        if message.stream == "resize" and job.pty:
+            size = struct.pack("HHHH", message.rows & 0xFFFF, message.cols & 0xFFFF, 0, 0)
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(job.stdin, termios.TIOCSWINSZ, size)
+        elif message.stream == "kill":
+            self._kill(job)
+        elif message.stream == "stdin":
+            job.pending += payload[: max(0, STDIN_LIMIT_BYTES - len(job.pending))]
+            job.close_stdin = job.close_stdin or message.eof
+            self._write(job)
+
+    def _write(self, job: Exec) -> None:
+        if job.stdin < 0:
+            return
+        while job.pending:
+            try:
+                sent = os.write(job.stdin, job.pending)
+            except BlockingIOError:
+                self.agent.loop.add_writer(job.stdin, self._write, job)
+                return
+            except OSError:
+                job.pending.clear()
+                job.close_stdin = True
+                break
+            del job.pending[:sent]
+        self.agent.loop.remove_writer(job.stdin)
+        if job.close_stdin and not job.pty:
+            os.close(job.stdin)
+            job.stdin = -1
+
+    def _forward(self, job: Exec, stream: str, fd: int) -> None:
+        try:
+            data = os.read(fd, CHUNK_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:  # a pty says EIO when its last process is gone
+            data = b""
+        if data:
+            self.agent.stream.send(ExecData(job.exec_id, stream), data)
+            return
+        self._close_reader(job, fd)
+
+    def _close_reader(self, job: Exec, fd: int) -> None:
+        self.agent.loop.remove_reader(fd)
+        del job.readers[fd]
+        if fd == job.stdin:
+            self.agent.loop.remove_writer(fd)
+            job.stdin = -1
+        os.close(fd)
+
+    async def _wait(self, job: Exec) -> None:
+        code = await wait_pid(self.agent.loop, job.pid)
+        await self._drain(job)
+        self.running.pop(job.exec_id, None)
+        self._close_ends(job)
+        self.agent.stream.send(ExecExit(job.exec_id, code))
+
+    async def _drain(self, job: Exec) -> None:
+        """Give its output half a second to end; a background process may hold the pipes open for ever."""
+        for _ in range(50):
+            if not job.readers:
+                return
+            await asyncio.sleep(0.01)
+
+    def _close_ends(self, job: Exec) -> None:
+        for fd in list(job.readers):
+            self._close_reader(job, fd)
+        if job.stdin >= 0:
+            self.agent.loop.remove_writer(job.stdin)
+            os.close(job.stdin)
+            job.stdin = -1
+
+    def _kill(self, job: Exec) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(job.pid, signal.SIGKILL)
+
+    def _fail(self, exec_id: str, message: str) -> None:
+        self.agent.stream.send(ExecExit(exec_id, 126, message))
+
+    def close(self) -> None:
+        for job in list(self.running.values()):
+            self._kill(job)
+
+
+async def wait_pid(loop: asyncio.AbstractEventLoop, pid: int) -> int:
+    """Wait for a child; its exit code, 128+n for signal n. Watches a pidfd, so no other child's status is taken."""
+    fd = os.pidfd_open(pid)
+    gone = asyncio.Event()
+    loop.add_reader(fd, gone.set)
+    try:
+        await gone.wait()
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+    try:
+        _, status = os.waitpid(pid, 0)
+    except ChildProcessError:
+        return -1
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code

@@ -1,0 +1,74 @@
+"""What this machine has: CPUs, memory, GPUs. What it uses is asked of the runtime's containers.
+
+GPUs are found with NVML when the `nvidia-ml-py` package and the driver are there; a machine without them has none,
+which is not an error. Tested in `tests/unit/test_reports.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from dataclasses import dataclass, field
+from typing import Any
+
+from squall.config import Config
+
+
+@dataclass(frozen=True)
+class Inventory:
+    hostname: str
+    cpus: float
+    memory_mib: int
+    gpus: list[dict[str, Any]] = field(default_factory=list)
+
+
+def inventory(config: Config) -> Inventory:
+    """The machine, less what the operator keeps from it by `node_cpus` and `node_memory_mib`."""
+    cpus = config.node_cpus or float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    memory = config.node_memory_mib or _memory_mib()
+    return Inventory(socket.gethostname(), cpus, memory, gpus())
+
+
+def _memory_mib() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Each `{"index", "uuid", "type", "memory_mib"}`; empty where NVML or the driver is missing."""
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        return [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(nvml: Any, index: int) -> dict[str, Any]:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory_mib = nvml.nvmlDeviceGetMemoryInfo(handle).total >> 20
+    return {
+        "index": index,
+        "uuid": _text(nvml.nvmlDeviceGetUUID(handle)),
+        "type": gpu_type(_text(nvml.nvmlDeviceGetName(handle)), memory_mib),
+        "memory_mib": memory_mib,
+    }
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def gpu_type(name: str, memory_mib: int) -> str:
+    """The short name people ask for: `NVIDIA A100-SXM4-40GB` is `A100-40GB`, `NVIDIA H100 80GB HBM3` is `H100`."""
+    words = re.sub(r"^(NVIDIA|Tesla|GeForce)\s+", "", name.strip()).replace("NVIDIA ", "")
+    model = re.split(r"[\s]|-(?=SXM|PCIE|PCIe)", words)[0]
+    if model == "A100":
+        return "A100-80GB" if memory_mib > 60_000 else "A100-40GB"
+    return model

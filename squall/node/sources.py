@@ -1,0 +1,112 @@
+"""Source bundles on the node: fetched by digest, unpacked once, mounted read-only into many containers.
+
+A bundle is a tar made by the SDK, and hostile until unpacked: every name is checked, only regular files and
+directories are written, fd-relative below a fresh directory, within limits. A bundle becomes visible by one rename.
+Tested in `tests/unit/test_sources.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import os
+import secrets
+import shutil
+import tarfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from squall.exception import ConflictError, InvalidError, ResourceExhaustedError
+from squall.protocol.messages import GetBlob, Message, Reply
+from squall.storage.blobs import check_digest
+
+MAX_BYTES = 512 << 20
+MAX_ENTRIES = 100_000
+Request = Callable[[Message], Awaitable[tuple[Reply, bytes]]]
+
+
+class Sources:
+    def __init__(self, root: Path, request: Request) -> None:
+        self.root = root
+        self._request = request
+        self._running: dict[str, asyncio.Future[Path]] = {}
+
+    async def get(self, digest: str) -> Path:
+        """The directory of a bundle; fetched and unpacked by whoever asks first."""
+        target = self.root / check_digest(digest)
+        if target.is_dir():
+            return target
+        running = self._running.get(digest)
+        if running is None:
+            running = self._running[digest] = asyncio.ensure_future(self._fetch(digest, target))
+            running.add_done_callback(lambda _: self._running.pop(digest, None))
+        return await asyncio.shield(running)
+
+    async def _fetch(self, digest: str, target: Path) -> Path:
+        data = bytearray()
+        while True:
+            reply, chunk = await self._request(GetBlob(digest, len(data)))
+            data += chunk
+            if len(data) >= int(reply.data["size"]) or not chunk:
+                break
+            if len(data) > MAX_BYTES:
+                raise ResourceExhaustedError(f"source bundle `{digest}` is larger than {MAX_BYTES} bytes")
+        if hashlib.blake2b(data, digest_size=32).hexdigest() != digest:
+            raise ConflictError(f"source bundle `{digest}` arrived with other bytes than its digest names")
+        loop = asyncio.get_running_loop()
+        if len(data) < 1 << 16:
+            self._unpack(bytes(data), target)
+        else:
+            await loop.run_in_executor(None, self._unpack, bytes(data), target)
+        return target
+
+    def _unpack(self, data: bytes, target: Path) -> None:
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o711)
+        partial = self.root / f".{secrets.token_hex(8)}"
+        partial.mkdir(mode=0o755)
+        try:
+            unpack(data, partial)
+            partial.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def unpack(data: bytes, target: Path) -> None:
+    """Write a bundle's files below `target`. Raises InvalidError on anything a bundle may not hold."""
+    total = count = 0
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+        for member in archive:
+            count += 1
+            total += max(0, member.size)
+            if count > MAX_ENTRIES or total > MAX_BYTES:
+                raise ResourceExhaustedError(f"source bundle has more than {MAX_ENTRIES} files or {MAX_BYTES} bytes")
+            parts = _safe_parts(member.name)
+            path = target.joinpath(*parts)
+            if member.isdir():
+                path.mkdir(parents=True, exist_ok=True, mode=0o755)
+            elif member.isreg():
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+                _write(archive, member, path)
+            else:
+                raise InvalidError(f"source bundle holds `{member.name}`, which is neither a file nor a directory")
+
+
+def _safe_parts(name: str) -> list[str]:
+    parts = name.split("/")
+    if not name or name.startswith("/") or any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise InvalidError(f"source bundle holds the unsafe name `{name!r}`")
+    return parts
+
+
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    source = archive.extractfile(member)
+    assert source is not None
+    # O_EXCL and O_NOFOLLOW: nothing in the fresh directory is a link, and a name may not come twice.
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    with os.fdopen(fd, "wb") as file:
+        shutil.copyfileobj(source, file)
+    os.chmod(path, 0o755 if member.mode & 0o100 else 0o644)

@@ -1,0 +1,308 @@
+"""Runs inputs inside a container: takes them from the server's socket, calls the user's function, streams results.
+
+One process, one main thread that is both the reader of the socket and the place where user code runs: an input
+costs one receive and one send. A second thread takes over reading only while user code keeps the main thread busy,
+which is how cancellation reaches it. This file does not depend on what the user's image contains, and imports in
+milliseconds, as every container is forked from a process that has it loaded.
+
+The order in `_run_one` is the contract: output of an input is flushed before its result leaves; a result is sent
+exactly once; nothing user code does between inputs stops the loop, short of ending the process.
+Tested in `tests/integration/test_runner.py` and through every call in `tests/integration`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from squall import client as sdk
+from squall.exception import Error, InputCancellation, ServiceError
+from squall.protocol import payload as payloads
+from squall.protocol.messages import (
+    INLINE_LIMIT_BYTES,
+    YIELD_WINDOW,
+    CancelRun,
+    GetBlob,
+    HasBlobs,
+    Hello,
+    Load,
+    Loaded,
+    Message,
+    OutputItem,
+    Outputs,
+    Run,
+    RunItem,
+    StopRunner,
+    YieldCredit,
+    input_id,
+    split_payload,
+)
+from squall.protocol.transport import Link, Pending
+from squall.runner import loader
+
+CANCEL_SIGNAL = getattr(signal, "SIGRTMIN", signal.SIGUSR2) + (5 if hasattr(signal, "SIGRTMIN") else 0)
+LOAD_TIMEOUT = 120.0
+Key = tuple[str, int]
+
+
+class Stop(Exception):
+    """The server asked this runner to end."""
+
+
+class Runner:
+    def __init__(self, sock: socket.socket, source: str | None) -> None:
+        self.source = source
+        self.inbox: deque[tuple[RunItem, bytes]] = deque()
+        self.load: tuple[Load, bytes] | None = None
+        self.stopping = False
+        self.current: Key | None = None
+        self.in_user_code = False
+        self.cancelled: set[Key] = set()
+        self.task: Any = None
+        self.loop: Any = None
+        self.credits: dict[Key, int] = {}
+        self.link = Link(sock, self.on_push, self.on_close, background=False)
+        self.mail: Pending[None] = Pending(self.link)
+        self.client = sdk.install(self.link)
+        self.function: loader.UserFunction
+
+    # -- what the server says; runs in whichever thread reads
+
+    def on_push(self, message: Message, payload: bytes) -> None:
+        if type(message) is Run:
+            self.inbox.extend(zip(message.items, split_payload(message.items, payload), strict=True))
+            self.mail.set(None)
+        elif type(message) is Outputs:
+            self.client.on_push(message, payload)
+        elif type(message) is Load:
+            self.load = (message, payload)
+            self.mail.set(None)
+        elif type(message) is CancelRun:
+            self._cancel((message.call_id, message.idx))
+        elif type(message) is YieldCredit:
+            key = (message.call_id, message.idx)
+            if key in self.credits:
+                self.credits[key] += message.n
+                self.mail.set(None)
+        elif type(message) is StopRunner:
+            self.stopping = True
+            self.mail.set(None)
+
+    def on_close(self, reason: str) -> None:
+        self.stopping = True
+        self.mail.set(None)
+
+    def _cancel(self, key: Key) -> None:
+        self.cancelled.add(key)
+        if self.current != key:
+            return
+        if self.task is not None:
+            self.loop.call_soon_threadsafe(self.task.cancel)
+        elif self.in_user_code:
+            signal.pthread_kill(threading.main_thread().ident or 0, CANCEL_SIGNAL)
+
+    def _on_cancel_signal(self, signum: int, frame: object) -> None:
+        if self.in_user_code and self.current in self.cancelled:
+            self.in_user_code = False
+            raise InputCancellation("input was cancelled")
+
+    # -- life
+
+    def main(self) -> int:
+        signal.signal(CANCEL_SIGNAL, self._on_cancel_signal)
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, ValueError):
+                stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        try:
+            self.link.send(Hello("runner", container_id=os.environ.get("SQUALL_TASK_ID", "")))
+            if not self._load():
+                return 1
+            self.link.start_background()
+            self._serve()
+        except (ServiceError, Stop):
+            return 0
+        finally:
+            self._close_loop()
+            self._flush()
+        return 0
+
+    def _on_terminate(self, signum: int, frame: object) -> None:
+        self.stopping = True
+        if not self.in_user_code:
+            self.mail.set(None)
+
+    def _wait_mail(self, ready: Callable[[], Any]) -> None:
+        """Read the socket until `ready()`; raises Stop when the runner should end instead."""
+        while not ready():
+            if self.stopping:
+                raise Stop
+            self.mail = Pending(self.link)
+            if ready() or self.stopping:
+                continue
+            self.link.wait(self.mail)
+
+    def _load(self) -> bool:
+        self._wait_mail(lambda: self.load)
+        assert self.load is not None
+        message, _ = self.load
+        sdk.set_app(message.app_name, message.app_id)
+        try:
+            self.function = loader.load(message, self.source, self.read_blob)
+        except BaseException as error:
+            self._flush()
+            packed = payloads.pack_exception(error)
+            self.link.send(Loaded(False, message=f"{type(error).__name__}: {error}"[:2000]), packed)
+            return False
+        self._flush()
+        self.link.send(Loaded(True, steps=self.function.steps))
+        return True
+
+    def _serve(self) -> None:
+        inbox = self.inbox
+        while True:
+            if not inbox:
+                self._wait_mail(lambda: inbox)
+            item, data = inbox.popleft()
+            self._run_one(item, data)
+
+    # -- one input
+
+    def _run_one(self, item: RunItem, data: bytes) -> None:
+        key = (item.call_id, item.idx)
+        started = time.time()
+        out = OutputItem(item.call_id, item.idx, "ok", attempt=item.attempt, started_at=started)
+        try:
+            result = self._execute(key, item, data)
+        except InputCancellation:
+            out.status, out.message, result = "cancelled", "cancelled while it ran", b""
+        except ServiceError:
+            raise
+        except BaseException as error:
+            out.status, result = "error", payloads.pack_exception(error)
+        finally:
+            self.current = None
+            self.cancelled.discard(key)
+            self.credits.pop(key, None)
+        self._flush()
+        out.finished_at = time.time()
+        self.send_output(out, result)
+
+    def _execute(self, key: Key, item: RunItem, data: bytes) -> bytes:
+        self.current = key
+        sdk.set_context(input_id(*key), item.call_id)
+        if key in self.cancelled:
+            raise InputCancellation("input was cancelled")
+        if item.blob:
+            data = self.read_blob(item.blob)
+        args, kwargs = payloads.unpack_call(data)
+        if self.function.is_generator:
+            self._run_generator(key, item, args, kwargs)
+            return payloads.pack(None, "result")
+        if self.function.is_async:
+            result = self._run_async(self.function.call(*args, **kwargs))
+        else:
+            result = self._in_user_code(lambda: self.function.call(*args, **kwargs))
+        return payloads.pack(result, "result")
+
+    def _in_user_code(self, body: Callable[[], Any]) -> Any:
+        self.in_user_code = True
+        try:
+            return body()
+        finally:
+            self.in_user_code = False
+
+    def _run_async(self, awaitable: Any) -> Any:
+        import asyncio  # only functions that are async pay for it
+
+        if self.loop is None:
+            self.loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self.loop)
+        self.task = asyncio.ensure_future(awaitable, loop=self.loop)
+        if self.current in self.cancelled:
+            self.task.cancel()
+        try:
+            return self.loop.run_until_complete(self.task)
+        except asyncio.CancelledError:
+            if self.current in self.cancelled:
+                raise InputCancellation("input was cancelled") from None
+            raise
+        finally:
+            self.task = None
+
+    def _run_generator(self, key: Key, item: RunItem, args: Any, kwargs: Any) -> None:
+        self.credits[key] = YIELD_WINDOW
+        generator = self.function.call(*args, **kwargs)
+        values = self._iterate_async(generator) if self.function.is_async else self._iterate(generator)
+        try:
+            for seq, value in enumerate(values):
+                if self.credits[key] <= 0:
+                    self._flush()
+                    self._wait_mail(lambda: self.credits[key] > 0 or key in self.cancelled)
+                if key in self.cancelled:
+                    raise InputCancellation("input was cancelled")
+                self.credits[key] -= 1
+                out = OutputItem(item.call_id, item.idx, "yield", seq=seq, attempt=item.attempt)
+                self.send_output(out, payloads.pack(value, f"value {seq} of the generator"))
+        finally:
+            values.close()
+
+    def _iterate(self, generator: Any) -> Any:
+        """Step a user's generator with `in_user_code` set only while its own code runs."""
+        iterator = iter(generator)
+        end = object()
+        try:
+            while (value := self._in_user_code(lambda: next(iterator, end))) is not end:
+                yield value
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+
+    def _iterate_async(self, generator: Any) -> Any:
+        iterator = generator.__aiter__()
+        try:
+            while True:
+                try:
+                    value = self._run_async(iterator.__anext__())
+                except StopAsyncIteration:
+                    return
+                yield value
+        finally:
+            close = getattr(iterator, "aclose", None)
+            if close is not None:
+                self._run_async(close())
+
+    def send_output(self, out: OutputItem, data: bytes) -> None:
+        if len(data) > INLINE_LIMIT_BYTES:
+            out.blob = self.client.put_blob(data)
+            data = b""
+        out.size = len(data)
+        self.link.send(Outputs([out]), data)
+
+    def read_blob(self, digest: str) -> bytes:
+        return self.client.get_blob(digest)
+
+    def _flush(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # the user may have closed or replaced it
+                stream.flush()
+
+    def _close_loop(self) -> None:
+        if self.loop is not None:
+            with contextlib.suppress(Exception):
+                self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.close()
+
+
+def serve(fd: int, source: str | None) -> int:
+    """Serve the server's socket `fd` until it says stop or goes away; the process's exit code."""
+    return Runner(socket.socket(fileno=fd), source).main()

@@ -1,0 +1,106 @@
+"""Finds the user's function in a container: by import from the source mount, or from a pickle by value.
+
+The one file of the runner that knows the SDK's nouns: it hydrates the handles of the app, so that functions call
+functions. It never lets an exception of user code out as anything but itself. Tested in `tests/integration`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from squall.exception import NotFoundError, VersionError
+from squall.protocol import payload as payloads
+from squall.protocol.messages import FunctionSpec, Load
+
+ReadBlob = Callable[[str], bytes]
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass
+class UserFunction:
+    """What to call, and how."""
+
+    call: Callable[..., Any]
+    is_async: bool
+    is_generator: bool
+    steps: dict[str, float]
+    """Name -> milliseconds."""
+
+
+def load(message: Load, source: str | None, read_blob: ReadBlob) -> UserFunction:
+    """Import what `message` names. Raises whatever the user's code raises, or a `squall.exception.Error`."""
+    spec = message.spec
+    apply_environment(spec)
+    started = time.perf_counter()
+    if source and source not in sys.path:
+        sys.path.insert(0, source)
+    if spec.serialized_blob:
+        call = _load_by_value(spec, read_blob)
+    else:
+        call = _load_by_name(message)
+    imported = (time.perf_counter() - started) * 1000
+    return UserFunction(call, spec.is_async, spec.is_generator, {"import": imported})
+
+
+def apply_environment(spec: FunctionSpec) -> None:
+    """The function's variables, and thread counts that fit the CPUs it asked for unless it sets them itself."""
+    threads = str(max(1, int(spec.cpu_limit or spec.cpu or 1)))
+    for name in THREAD_VARIABLES:
+        os.environ[name] = threads
+    os.environ.update(spec.env)
+
+
+def _load_by_value(spec: FunctionSpec, read_blob: ReadBlob) -> Callable[..., Any]:
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if spec.python and spec.python != here:
+        raise VersionError(
+            f"function `{spec.tag}` was sent by value from Python {spec.python}, its container runs Python {here}",
+            hint="define it in a module so that it is imported, or use an image with the same Python",
+        )
+    value = payloads.unpack(read_blob(spec.serialized_blob), f"function `{spec.tag}`")
+    return raw_function(value)
+
+
+def _load_by_name(message: Load) -> Callable[..., Any]:
+    spec = message.spec
+    module = import_user_module(spec)
+    _hydrate(module, message)
+    target: Any = module
+    for part in spec.qualname.split("."):
+        try:
+            target = getattr(target, part)
+        except AttributeError:
+            raise NotFoundError(
+                f"module `{spec.module}` has no `{spec.qualname}` in the container",
+                hint="define the function at the top level of its module, or decorate it with serialized=True",
+            ) from None
+    return raw_function(target)
+
+
+def import_user_module(spec: FunctionSpec) -> ModuleType:
+    module = importlib.import_module(spec.module)
+    if spec.main_alias:
+        # Values pickled by the caller name their classes `__main__.X`.
+        sys.modules["__main__"] = module
+    return module
+
+
+def _hydrate(module: ModuleType, message: Load) -> None:
+    """Give the handles of the app that the import has just made the ids they have on the server."""
+    from squall.app import hydrate_apps
+
+    hydrate_apps(message.app_name, message.app_id, message.functions)
+
+
+def raw_function(target: Any) -> Callable[..., Any]:
+    """The plain callable behind a decorated one."""
+    raw = getattr(target, "raw_f", None)
+    return raw if callable(raw) else target  # type: ignore[no-any-return]

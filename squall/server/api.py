@@ -1,0 +1,448 @@
+"""What clients may ask: one method a message, each authenticated by its connection, decoded, answered.
+
+A handler decides nothing: it checks, calls one thing, encodes. Whatever it raises goes back as a `Failure` with the
+same text everywhere. Nothing a client sends is trusted or unpickled. Tested in `tests/integration`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from squall._observe import Logger
+from squall.exception import Error, InternalError, InvalidError, NotFoundError, ServiceError
+from squall.protocol.messages import (
+    BLOB_CHUNK_BYTES,
+    CancelCall,
+    CreateApp,
+    ExecData,
+    GetBlob,
+    GetCall,
+    GetLogs,
+    GetOutput,
+    GetStats,
+    GetTrace,
+    HasBlobs,
+    ListObjects,
+    LogChunk,
+    Message,
+    OutputItem,
+    Ping,
+    PutBlob,
+    StartExec,
+    StopApp,
+    StopContainer,
+    StopServer,
+    Submit,
+    YieldCredit,
+    new_id,
+    to_dict,
+)
+from squall.protocol.transport import FrameStream
+from squall.server.inputs import Demand
+from squall.server.logs import Record
+from squall.server.objects import AppRecord
+from squall.server.timelines import spans
+from squall.server.wire import Outbox, refuse, reply
+from squall.storage.blobs import Upload, check_digest
+
+if TYPE_CHECKING:
+    from squall.server.main import Server
+
+log = Logger("server")
+
+UPLOAD_LIMIT = 64
+"""Blobs one connection may be uploading at once."""
+
+
+class Peer:
+    """A client's connection, or a runner's where it acts as a client: what it asked for and owns."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, stream: FrameStream, *, is_runner: bool = False) -> None:
+        self.stream = stream
+        self.outbox = Outbox(loop, stream)
+        self.is_runner = is_runner
+        self.apps: set[str] = set()
+        self.uploads: dict[str, Upload] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.dropped_bytes = 0
+
+    def reply(self, request_id: int, data: dict[str, Any] | None = None, payload: bytes = b"") -> None:
+        if request_id:
+            reply(self.stream, request_id, data, payload)
+
+    def refuse(self, request_id: int, error: BaseException) -> None:
+        if not isinstance(error, Error):
+            log.error("a request failed", error=f"{type(error).__name__}: {error}")
+            error = InternalError(f"the server failed on this request: {type(error).__name__}: {error}")
+        refuse(self.stream, request_id, error)
+
+    def forget(self) -> None:
+        for upload in self.uploads.values():
+            upload.abandon()
+        self.uploads.clear()
+        for task in self.tasks:
+            task.cancel()
+
+
+class Api:
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.loop = server.loop
+        self.execs: dict[str, tuple[Peer, Any]] = {}
+        """exec id -> who asked, and the node it runs on."""
+        self._quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
+            Submit: self.submit,
+            PutBlob: self.put_blob,
+            HasBlobs: self.has_blobs,
+            GetBlob: self.get_blob,
+            YieldCredit: self.yield_credit,
+            CancelCall: self.cancel_call,
+            GetStats: self.get_stats,
+            Ping: self.ping,
+        }
+        self._slow: dict[type[Message], Callable[[Peer, Any], Any]] = {
+            GetOutput: server.calls.get_output,
+            GetCall: self.get_call,
+        }
+        """What a runner may ask too; both tables together are all a runner may ask."""
+        self._client_quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
+            **self._quick,
+            CreateApp: self.create_app,
+            ListObjects: self.list_objects,
+            StartExec: self.start_exec,
+            ExecData: self.exec_data,
+            GetTrace: self.get_trace,
+            StopContainer: self.stop_container,
+        }
+        self._client_slow: dict[type[Message], Callable[[Peer, Any], Any]] = {
+            **self._slow,
+            StopApp: self.stop_app,
+            GetLogs: self.get_logs,
+            StopServer: self.stop_server,
+        }
+
+    def handle(self, peer: Peer, message: Message, payload: bytes) -> None:
+        kind = type(message)
+        quick = (self._quick if peer.is_runner else self._client_quick).get(kind)
+        try:
+            if quick is not None:
+                quick(peer, message, payload)
+                return
+            slow = (self._slow if peer.is_runner else self._client_slow).get(kind)
+            if slow is None:
+                raise InvalidError(f"message `{message.TAG}` is not taken on this connection")
+            task = self.loop.create_task(self._run(peer, message, slow))
+            peer.tasks.add(task)
+            task.add_done_callback(peer.tasks.discard)
+        except Exception as error:
+            self._failed(peer, message, error)
+
+    async def _run(self, peer: Peer, message: Message, body: Callable[[Peer, Any], Any]) -> None:
+        try:
+            await body(peer, message)
+        except Exception as error:
+            self._failed(peer, message, error)
+
+    def _failed(self, peer: Peer, message: Message, error: Exception) -> None:
+        if isinstance(error, ValueError) and not isinstance(error, Error):
+            error = InvalidError(f"message `{message.TAG}`: {error}")
+        if message.id:
+            peer.refuse(message.id, error)
+        elif isinstance(message, Submit):
+            self._reject(peer, message, error)
+        else:
+            log.warning("a message failed", message=message.TAG, error=str(error))
+
+    def _reject(self, peer: Peer, message: Submit, error: Exception) -> None:
+        """A submit that nobody waits for an answer of is answered by its results."""
+        text, hint = getattr(error, "message", "") or str(error), getattr(error, "hint", "")
+        for item in message.items:
+            peer.outbox.add(output_head_of(message.call_id, item.idx, "rejected", text, hint), b"")
+
+    # -- apps
+
+    def create_app(self, peer: Peer, message: CreateApp, payload: bytes) -> None:
+        app = self.server.create_app(message, peer)
+        functions = {tag: function.function_id for tag, function in app.functions.items()}
+        peer.reply(message.id, {"app_id": app.app_id, "functions": functions})
+
+    async def stop_app(self, peer: Peer, message: StopApp) -> None:
+        app = self.server.objects.find_app(message.app)
+        await self.server.stop_app(app, message.reason)
+        peer.reply(message.id)
+
+    async def stop_server(self, peer: Peer, message: StopServer) -> None:
+        peer.reply(message.id)
+        self.server.end(message.reason or "asked to stop")
+
+    # -- calls
+
+    def submit(self, peer: Peer, message: Submit, payload: bytes) -> None:
+        self.server.calls.submit(peer, message, payload)
+
+    def cancel_call(self, peer: Peer, message: CancelCall, payload: bytes) -> None:
+        self.server.calls.cancel(peer, message)
+
+    def yield_credit(self, peer: Peer, message: YieldCredit, payload: bytes) -> None:
+        call = self.server.dispatch.calls.get(message.call_id)
+        input_ = call.inputs.get(message.idx) if call is not None and call.owner is peer else None
+        if input_ is None or input_.container is None or not 0 < message.n < 1 << 20:
+            return
+        record = self.server.reconciler.containers.get(input_.container.container_id)
+        if record is not None and record.stream is not None:
+            record.stream.send(YieldCredit(message.call_id, message.idx, message.n))
+
+    def get_stats(self, peer: Peer, message: GetStats, payload: bytes) -> None:
+        self.server.objects.function(message.function_id)
+        peer.reply(message.id, stats_of(self.server.dispatch.demand(message.function_id)))
+
+    async def get_call(self, peer: Peer, message: GetCall) -> None:
+        await self.server.calls.get_call(peer, message)
+
+    def ping(self, peer: Peer, message: Ping, payload: bytes) -> None:
+        peer.reply(message.id)
+
+    # -- blobs
+
+    def put_blob(self, peer: Peer, message: PutBlob, payload: bytes) -> None:
+        digest = check_digest(message.digest)
+        if message.offset == 0:
+            if len(peer.uploads) >= UPLOAD_LIMIT:
+                raise ServiceError(f"{UPLOAD_LIMIT} blobs are being uploaded on this connection already")
+            previous = peer.uploads.pop(digest, None)
+            if previous is not None:
+                previous.abandon()
+            peer.uploads[digest] = self.server.blobs.begin(digest)
+        upload = peer.uploads.get(digest)
+        if upload is None:
+            raise InvalidError(f"blob `{digest}`: a chunk at {message.offset} without a beginning")
+        upload.write(message.offset, payload)
+        if message.last:
+            del peer.uploads[digest]
+            upload.seal()
+        peer.reply(message.id)
+
+    def has_blobs(self, peer: Peer, message: HasBlobs, payload: bytes) -> None:
+        missing = [digest for digest in message.digests if not self.server.blobs.has(digest)]
+        peer.reply(message.id, {"missing": missing})
+
+    def get_blob(self, peer: Peer, message: GetBlob, payload: bytes) -> None:
+        size = self.server.blobs.size(message.digest)
+        data = self.server.blobs.read(message.digest, max(0, message.offset), BLOB_CHUNK_BYTES)
+        peer.reply(message.id, {"size": size}, data)
+
+    # -- containers
+
+    def stop_container(self, peer: Peer, message: StopContainer, payload: bytes) -> None:
+        reason = message.reason or "stopped by the operator"
+        if not self.server.reconciler.stop_container(message.container_id, message.grace, reason, by_operator=True):
+            raise NotFoundError(f"no running container `{message.container_id[:80]}`", hint="see `squall container list`")
+        peer.reply(message.id)
+
+    def start_exec(self, peer: Peer, message: StartExec, payload: bytes) -> None:
+        record = self.server.reconciler.containers.get(message.container_id)
+        if record is None or record.state not in ("starting", "ready", "draining"):
+            raise NotFoundError(f"no running container `{message.container_id[:80]}`", hint="see `squall container list`")
+        if not message.argv or any("\0" in word for word in message.argv):
+            raise InvalidError("an exec needs a command without NUL characters")
+        request_id, message.id = message.id, 0
+        message.exec_id = new_id("ex")
+        self.execs[message.exec_id] = (peer, record.node)
+        record.node.send(message)
+        peer.reply(request_id, {"exec_id": message.exec_id})
+
+    def exec_data(self, peer: Peer, message: ExecData, payload: bytes) -> None:
+        owner, node = self.execs.get(message.exec_id, (None, None))
+        if owner is peer and node is not None:
+            node.send(message, payload)
+
+    def exec_from_node(self, node: Any, message: Any, payload: bytes, *, last: bool) -> None:
+        peer, owner = self.execs.get(message.exec_id, (None, None))
+        if peer is None or owner is not node:
+            return
+        if last:
+            del self.execs[message.exec_id]
+        peer.stream.send(message, payload)
+
+    def peer_lost(self, peer: Peer) -> None:
+        for exec_id, (owner, node) in list(self.execs.items()):
+            if owner is peer:
+                del self.execs[exec_id]
+                node.send(ExecData(exec_id, "kill"))
+        peer.forget()
+
+    # -- looking
+
+    def list_objects(self, peer: Peer, message: ListObjects, payload: bytes) -> None:
+        rows = {
+            "apps": self._apps,
+            "containers": self._containers,
+            "functions": self._functions,
+            "calls": self._calls,
+            "nodes": lambda _: self.server.nodes.inventory(),
+        }.get(message.kind)
+        if rows is None:
+            raise InvalidError(f"cannot list `{message.kind[:40]}`", hint="apps, containers, functions, calls or nodes")
+        peer.reply(message.id, {"rows": rows(message)[-max(1, message.limit) :]})
+
+    def _apps(self, message: ListObjects) -> list[dict[str, Any]]:
+        containers = self.server.reconciler.containers.values()
+        return [
+            {
+                "app_id": app.app_id,
+                "name": app.name,
+                "state": app.state,
+                "detached": app.detached,
+                "created_at": app.created_at,
+                "stopped_at": app.stopped_at or None,
+                "reason": app.reason,
+                "functions": len(app.functions),
+                "containers": sum(1 for record in containers if record.function.app is app),
+            }
+            for app in self.server.objects.apps.values()
+            if message.all or app.state != "stopped"
+        ]
+
+    def _containers(self, message: ListObjects) -> list[dict[str, Any]]:
+        reconciler = self.server.reconciler
+        records = list(reconciler.history.values()) if message.all else []
+        records += reconciler.containers.values()
+        if message.app:
+            app = self.server.objects.find_app(message.app)
+            records = [record for record in records if record.function.app is app]
+        rows = []
+        for record in records:
+            state = self.server.dispatch.containers.get(record.container_id)
+            rows.append(
+                {
+                    "container_id": record.container_id,
+                    "app": record.function.app.name,
+                    "app_id": record.function.app.app_id,
+                    "function": record.function.spec.tag,
+                    "node_id": record.node.node_id,
+                    "state": record.state,
+                    "running": len(state.running) if state is not None else 0,
+                    "started_at": record.timeline.stood_at or None,
+                    "stopped_at": record.timeline.exited_at or None,
+                    "reason": record.stop_reason or record.reason,
+                    **record.node.used.get(record.container_id, {}),
+                }
+            )
+        return rows
+
+    def _functions(self, message: ListObjects) -> list[dict[str, Any]]:
+        rows = []
+        for function_id, function in self.server.objects.functions.items():
+            if function_id not in self.server.dispatch.functions:
+                continue
+            if not message.app or message.app in (function.app.app_id, function.app.name):
+                stats = stats_of(self.server.dispatch.demand(function_id))
+                row = {"function_id": function_id, "function": function.spec.tag, "app": function.app.name}
+                rows.append({**row, **stats})
+        return rows
+
+    def _calls(self, message: ListObjects) -> list[dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for timeline in self.server.timelines.inputs:
+            row = found.setdefault(
+                timeline.call_id,
+                {
+                    "call_id": timeline.call_id,
+                    "function": timeline.function,
+                    "kind": timeline.kind,
+                    "started_at": timeline.sent_at or timeline.queued_at,
+                    "inputs": 0,
+                    "failed": 0,
+                },
+            )
+            row["inputs"] += 1
+            row["failed"] += timeline.status != "ok"
+            row["ended_at"] = timeline.done_at
+        return list(found.values())
+
+    def get_trace(self, peer: Peer, message: GetTrace, payload: bytes) -> None:
+        timelines = self.server.timelines
+        call_id, idx = parse_call(message.call or timelines.latest())
+        inputs = [t for t in timelines.of_call(call_id) if idx is None or t.idx == idx]
+        if not inputs:
+            what = f"call `{message.call[:80]}`" if message.call else "any call"
+            raise NotFoundError(f"no timeline of {what}", hint="timelines are kept while the server runs; see `squall trace --list`")
+        begin = min(t.sent_at or t.queued_at for t in inputs)
+        end = max(t.done_at for t in inputs)
+        rows = []
+        for timeline in inputs[: max(1, message.limit)]:
+            container = self.server.reconciler.timeline_of(timeline.container_id)
+            rows.append(
+                {
+                    "idx": timeline.idx,
+                    "status": timeline.status,
+                    "attempt": timeline.attempt,
+                    "container_id": timeline.container_id,
+                    "total_ms": (timeline.done_at - (timeline.sent_at or timeline.queued_at)) * 1000,
+                    "spans": spans(timeline, container),
+                }
+            )
+        head = inputs[0]
+        peer.reply(
+            message.id,
+            {
+                "call_id": call_id,
+                "function": head.function,
+                "kind": head.kind,
+                "started_at": begin,
+                "total_ms": (end - begin) * 1000,
+                "num_inputs": len(inputs),
+                "inputs": rows,
+            },
+        )
+
+    async def get_logs(self, peer: Peer, message: GetLogs) -> None:
+        app = self._logs_app(message)
+        if message.follow and app.state != "stopped":
+            app.followers.add(peer)
+        records = await self.loop.run_in_executor(
+            None, lambda: list(self.server.logs.read(app.app_id, message.container_id))
+        )
+        for record in records[-message.tail :] if message.tail else records:
+            await peer.stream.drained()
+            peer.stream.send(log_chunk(app, record, message.id), record.data)
+        peer.reply(message.id, {"app_id": app.app_id, "state": app.state})
+
+    def _logs_app(self, message: GetLogs) -> AppRecord:
+        if message.app:
+            return self.server.objects.find_app(message.app)
+        reconciler = self.server.reconciler
+        record = reconciler.containers.get(message.container_id) or reconciler.history.get(message.container_id)
+        if record is None:
+            raise NotFoundError(f"no container `{message.container_id[:80]}`", hint="see `squall container list --all`")
+        return record.function.app
+
+
+def log_chunk(app: AppRecord, record: Record, re: int = 0) -> LogChunk:
+    return LogChunk(app.app_id, record.container_id, record.function, record.stream, record.at, re=re)
+
+
+def stats_of(demand: Demand) -> dict[str, Any]:
+    return {
+        "backlog": demand.backlog + demand.waiting,
+        "num_total_runners": demand.ready + demand.starting,
+        "num_running_inputs": demand.running,
+        "input_headroom": demand.headroom,
+    }
+
+
+def output_head_of(call_id: str, idx: int, status: str, message: str, hint: str) -> str:
+    """A result without payload for a call whose id was not checked: encoded the slow, safe way."""
+    return json.dumps(to_dict(OutputItem(call_id, idx, status, message=message, hint=hint)))
+
+
+def parse_call(ref: str) -> tuple[str, int | None]:
+    """`fc-…` is a call, `in-…-3` its input 3."""
+    if ref.startswith("in-"):
+        body, _, idx = ref[3:].rpartition("-")
+        if body and idx.isdigit():
+            return f"fc-{body}", int(idx)
+    return ref, None

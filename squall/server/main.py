@@ -1,0 +1,421 @@
+"""Builds the server from its parts, listens, and takes it down in order.
+
+Start: state directories, sockets, agent, and only then the Store's heavy imports, so that the first call does not wait
+for them. Stop: no new work, apps stopped, containers gone, agent gone, Store committed, sockets removed. An embedded
+server ends by itself when the last client and app have been gone for `idle_timeout` seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+from squall._observe import Logger
+from squall.config import Config
+from squall.engines.provider import EmbeddedProvider, NodeProvider
+from squall.exception import ConflictError, Error, VersionError
+from squall.protocol.messages import (
+    SUPPORTED_VERSIONS,
+    ContainerEvent,
+    ContainerOutput,
+    CreateApp,
+    ExecData,
+    ExecExit,
+    GetBlob,
+    Hello,
+    Loaded,
+    Message,
+    NodeReport,
+    Notice,
+    Outputs,
+    Register,
+    Welcome,
+    new_id,
+    split_payload,
+)
+from squall.protocol.transport import FrameStream
+from squall.server.api import Api, Peer, log_chunk
+from squall.server.calls import Calls
+from squall.server.containers import ContainerRecord
+from squall.server.database import Database
+from squall.server.dispatch import Dispatch
+from squall.server.logs import Logs, Record
+from squall.server.metering import Metering
+from squall.server.nodes import Node, Nodes
+from squall.server.objects import AppRecord, FunctionRecord, Objects, options_of
+from squall.server.reconciler import Reconciler
+from squall.server.timelines import Timelines
+from squall.server.wire import decode, refuse, reply
+from squall.storage.blobs import DirectoryBlobs
+
+log = Logger("server")
+
+STORE_AFTER = 2.0
+"""Seconds after the start until the Store is opened when nobody needed it before."""
+STOP_GRACE = 1.0
+"""Seconds a container of a stopped app may take to end before it is killed."""
+STOP_TIMEOUT = 30.0
+NODE_TIMEOUT = 20.0
+HELLO_TIMEOUT = 10.0
+
+
+class Server:
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.loop = asyncio.get_running_loop()
+        self.server_id = new_id("sv")
+        for directory in (config.home, config.run_dir, config.state_dir):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.lock = lock_state(config)
+        self.blobs = DirectoryBlobs(config.blobs_dir)
+        self.logs = Logs(config.state_dir / "logs")
+        self.database = Database.in_directory(config.state_dir, self.loop)
+        self.dispatch = Dispatch()
+        self.timelines = Timelines()
+        self.objects = Objects(self.database)
+        self.metering = Metering(self.database)
+        self.nodes = Nodes(self.loop)
+        self.calls = Calls(self.dispatch, self.objects, self.database, self.timelines)
+        self.reconciler = Reconciler(self.dispatch, self.objects, self.nodes, self.calls, self.metering)
+        self.api = Api(self)
+        self.provider: NodeProvider = EmbeddedProvider(config)
+        self.peers: set[Peer] = set()
+        self.ended = asyncio.Event()
+        self.busy_at = time.monotonic()
+        self._stopping: dict[str, asyncio.Task[None]] = {}
+        self._listener: asyncio.AbstractServer | None = None
+        self.calls.apply = self.reconciler.apply
+        self.reconciler.notify = self.notify
+        self.nodes.on_runner = self._on_runner
+
+    # -- life
+
+    async def run(self) -> None:
+        """Serve until told to end."""
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            self.loop.add_signal_handler(signum, self.end, f"received {signal.Signals(signum).name}")
+        self.nodes.listen(self.config.run_dir / "handoff.sock")
+        await self._listen()
+        self.provider.start()
+        rounds = [self.loop.create_task(self.reconciler.rounds()), self.loop.create_task(self._watch_idle())]
+        self.loop.call_later(STORE_AFTER, self._open_store)
+        log.info("serving", home=str(self.config.home), pid=os.getpid())
+        try:
+            await self.ended.wait()
+        finally:
+            for task in rounds:
+                task.cancel()
+            await self._close()
+
+    def _open_store(self) -> None:
+        if not self.ended.is_set():
+            now = time.time()
+            self.metering.close_stale(now)
+            self.calls.close_stale(now)
+            self.database.start()
+
+    async def _listen(self) -> None:
+        path = self.config.socket_path
+        path.unlink(missing_ok=True)
+        previous = os.umask(0o177)
+        try:
+            self._listener = await self.loop.create_unix_server(self._accept, str(path))
+        finally:
+            os.umask(previous)
+
+    def _accept(self) -> Any:
+        stream = FrameStream(self.loop, self._on_first, self._on_lost)
+        self.loop.call_later(HELLO_TIMEOUT, self._check_hello, stream)
+        return stream
+
+    def _check_hello(self, stream: FrameStream) -> None:
+        if stream.owner is None and not stream.closing:
+            stream.abort("it did not say who it is")
+
+    def end(self, reason: str) -> None:
+        if not self.ended.is_set():
+            log.info("ending", reason=reason)
+            self.ended.set()
+
+    async def _close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        self.config.socket_path.unlink(missing_ok=True)
+        stops = [self.stop_app(app, "the server is ending") for app in list(self.objects.apps.values())]
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*stops), STOP_TIMEOUT)
+        await self.provider.stop()
+        self.nodes.close()
+        self.logs.close()
+        await self.database.close()
+        for peer in list(self.peers):
+            peer.stream.close("the server ended")
+        await asyncio.sleep(0)
+        self.lock.close()
+
+    async def _watch_idle(self) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, max(0.05, self.config.idle_timeout / 4)))
+            self.logs.flush()
+            self._end_idle_apps()
+            running = any(app.state != "stopped" for app in self.objects.apps.values())
+            if self.peers or running:
+                self.busy_at = time.monotonic()
+            elif time.monotonic() - self.busy_at >= self.config.idle_timeout:
+                self.end(f"nobody used it for {self.config.idle_timeout:g} s")
+
+    def _end_idle_apps(self) -> None:
+        """A detached app whose maker is gone ends when nothing of it is left to do."""
+        for app in list(self.objects.apps.values()):
+            if app.state != "running" or not app.detached or app.owner is not None:
+                continue
+            ids = {function.function_id for function in app.functions.values()}
+            if not any(call.function_id in ids for call in self.dispatch.calls.values()):
+                self._stop_soon(app, "all its calls have ended")
+
+    # -- connections
+
+    def _on_first(self, stream: FrameStream, header: bytes, payload: bytes) -> None:
+        """The first frame says who it is; from then on the stream has its own handler."""
+        if stream.owner is None:
+            self._hello(stream, header)
+        elif isinstance(stream.owner, Peer):
+            self._dispatch_frame(stream, header, payload, self._on_client)
+        else:
+            self._dispatch_frame(stream, header, payload, self._on_agent)
+
+    def _dispatch_frame(self, stream: FrameStream, header: bytes, payload: bytes, handler: Any) -> None:
+        try:
+            message = decode(header)
+        except ValueError as error:
+            stream.abort(f"received garbage: {error}")
+            return
+        handler(stream, message, payload)
+
+    def _hello(self, stream: FrameStream, header: bytes) -> None:
+        try:
+            message = decode(header)
+        except ValueError as error:
+            stream.abort(f"received garbage: {error}")
+            return
+        if not isinstance(message, Hello) or message.role not in ("client", "agent"):
+            stream.abort("its first message was not a hello")
+            return
+        if message.version not in SUPPORTED_VERSIONS:
+            known = ", ".join(map(str, SUPPORTED_VERSIONS))
+            error = VersionError(
+                f"this server speaks protocol version {known}, the {message.role} speaks {message.version}",
+                hint="use the same release of squall on both sides; `squall down` ends a server that was left running",
+            )
+            refuse(stream, message.id, error)
+            stream.close("it speaks another version")
+            return
+        if message.role == "client":
+            peer = Peer(self.loop, stream)
+            stream.owner = peer
+            self.peers.add(peer)
+        else:
+            stream.owner = PendingAgent()
+        stream.send(Welcome(self.server_id, pid=os.getpid(), re=message.id))
+
+    def _on_client(self, stream: FrameStream, message: Message, payload: bytes) -> None:
+        self.api.handle(stream.owner, message, payload)
+
+    def _on_agent(self, stream: FrameStream, message: Message, payload: bytes) -> None:
+        node = stream.owner
+        if isinstance(message, GetBlob):
+            self._agent_blob(stream, message)
+        elif isinstance(message, Register):
+            stream.owner = None
+            node = self.nodes.register(stream, message)
+            reply(stream, message.id, {"node_id": node.node_id})
+            self.reconciler.node_joined(node)
+        elif not isinstance(node, Node):
+            stream.abort("it did not register")
+        elif isinstance(message, ContainerEvent):
+            self.reconciler.container_event(node, message)
+        elif isinstance(message, ContainerOutput):
+            self._on_output(node, message, payload)
+        elif isinstance(message, NodeReport):
+            node.used = message.containers
+        elif isinstance(message, (ExecData, ExecExit)):
+            self.api.exec_from_node(node, message, payload, last=isinstance(message, ExecExit))
+
+    def _agent_blob(self, stream: FrameStream, message: GetBlob) -> None:
+        try:
+            self.api.get_blob(Peer(self.loop, stream), message, b"")
+        except Error as error:
+            refuse(stream, message.id, error)
+
+    def _on_lost(self, stream: FrameStream, reason: str) -> None:
+        owner = stream.owner
+        if isinstance(owner, Peer):
+            self._peer_lost(owner, reason)
+        elif isinstance(owner, Node):
+            self.nodes.lost(owner)
+            self.reconciler.node_lost(owner, reason)
+
+    def _peer_lost(self, peer: Peer, reason: str) -> None:
+        self.peers.discard(peer)
+        self.busy_at = time.monotonic()
+        self.api.peer_lost(peer)
+        for app in list(self.objects.apps.values()):
+            app.followers.discard(peer)
+            if app.owner is peer:
+                app.owner = None
+                if not app.detached:
+                    self._stop_soon(app, "its client went away")
+        self.reconciler.apply(self.dispatch.owner_gone(time.monotonic(), peer, "the caller went away"))
+
+    # -- runners
+
+    def _on_runner(self, container_id: str, sock: socket.socket) -> None:
+        stream = FrameStream(self.loop, self._on_runner_frame, self._on_runner_lost)
+        if not self.reconciler.adopt_runner(container_id, stream):
+            sock.close()
+            return
+        sock.setblocking(False)
+        self.loop.create_task(self._attach(stream, sock))
+
+    async def _attach(self, stream: FrameStream, sock: socket.socket) -> None:
+        await self.loop.create_unix_connection(lambda: stream, sock=sock)  # type: ignore[arg-type, return-value]
+
+    def _on_runner_frame(self, stream: FrameStream, header: bytes, payload: bytes) -> None:
+        record: ContainerRecord = stream.owner
+        try:
+            message = decode(header)
+            if isinstance(message, Outputs):
+                parts = split_payload(message.items, payload)
+                self.reconciler.runner_outputs(record, message.items, parts)
+            elif isinstance(message, Hello):
+                self._runner_hello(record, message)
+            elif isinstance(message, Loaded):
+                self.reconciler.runner_loaded(record, message, payload)
+            else:
+                self._runner_asks(record, message, payload)
+        except ValueError as error:
+            stream.abort(f"received garbage: {error}")
+
+    def _runner_hello(self, record: ContainerRecord, message: Hello) -> None:
+        if message.version not in SUPPORTED_VERSIONS:
+            self.reconciler.stop_container(
+                record.container_id, 0.0, f"its runner speaks protocol version {message.version}"
+            )
+            return
+        self.reconciler.runner_hello(record)
+
+    def _runner_asks(self, record: ContainerRecord, message: Message, payload: bytes) -> None:
+        """User code in a container calls functions: it acts as a client, within what a runner may ask."""
+        peer = record.peer
+        if peer is None:
+            assert record.stream is not None
+            peer = record.peer = Peer(self.loop, record.stream, is_runner=True)
+        self.api.handle(peer, message, payload)
+
+    def _on_runner_lost(self, stream: FrameStream, reason: str) -> None:
+        record: ContainerRecord = stream.owner
+        if record.peer is not None:
+            self.api.peer_lost(record.peer)
+            self.reconciler.apply(self.dispatch.owner_gone(time.monotonic(), record.peer, "the caller's container ended"))
+            record.peer = None
+        self.reconciler.runner_lost(record, reason)
+
+    # -- apps
+
+    def create_app(self, message: CreateApp, peer: Peer) -> AppRecord:
+        if self.ended.is_set():
+            raise ConflictError("the server is ending", hint="try again")
+        app = self.objects.create_app(message, peer, time.time())
+        peer.apps.add(app.app_id)
+        if message.follow:
+            app.followers.add(peer)
+        now = time.monotonic()
+        for function in app.functions.values():
+            self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function.spec)))
+        return app
+
+    def _stop_soon(self, app: AppRecord, reason: str) -> None:
+        if app.app_id not in self._stopping:
+            task = self.loop.create_task(self.stop_app(app, reason))
+            task.add_done_callback(lambda done: done.exception())
+
+    async def stop_app(self, app: AppRecord, reason: str) -> None:
+        """Cancel its inputs, end its containers, wait until they are gone. Whoever asks second waits with the first."""
+        if app.state == "stopped":
+            return
+        task = self._stopping.get(app.app_id)
+        if task is None:
+            task = self._stopping[app.app_id] = self.loop.create_task(self._stop_app(app, reason))
+            task.add_done_callback(lambda _: self._stopping.pop(app.app_id, None))
+        await asyncio.shield(task)
+
+    async def _stop_app(self, app: AppRecord, reason: str) -> None:
+        app.state, app.reason = "stopping", reason
+        now = time.monotonic()
+        mine = [record for record in self.reconciler.containers.values() if record.function.app is app]
+        for function in app.functions.values():
+            self.reconciler.apply(self.dispatch.close_function(now, function.function_id, reason))
+        for record in mine:
+            self.reconciler.stop_container(record.container_id, STOP_GRACE, reason)
+        if mine:
+            gone = [self.loop.create_task(record.gone.wait()) for record in mine]
+            await asyncio.wait(gone, timeout=STOP_TIMEOUT)
+        self.objects.set_stopped(app, time.time())
+        for peer in list(app.followers):
+            peer.stream.send(Notice(app.app_id, "stopped", {"reason": reason}))
+        app.followers.clear()
+        self.logs.close_app(app.app_id)
+        self.busy_at = time.monotonic()
+
+    # -- output
+
+    def _on_output(self, node: Node, message: ContainerOutput, data: bytes) -> None:
+        record = self.reconciler.containers.get(message.container_id)
+        if record is None or record.node is not node or message.stream not in ("stdout", "stderr"):
+            return
+        app = record.function.app
+        entry = Record(time.time(), record.container_id, record.function.spec.tag, message.stream, data)
+        self.logs.append(app.app_id, entry)
+        for peer in app.followers:
+            self._push_log(peer, app, entry)
+
+    def _push_log(self, peer: Peer, app: AppRecord, entry: Record) -> None:
+        """A follower that does not read loses output, and is told how much, rather than filling this memory."""
+        if peer.stream.paused:
+            peer.dropped_bytes += len(entry.data)
+            return
+        if peer.dropped_bytes:
+            text = f"[{peer.dropped_bytes} bytes of output were dropped, as they came faster than they were read]\n"
+            peer.dropped_bytes = 0
+            note = Record(entry.at, entry.container_id, entry.function, "system", text.encode())
+            peer.stream.send(log_chunk(app, note), note.data)
+        peer.stream.send(log_chunk(app, entry), entry.data)
+
+    def notify(self, function: FunctionRecord, kind: str, data: dict[str, Any]) -> None:
+        app = function.app
+        for peer in app.followers:
+            if not peer.stream.paused:
+                peer.stream.send(Notice(app.app_id, kind, {"function": function.spec.tag, **data}))
+
+
+class PendingAgent:
+    """An agent that has said hello and not registered yet."""
+
+
+def lock_state(config: Config) -> Any:
+    """One server a state directory. Raises ConflictError; the lock goes with the returned file."""
+    file = (config.state_dir / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConflictError(
+            f"another server is using `{config.home}`", hint="`squall down` ends it; or set SQUALL_HOME to another directory"
+        ) from None
+    return file

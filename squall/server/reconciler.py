@@ -1,0 +1,447 @@
+"""HAND: carries out what the brains decide, and tells them what happened. The only writer of placements.
+
+`apply` takes dispatch's instructions in order. Demand goes to the autoscaler, its wishes to the scheduler, grants
+become containers on nodes; what nodes and runners report goes back to dispatch. A container's life is walked here:
+it gets its code only after its node has checked its walls from the host, and its first input only after it said it
+loaded. Nothing here chooses: every number, place and moment comes from a brain. Tested in `tests/integration`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+from squall._observe import Logger, count
+from squall.protocol.messages import (
+    CancelRun,
+    ContainerEvent,
+    ContainerSpec,
+    Load,
+    Loaded,
+    OutputItem,
+    StartContainer,
+    StopContainer,
+    StopRunner,
+    new_id,
+)
+from squall.protocol.transport import FrameStream
+from squall.server import autoscaler
+from squall.server.calls import Calls, Result
+from squall.server.containers import ContainerRecord
+from squall.server.dispatch import Dispatch
+from squall.server.inputs import (
+    CancelRunning,
+    DemandChanged,
+    Finish,
+    Instructions,
+    KillContainer,
+    Notice,
+    Push,
+    StopContainer as StopInstruction,
+)
+from squall.server.metering import Metering
+from squall.server.nodes import Node, Nodes
+from squall.server.objects import FunctionRecord, Objects
+from squall.server.scheduler import Grant, Request, Scheduler
+from squall.server.scheduler import Node as SchedulerNode
+from squall.server.timelines import ContainerTimeline
+from squall.server.wire import run_head
+
+log = Logger("server")
+
+ROUND_S = 0.5
+"""How often the autoscaler looks at every function, asked or not."""
+STREAM_GRACE = 5.0
+"""A runner's socket may end this long before its node reports why."""
+HISTORY_LIMIT = 5000
+Notify = Callable[[FunctionRecord, str, dict[str, Any]], None]
+
+
+class Reconciler:
+    def __init__(self, dispatch: Dispatch, objects: Objects, nodes: Nodes, calls: Calls, metering: Metering) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.dispatch = dispatch
+        self.objects = objects
+        self.nodes = nodes
+        self.calls = calls
+        self.metering = metering
+        self.scheduler = Scheduler()
+        self.containers: dict[str, ContainerRecord] = {}
+        self.history: dict[str, ContainerRecord] = {}
+        """Ended ones, newest last, for traces and listings."""
+        self.notify: Notify
+        """Set by `main`: tells the followers of an app."""
+        self._wanting: set[str] = set()
+        self._asked: set[str] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._refusals: dict[str, str] = {}
+
+    # -- instructions
+
+    def apply(self, instructions: Instructions) -> None:
+        for instruction in instructions:
+            kind = type(instruction)
+            if kind is Push:
+                self._push(instruction)  # type: ignore[arg-type]
+            elif kind is Finish:
+                self.calls.finish(instruction)  # type: ignore[arg-type]
+            else:
+                self._apply_rare(instruction)
+        deadline = self.dispatch.next_deadline()
+        if deadline is not None and deadline < self._timer_at:
+            self._arm(deadline)
+
+    def _apply_rare(self, instruction: Any) -> None:
+        if isinstance(instruction, DemandChanged):
+            self._ask(instruction.function_id)
+        elif isinstance(instruction, CancelRunning):
+            record = self.containers.get(instruction.container_id)
+            if record is not None and record.stream is not None:
+                record.stream.send(CancelRun(instruction.input.call_id, instruction.input.idx))
+        elif isinstance(instruction, KillContainer):
+            self.stop_container(instruction.container_id, 0.0, instruction.reason)
+        elif isinstance(instruction, StopInstruction):
+            self.stop_container(instruction.container_id, instruction.grace, instruction.reason)
+        elif isinstance(instruction, Notice):
+            function = self.objects.functions.get(instruction.function_id)
+            if function is not None:
+                self.notify(function, instruction.kind, {"reason": instruction.message})
+
+    def _push(self, push: Push) -> None:
+        record = self.containers.get(push.container_id)
+        if record is None or record.stream is None:
+            return  # its end is being reported; dispatch will requeue what it holds
+        heads: list[str] = []
+        parts: list[bytes] = []
+        for input_ in push.inputs:
+            data = input_.payload
+            if isinstance(data, str):
+                heads.append(run_head(input_.call.call_id, input_.idx, 0, data, input_.attempt))
+            else:
+                heads.append(run_head(input_.call.call_id, input_.idx, len(data), "", input_.attempt))
+                parts.append(data)
+        header = '{"t":"run","items":[' + ",".join(heads) + "]}"
+        record.stream.send_raw(header.encode(), parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def _arm(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = self.loop.call_later(max(0.0, deadline - time.monotonic()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer, self._timer_at = None, float("inf")
+        self.apply(self.dispatch.tick(time.monotonic()))
+
+    # -- scaling
+
+    def _ask(self, function_id: str) -> None:
+        """Have the autoscaler look at a function at the end of this turn of the loop: a burst is one question."""
+        if not self._asked:
+            self.loop.call_soon(self._answer)
+        self._asked.add(function_id)
+
+    def _answer(self) -> None:
+        asked, self._asked = self._asked, set()
+        now = time.monotonic()
+        for function_id in asked:
+            self._scale(now, function_id)
+        self.place(now)
+
+    def _scale(self, now: float, function_id: str) -> None:
+        state = self.dispatch.functions.get(function_id)
+        function = self.objects.functions.get(function_id)
+        if state is None or function is None:
+            self.scheduler.want(now, function_id, 0, Request())
+            self._wanting.discard(function_id)
+            return
+        decision = autoscaler.decide(now, self.dispatch.demand(function_id), state.options)
+        for container_id in decision.stop:
+            self.apply(self.dispatch.drain(now, container_id, decision.reason))
+        if decision.start or function_id in self._wanting:
+            self.scheduler.want(now, function_id, decision.start, request_of(function))
+            (self._wanting.add if decision.start else self._wanting.discard)(function_id)
+
+    async def rounds(self) -> None:
+        """The periodic look at everything: windows that passed, room that came free, delays that are over."""
+        while True:
+            await asyncio.sleep(ROUND_S)
+            now = time.monotonic()
+            for function_id in list(self.dispatch.functions):
+                self._scale(now, function_id)
+            self.place(now)
+
+    def place(self, now: float) -> None:
+        """Give the scheduler's room to whoever wants it."""
+        if not self._wanting:
+            return
+        plan = self.scheduler.plan(now, (new_id("co") for _ in itertools.repeat(None)))
+        for grant in plan.grants:
+            self._start(now, grant)
+        for function_id in [fid for fid in self._refusals if fid not in plan.refusals]:
+            del self._refusals[function_id]
+        for function_id, refusal in plan.refusals.items():
+            self._refuse(now, function_id, refusal.reason, refusal.hint, refusal.permanent)
+        for reclaim in plan.reclaims:
+            self._reclaim(now, reclaim.function_id, reclaim.reason)
+
+    def _refuse(self, now: float, function_id: str, reason: str, hint: str, permanent: bool) -> None:
+        function = self.objects.functions.get(function_id)
+        if function is None:
+            return
+        if permanent:
+            self._fail_unplaceable(now, function_id, reason, hint)
+        elif self._refusals.get(function_id) != reason:
+            demand = self.dispatch.demand(function_id)
+            if not demand.ready and not demand.starting:
+                self.notify(function, "waiting", {"reason": reason, "hint": hint})
+        self._refusals[function_id] = reason
+
+    def _fail_unplaceable(self, now: float, function_id: str, reason: str, hint: str) -> None:
+        """No node could ever hold it: a container that never stood, so that waiting inputs fail and say why."""
+        container_id = new_id("co")
+        self.apply(self.dispatch.container_starting(now, container_id, function_id))
+        error = Result(b"", container_id, 0.0, 0.0)
+        self.apply(
+            self.dispatch.container_gone(now, container_id, reason, fault="container", hint=hint, init_error=error)
+        )
+        self.scheduler.want(now, function_id, 0, Request())
+        self._wanting.discard(function_id)
+
+    def _reclaim(self, now: float, function_id: str, reason: str) -> None:
+        state = self.dispatch.functions.get(function_id)
+        if state is None:
+            return
+        ready = [c for c in state.containers.values() if c.state == "ready"]
+        if ready:
+            victim = min(ready, key=lambda c: len(c.running))
+            self.apply(self.dispatch.drain(now, victim.container_id, reason))
+
+    # -- a container's life
+
+    def _start(self, now: float, grant: Grant) -> None:
+        placement = grant.placement
+        function = self.objects.functions.get(grant.function_id)
+        node = self.nodes.nodes.get(placement.node_id)
+        if function is None or node is None:
+            self.scheduler.release(placement.container_id)
+            return
+        record = ContainerRecord(placement.container_id, function, node, list(placement.gpus), time.time())
+        record.move("creating")
+        self.containers[record.container_id] = record
+        node.containers.add(record.container_id)
+        self.apply(self.dispatch.container_starting(now, record.container_id, grant.function_id))
+        node.send(StartContainer(container_spec(record)))
+        self.metering.started(_meter_row(record))
+        self._tell(record)
+
+    def _tell(self, record: ContainerRecord) -> None:
+        data = {"container_id": record.container_id, "state": record.state, "reason": record.reason}
+        self.notify(record.function, "container", data)
+
+    def adopt_runner(self, container_id: str, stream: FrameStream) -> bool:
+        """The runner's socket of a container arrived; whether it is one that was asked for."""
+        record = self.containers.get(container_id)
+        if record is None or record.stream is not None or record.state not in ("creating", "starting"):
+            return False
+        record.stream = stream
+        stream.owner = record
+        return True
+
+    def container_event(self, node: Node, event: ContainerEvent) -> None:
+        record = self.containers.get(event.container_id)
+        if record is None or record.node is not node:
+            return
+        if event.state == "starting" and record.move("starting"):
+            record.timeline.stood_at = time.time()
+            record.timeline.steps = event.steps
+            self.scheduler.started(record.container_id)
+            self._load(record)
+            self.place(time.monotonic())
+        elif event.state == "exited":
+            record.exit_code, record.usage = event.exit_code, event.usage
+            self._gone(record, f"ended: {event.reason}" if record.state != "creating" else event.reason, event.oom)
+
+    def runner_hello(self, record: ContainerRecord) -> None:
+        record.said_hello = True
+        record.timeline.hello_at = time.time()
+        self._load(record)
+
+    def _load(self, record: ContainerRecord) -> None:
+        """Send the code and the secrets: only now, that the host has checked the container and the runner is there."""
+        if record.state != "starting" or not record.said_hello or record.stream is None:
+            return
+        function = record.function
+        app = function.app
+        record.timeline.load_at = time.time()
+        record.stream.send(
+            Load(
+                app.app_id,
+                app.name,
+                function.function_id,
+                record.container_id,
+                function.spec,
+                {tag: other.function_id for tag, other in app.functions.items()},
+                [tag for tag, other in app.functions.items() if other.spec.is_generator],
+            )
+        )
+
+    def runner_loaded(self, record: ContainerRecord, message: Loaded, payload: bytes) -> None:
+        now = time.monotonic()
+        record.timeline.loaded_at = time.time()
+        record.timeline.load_steps = message.steps
+        if not message.ok:
+            record.init_error = Result(payload, record.container_id, 0.0, 0.0)
+            record.reason = f"could not load `{record.function.spec.tag}`: {message.message}"
+            self.apply(
+                self.dispatch.container_gone(
+                    now, record.container_id, record.reason, fault="container", init_error=record.init_error
+                )
+            )
+            return
+        if record.move("ready"):
+            self._tell(record)
+            self.apply(self.dispatch.container_ready(now, record.container_id, record.function.spec.concurrency))
+
+    def runner_outputs(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> None:
+        results = []
+        for item, part in zip(items, parts):
+            data: bytes | str = item.blob or part
+            if item.status == "yield":
+                input_ = self.dispatch.yielded(record.container_id, item.call_id, item.idx, item.attempt)
+                if input_ is not None:
+                    self.calls.give_yield(input_.call, item, data)
+                continue
+            if item.status not in ("ok", "error", "cancelled"):
+                continue  # the other ends are not a runner's to declare
+            result = Result(data, record.container_id, item.started_at, item.finished_at)
+            results.append((item.call_id, item.idx, item.status, item.attempt, result))
+        if results:
+            self.apply(self.dispatch.outputs(time.monotonic(), record.container_id, results))
+
+    def runner_lost(self, record: ContainerRecord, reason: str) -> None:
+        """Its socket ended: the container is ending, or must. Its node says why, or is given up on."""
+        record.stream = None
+        if record.container_id in self.containers:
+            self.loop.call_later(STREAM_GRACE, self._give_up, record)
+
+    def _give_up(self, record: ContainerRecord) -> None:
+        if record.container_id in self.containers:
+            self.stop_container(record.container_id, 0.0, record.stop_reason or "its runner went away")
+
+    def stop_container(self, container_id: str, grace: float, reason: str, *, by_operator: bool = False) -> bool:
+        """End a container on its node; whether there is one."""
+        record = self.containers.get(container_id)
+        if record is None:
+            return False
+        record.stop_reason = record.stop_reason or reason
+        record.stopped_by_operator = record.stopped_by_operator or by_operator
+        if grace > 0 and record.stream is not None:
+            record.stream.send(StopRunner(grace, reason))
+        record.node.send(StopContainer(container_id, grace, reason))
+        if record.state == "ready":
+            record.move("draining")
+        return True
+
+    def _gone(self, record: ContainerRecord, reason: str, oom: bool = False, *, infra: bool = False) -> None:
+        """The one end of every container's record."""
+        if self.containers.pop(record.container_id, None) is None:
+            return
+        record.node.containers.discard(record.container_id)
+        self.scheduler.release(record.container_id)
+        record.move("exited")
+        record.reason = record.reason or reason
+        record.timeline.exited_at = time.time()
+        if record.stream is not None:
+            record.stream.abort("the container ended")
+        fault = "infra" if infra or record.stopped_by_operator else "container"
+        hint = _oom_hint(record) if oom else ""
+        count("containers_ended")
+        self.apply(
+            self.dispatch.container_gone(
+                time.monotonic(), record.container_id, reason, fault=fault, hint=hint, init_error=record.init_error  # type: ignore[arg-type]
+            )
+        )
+        self._tell(record)
+        self.metering.stopped(record.container_id, _stop_row(record), _timeline_row(record.timeline))
+        record.gone.set()
+        self.history[record.container_id] = record
+        if len(self.history) > HISTORY_LIMIT:
+            del self.history[next(iter(self.history))]
+        self.place(time.monotonic())
+
+    # -- nodes
+
+    def node_joined(self, node: Node) -> None:
+        gpus = [(int(gpu["index"]), str(gpu["type"])) for gpu in node.machine.gpus]
+        self.scheduler.add_node(SchedulerNode(node.node_id, node.machine.cpus, node.machine.memory_mib, gpus))
+        self.place(time.monotonic())
+
+    def node_lost(self, node: Node, reason: str) -> None:
+        log.warning("node lost", node=node.node_id, reason=reason, containers=len(node.containers))
+        for container_id in list(node.containers):
+            self._gone(self.containers[container_id], f"was lost with its node: {reason}", infra=True)
+        self.scheduler.remove_node(node.node_id)
+
+    def timeline_of(self, container_id: str) -> ContainerTimeline | None:
+        record = self.containers.get(container_id) or self.history.get(container_id)
+        return record.timeline if record is not None else None
+
+
+def request_of(function: FunctionRecord) -> Request:
+    spec = function.spec
+    return Request(spec.cpu, spec.memory_mib, tuple(spec.gpu))
+
+
+def container_spec(record: ContainerRecord) -> ContainerSpec:
+    spec = record.function.spec
+    return ContainerSpec(
+        record.container_id,
+        image=spec.image,
+        source=spec.source,
+        cpu=spec.cpu,
+        cpu_limit=spec.cpu_limit,
+        memory_mib=spec.memory_mib,
+        memory_limit_mib=spec.memory_limit_mib,
+        gpus=record.gpus,
+        network=not spec.block_network,
+        hostname=record.container_id,
+    )
+
+
+def _oom_hint(record: ContainerRecord) -> str:
+    limit = record.function.spec.memory_limit_mib
+    return f"raise the limit: `memory=({record.function.spec.memory_mib}, {limit * 2})`" if limit else ""
+
+
+def _meter_row(record: ContainerRecord) -> dict[str, Any]:
+    spec = record.function.spec
+    return {
+        "container_id": record.container_id,
+        "function_id": record.function.function_id,
+        "app_id": record.function.app.app_id,
+        "node_id": record.node.node_id,
+        "cpu": spec.cpu,
+        "memory_mib": spec.memory_mib,
+        "gpus": len(record.gpus),
+        "requested_at": record.timeline.requested_at,
+    }
+
+
+def _stop_row(record: ContainerRecord) -> dict[str, Any]:
+    return {
+        "started_at": record.timeline.stood_at or None,
+        "stopped_at": record.timeline.exited_at,
+        "exit_code": record.exit_code,
+        "reason": record.stop_reason or record.reason,
+        "cpu_seconds": record.usage.get("cpu_seconds"),
+        "memory_peak_bytes": record.usage.get("memory_peak_bytes"),
+    }
+
+
+def _timeline_row(timeline: ContainerTimeline) -> dict[str, Any]:
+    return {**vars(timeline)}

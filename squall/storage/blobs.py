@@ -1,0 +1,160 @@
+"""Content-addressed bytes: the BlobStore seam and its simplest implementation, a directory.
+
+A blob is named by the blake2b-256 digest of its bytes (in the standard library, so that a container can check it
+with nothing installed). A blob is visible whole or not at all: bytes go to a temporary file, are checked, synced and
+renamed. A reader checks nothing more than the size recorded by the file system; `verify` re-hashes.
+The contract suite is `tests/contract/test_blobs.py`.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+from pathlib import Path
+
+from squall.exception import ConflictError, InvalidError, NotFoundError, ResourceExhaustedError
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+MAX_BLOB_BYTES = 4 << 30
+
+
+def digest_of(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+def check_digest(digest: str) -> str:
+    """A digest from outside becomes part of a path, so it is exactly 64 hex digits or refused."""
+    if not DIGEST.fullmatch(digest):
+        raise InvalidError(f"`{digest[:80]}` is not a blob digest")
+    return digest
+
+
+class Upload(abc.ABC):
+    """A blob on its way in, chunk after chunk."""
+
+    size: int
+
+    @abc.abstractmethod
+    def write(self, offset: int, data: bytes) -> None: ...
+
+    @abc.abstractmethod
+    def seal(self) -> None:
+        """Make it visible. Raises ConflictError when the bytes are not those the digest names."""
+
+    @abc.abstractmethod
+    def abandon(self) -> None: ...
+
+
+class BlobStore(abc.ABC):
+    @abc.abstractmethod
+    def has(self, digest: str) -> bool: ...
+
+    @abc.abstractmethod
+    def size(self, digest: str) -> int:
+        """Raises NotFoundError."""
+
+    @abc.abstractmethod
+    def read(self, digest: str, offset: int = 0, size: int = -1) -> bytes:
+        """Up to `size` bytes from `offset`. Raises NotFoundError."""
+
+    @abc.abstractmethod
+    def begin(self, digest: str) -> Upload: ...
+
+    @abc.abstractmethod
+    def delete(self, digest: str) -> None:
+        """Idempotent."""
+
+    def put(self, data: bytes) -> str:
+        digest = digest_of(data)
+        if not self.has(digest):
+            upload = self.begin(digest)
+            upload.write(0, data)
+            upload.seal()
+        return digest
+
+    def verify(self, digest: str) -> bool:
+        """Whether the stored bytes still are what the digest names."""
+        return digest_of(self.read(digest)) == digest
+
+
+class DirectoryBlobs(BlobStore):
+    """Blobs as files under `root/ab/abcdef…`, mode 0600 in 0700 directories."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.incoming = root / "incoming"
+        self.incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for leftover in self.incoming.iterdir():
+            leftover.unlink(missing_ok=True)
+
+    def _path(self, digest: str) -> Path:
+        return self.root / check_digest(digest)[:2] / digest
+
+    def has(self, digest: str) -> bool:
+        return self._path(digest).exists()
+
+    def size(self, digest: str) -> int:
+        try:
+            return self._path(digest).stat().st_size
+        except FileNotFoundError:
+            raise NotFoundError(f"no blob `{digest}`") from None
+
+    def read(self, digest: str, offset: int = 0, size: int = -1) -> bytes:
+        try:
+            with self._path(digest).open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except FileNotFoundError:
+            raise NotFoundError(f"no blob `{digest}`") from None
+
+    def begin(self, digest: str) -> Upload:
+        return _FileUpload(self, check_digest(digest))
+
+    def delete(self, digest: str) -> None:
+        self._path(digest).unlink(missing_ok=True)
+
+
+class _FileUpload(Upload):
+    def __init__(self, store: DirectoryBlobs, digest: str) -> None:
+        self.store = store
+        self.digest = digest
+        self.size = 0
+        self._hash = hashlib.blake2b(digest_size=32)
+        self._path = store.incoming / f"{digest}.{secrets.token_hex(4)}"
+        self._file = self._path.open("xb", buffering=0)
+        os.chmod(self._path, 0o600)
+
+    def write(self, offset: int, data: bytes) -> None:
+        if offset != self.size:
+            raise ConflictError(f"blob `{self.digest}`: chunk at {offset}, expected {self.size}")
+        if self.size + len(data) > MAX_BLOB_BYTES:
+            raise ResourceExhaustedError(f"blob `{self.digest}` is larger than {MAX_BLOB_BYTES} bytes")
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+        self._hash.update(data)
+        self.size += len(data)
+
+    def seal(self) -> None:
+        if self._hash.hexdigest() != self.digest:
+            self.abandon()
+            raise ConflictError(f"blob `{self.digest}`: the bytes received have another digest")
+        os.fsync(self._file.fileno())
+        self._file.close()
+        target = self.store._path(self.digest)
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        self._path.rename(target)
+        directory = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._path.unlink(missing_ok=True)
