@@ -11,6 +11,7 @@ the contract is tested in `tests/unit/test_config.py`.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -172,12 +173,13 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _parse_toml(path: Path, text: str) -> dict[str, Any]:
     # Imported here: a file is rare, and the parser costs more than the rest of this module together.
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ModuleNotFoundError:  # Python 3.10
+    else:
         import tomli as tomllib
     try:
-        return tomllib.loads(text)
+        values: dict[str, Any] = tomllib.loads(text)
+        return values
     except tomllib.TOMLDecodeError as error:
         raise InvalidError(f"cannot read configuration `{path}`: {error}") from None
 

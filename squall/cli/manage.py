@@ -1,0 +1,462 @@
+"""Looking at what exists and ending it: `squall app`, `squall container`, `squall trace`.
+
+Every listing is described once, in `NOUNS`: what is asked of the server and which columns people see; with `--json`
+programs get the server's rows as they are. Names, ids and beginnings of ids are accepted alike. Data goes to stdout,
+the rest to stderr. Must never start a server: where none runs there is nothing to look at. Tested in
+`tests/unit/test_cli_manage.py` and `tests/acceptance/test_cli.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from squall.cli.main import Group, did_you_mean
+from squall.cli.output import Output
+from squall.client import Client
+from squall.exception import InvalidError, NotFoundError, ServiceError
+from squall.protocol.messages import (
+    ExecData,
+    ExecExit,
+    GetLogs,
+    GetTrace,
+    ListObjects,
+    LogChunk,
+    Message,
+    StartExec,
+    StopApp,
+    StopContainer,
+    new_id,
+)
+from squall.protocol.transport import Link
+
+ANSWER_SECONDS = 60.0
+LIST_LIMIT = 1000
+GRACE_SECONDS = 10.0
+STDIN_CHUNK_BYTES = 32 << 10
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+
+
+def connect() -> Client:
+    """A connection to the running server; NotFoundError where there is none."""
+    return Client.connect(autostart=False)
+
+
+def ask(link: Link, message: Message, timeout: float | None = ANSWER_SECONDS) -> dict[str, Any]:
+    """The data of the server's answer."""
+    reply, _ = link.request(message).wait(timeout)
+    return reply.data
+
+
+# ---- tables -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    show: Callable[[dict[str, Any]], str]
+
+
+def _field(title: str, key: str) -> Column:
+    return Column(title, lambda row: str(row.get(key, "") if row.get(key) is not None else ""))
+
+
+def _age(title: str, key: str) -> Column:
+    return Column(title, lambda row: ago(float(row.get(key) or 0)))
+
+
+def ago(at: float, now: float | None = None) -> str:
+    """`3 min ago`, from seconds since 1970; empty for 0."""
+    if not at:
+        return ""
+    seconds = max(0.0, (time.time() if now is None else now) - at)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{int(seconds // size)} {unit} ago"
+    return f"{int(seconds)} s ago"
+
+
+def cells(text: str) -> str:
+    """Text for one cell: a name or a reason may hold anything, but must not move the cursor or break the table."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[Column], empty: str) -> None:
+    """Rows for people; where there are none, `empty` says so on stderr."""
+    if not rows:
+        click.echo(empty, err=True)
+        return
+    lines = [[column.title for column in columns], *([cells(c.show(row)) for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+@dataclass(frozen=True)
+class Noun:
+    """What `list` asks for and shows."""
+
+    kind: str
+    empty: str
+    columns: tuple[Column, ...]
+
+
+NOUNS = {
+    "app": Noun(
+        "apps",
+        "no apps (`--all` includes those that have stopped)",
+        (
+            _field("APP", "app_id"),
+            _field("NAME", "name"),
+            _field("STATE", "state"),
+            _field("CONTAINERS", "containers"),
+            _age("CREATED", "created_at"),
+            _age("STOPPED", "stopped_at"),
+            _field("REASON", "reason"),
+        ),
+    ),
+    "container": Noun(
+        "containers",
+        "no containers (`--all` includes those that have ended)",
+        (
+            _field("CONTAINER", "container_id"),
+            _field("APP", "app"),
+            _field("FUNCTION", "function"),
+            _field("STATE", "state"),
+            _field("RUNNING", "running"),
+            _age("CREATED", "created_at"),
+            _field("REASON", "reason"),
+        ),
+    ),
+}
+
+
+def fetch(link: Link, noun: str, *, app: str = "", include_all: bool = False) -> list[dict[str, Any]]:
+    data = ask(link, ListObjects(NOUNS[noun].kind, app=app, all=include_all, limit=LIST_LIMIT))
+    rows: list[dict[str, Any]] = data.get("rows", [])
+    return rows
+
+
+def show_list(noun: str, *, app: str, include_all: bool, as_json: bool) -> None:
+    try:
+        client = connect()
+    except ServiceError:
+        rows = []  # nothing runs, so there is nothing; whoever starts a server to list would find it empty as well
+    else:
+        rows = fetch(client.link, noun, app=app, include_all=include_all)
+        client.close()
+    if as_json:
+        print_json(rows)
+        return
+    columns = [c for c in NOUNS[noun].columns if any(c.show(row) for row in rows)]
+    print_table(rows, columns, NOUNS[noun].empty)
+
+
+def resolve(link: Link, noun: str, word: str) -> str:
+    """The id (or name) that the server knows, from an id, the beginning of one, or a name."""
+    rows = fetch(link, noun, include_all=True)
+    ids = [str(row[f"{noun}_id"]) for row in rows]
+    names = [str(row["name"]) for row in rows if row.get("name")]
+    if word in ids or word in names:
+        return word
+    begun = [found for found in ids if found.startswith(word)]
+    if len(begun) == 1:
+        return begun[0]
+    if begun:
+        raise InvalidError(
+            f"`{word}` is the beginning of {len(begun)} {noun} ids", hint=f"which: {', '.join(begun[:5])}"
+        )
+    hint = did_you_mean(word, {*names, *ids}) or f"there is no {noun}; `squall {noun} list --all` shows what there was"
+    raise NotFoundError(f"no {noun} `{word}`", hint=hint)
+
+
+def complete(noun: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Tab completion of ids and names of what exists."""
+
+    def find(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        try:
+            client = connect()
+            rows = fetch(client.link, noun)
+            client.close()
+        except Exception:  # a completion that fails completes nothing; it must not write into the command line
+            return []
+        words = {str(row.get(key)) for row in rows for key in ("name", f"{noun}_id") if row.get(key)}
+        return sorted(word for word in words if word.startswith(incomplete))
+
+    return find
+
+
+# ---- app ----------------------------------------------------------------------------------------------------------
+
+
+@click.group(cls=Group)
+def app() -> None:
+    """Apps: list, follow, stop."""
+
+
+@app.command("list")
+@click.option("--all", "include_all", is_flag=True, help="Include apps that have stopped.")
+@json_option
+def app_list(include_all: bool, as_json: bool) -> None:
+    """List apps."""
+    show_list("app", app="", include_all=include_all, as_json=as_json)
+
+
+_log_options = [
+    click.option("-f", "--follow", is_flag=True, help="Go on until the app has stopped."),
+    click.option("-n", "--tail", type=click.IntRange(0), default=0, help="Only the newest so many lines; 0 means all."),
+    click.option("--timestamps", is_flag=True, help="Put the time before each line."),
+    click.option("--json", "as_json", is_flag=True, help="One JSON object per piece of output."),
+]
+
+
+def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_log_options):
+        command = option(command)
+    return command
+
+
+@app.command("logs")
+@click.argument("app_ref", metavar="APP", shell_complete=complete("app"))
+@log_options
+def app_logs(app_ref: str, follow: bool, tail: int, timestamps: bool, as_json: bool) -> None:
+    """Print what the containers of an app have written. APP is its name or id."""
+    client = connect()
+    app = resolve(client.link, "app", app_ref)
+    show_logs(client.link, GetLogs(app=app, follow=follow, tail=tail), timestamps, as_json)
+
+
+@app.command("stop")
+@click.argument("app_ref", metavar="APP", shell_complete=complete("app"))
+def app_stop(app_ref: str) -> None:
+    """Stop an app: cancel its inputs, end its containers. APP is its name or id."""
+    client = connect()
+    ref = resolve(client.link, "app", app_ref)
+    ask(client.link, StopApp(ref, reason="`squall app stop`"))
+    click.echo(f"app `{ref}` is stopped", err=True)
+
+
+def show_logs(link: Link, request: GetLogs, timestamps: bool, as_json: bool) -> None:
+    """Print log chunks as they are pushed, until the server says that there are no more."""
+    output = Output(timestamps=timestamps)
+
+    def on_push(message: Message, payload: bytes) -> None:
+        if not isinstance(message, LogChunk):
+            return
+        if as_json:
+            fields = {"at": message.at, "container_id": message.container_id, "function": message.function}
+            text = payload.decode("utf-8", "replace")
+            click.echo(json.dumps({**fields, "stream": message.stream, "text": text}))
+        else:
+            output.log(message, payload)
+
+    link.on_push = on_push
+    try:
+        ask(link, request, timeout=None)
+    finally:
+        output.close()
+
+
+# ---- container ----------------------------------------------------------------------------------------------------
+
+
+@click.group(cls=Group)
+def container() -> None:
+    """Containers: list, follow, look inside, stop."""
+
+
+@container.command("list")
+@click.option("--app", "app_ref", default="", metavar="APP", help="Only containers of this app.")
+@click.option("--all", "include_all", is_flag=True, help="Include containers that have ended.")
+@json_option
+def container_list(app_ref: str, include_all: bool, as_json: bool) -> None:
+    """List containers."""
+    show_list("container", app=app_ref, include_all=include_all, as_json=as_json)
+
+
+@container.command("logs")
+@click.argument("container_id", metavar="CONTAINER", shell_complete=complete("container"))
+@log_options
+def container_logs(container_id: str, follow: bool, tail: int, timestamps: bool, as_json: bool) -> None:
+    """Print what a container has written."""
+    client = connect()
+    found = resolve(client.link, "container", container_id)
+    show_logs(client.link, GetLogs(container_id=found, follow=follow, tail=tail), timestamps, as_json)
+
+
+@container.command("stop")
+@click.argument("container_ids", metavar="CONTAINER...", nargs=-1, required=True, shell_complete=complete("container"))
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, 3600),
+    default=GRACE_SECONDS,
+    show_default=True,
+    help="Seconds for running inputs to end; 0 means at once.",
+)
+def container_stop(container_ids: tuple[str, ...], grace: float) -> None:
+    """Stop containers; their unfinished inputs go to others."""
+    client = connect()
+    for word in container_ids:
+        found = resolve(client.link, "container", word)
+        ask(client.link, StopContainer(found, grace=grace, reason="`squall container stop`"))
+        click.echo(f"container `{found}` is stopping", err=True)
+
+
+@container.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--pty/--no-pty", default=None, help="Give it a terminal; by default when this is one.")
+@click.option("-w", "--workdir", default="", help="Directory to run it in.")
+@click.argument("container_id", metavar="CONTAINER", shell_complete=complete("container"))
+@click.argument("argv", metavar="[--] COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_context
+def container_exec(
+    ctx: click.Context, container_id: str, argv: tuple[str, ...], pty: bool | None, workdir: str
+) -> None:
+    """Run a command in a running container; the exit code is the command's."""
+    client = connect()
+    found = resolve(client.link, "container", container_id)
+    words = list(argv[1:] if argv[0] == "--" else argv)
+    if not words:
+        raise click.UsageError("missing COMMAND after `--`")
+    use_pty = pty if pty is not None else sys.stdin.isatty() and sys.stdout.isatty()
+    ctx.exit(Exec(client.link, found, words, pty=use_pty, workdir=workdir).run())
+
+
+class Exec:
+    """One command in a container, joined to this process's standard streams.
+
+    Three threads: this one waits for the end, a pump reads stdin, and the connection's reader writes what comes.
+    """
+
+    def __init__(self, link: Link, container_id: str, argv: list[str], *, pty: bool, workdir: str) -> None:
+        self.link = link
+        self.exec_id = new_id("ex")
+        rows, cols = _terminal_size()
+        self.request = StartExec(container_id, argv, self.exec_id, pty=pty, rows=rows, cols=cols, workdir=workdir)
+        self._done = threading.Event()
+        self._exit = ExecExit(self.exec_id, 1, "the connection to the server broke")
+
+    def run(self) -> int:
+        self.link.on_push = self._on_push
+        self.link.on_close = lambda reason: self._done.set()
+        ask(self.link, self.request)
+        restore = self._raw_terminal() if self.request.pty else None
+        threading.Thread(target=self._pump_stdin, name="squall-stdin", daemon=True).start()
+        try:
+            self._done.wait()
+        finally:
+            if restore is not None:
+                restore()
+        if self._exit.message:
+            raise ServiceError(f"`{self.request.argv[0]}` in `{self.request.container_id}`: {self._exit.message}")
+        return self._exit.code
+
+    def _on_push(self, message: Message, payload: bytes) -> None:
+        if isinstance(message, ExecData) and message.exec_id == self.exec_id:
+            _write_all(2 if message.stream == "stderr" else 1, payload)
+        elif isinstance(message, ExecExit) and message.exec_id == self.exec_id:
+            self._exit = message
+            self._done.set()
+
+    def _pump_stdin(self) -> None:
+        try:
+            while data := os.read(0, STDIN_CHUNK_BYTES):
+                self.link.send(ExecData(self.exec_id, "stdin"), data)
+            self.link.send(ExecData(self.exec_id, "stdin", eof=True))
+        except (OSError, ServiceError):  # no stdin at all, or the command has ended
+            pass
+
+    def _raw_terminal(self) -> Callable[[], None]:
+        """Keys go to the command as they are, and so do changes of the window's size; returns how to undo it."""
+        import signal
+        import termios
+        import tty
+
+        before = termios.tcgetattr(0)
+        tty.setraw(0)
+
+        def resized(*_: object) -> None:
+            rows, cols = _terminal_size()
+            self.link.send(ExecData(self.exec_id, "resize", rows=rows, cols=cols))
+
+        previous = signal.signal(signal.SIGWINCH, resized)
+
+        def restore() -> None:
+            signal.signal(signal.SIGWINCH, previous)
+            termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+        return restore
+
+
+def _terminal_size() -> tuple[int, int]:
+    try:
+        size = os.get_terminal_size(1)
+    except OSError:
+        return 24, 80
+    return size.lines, size.columns
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(fd, view) :]
+    except OSError:  # nobody reads any more
+        pass
+
+
+# ---- trace --------------------------------------------------------------------------------------------------------
+
+BAR_WIDTH = 40
+
+
+@click.command()
+@click.argument("call", metavar="[CALL]", default="")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Most inputs shown of a call.")
+@json_option
+def trace(call: str, limit: int, as_json: bool) -> None:
+    """Show where the time of a call went. CALL is a call or input id; without one, the latest."""
+    client = connect()
+    data = ask(client.link, GetTrace(call, limit=limit))
+    if as_json:
+        print_json(data)
+        return
+    click.echo(f"{data.get('call_id')}  `{data.get('function')}`  {float(data.get('total_ms') or 0):.1f} ms in all")
+    for entry in data.get("inputs", []):
+        click.echo()
+        for line in waterfall(entry):
+            click.echo(line)
+
+
+def waterfall(entry: dict[str, Any]) -> list[str]:
+    """The spans of one input as bars on one scale, each with its parts below."""
+    spans = entry.get("spans", [])
+    attempts = int(entry.get("attempts") or 1)
+    again = f", {attempts} attempts" if attempts > 1 else ""
+    if not spans:
+        return [f"input {entry.get('idx')}: {entry.get('status')}{again}"]
+    begin, end = float(spans[0]["start"]), float(spans[-1]["end"])
+    scale = BAR_WIDTH / max(end - begin, 1e-9)
+    lines = [f"input {entry.get('idx')}: {entry.get('status')}{again}, {1000 * (end - begin):.1f} ms"]
+    for span in spans:
+        left = int((span["start"] - begin) * scale)
+        width = max(1, round((span["end"] - begin) * scale) - left)
+        bar = f"{' ' * min(left, BAR_WIDTH - 1)}{'█' * width}"[:BAR_WIDTH]
+        took = 1000 * (span["end"] - span["start"])
+        lines.append(f"  {span['name']:<12}{took:>9.1f} ms  {bar:<{BAR_WIDTH}}  {span.get('note', '')}".rstrip())
+        parts = span.get("parts") or {}
+        lines += [f"    {name:<22}{float(ms):>7.1f}" for name, ms in parts.items()]
+    lines += [f"  {cells(str(event))}" for event in entry.get("events", [])]
+    return lines

@@ -1,0 +1,353 @@
+"""What a person sees while an app runs: the output of its containers, notices, and on a terminal a live view.
+
+`Output` writes plainly: the bytes of containers go to this process's stdout and stderr as they are, whole lines at a
+time once several containers write, so that their lines never tear. `LiveOutput` is for a terminal: logs above, one
+line per function below, and a container's unfinished line (a progress bar drawn with carriage returns) in between.
+Called by the client's reader thread and by the main thread, so all state is behind one lock. Must never raise into
+the reader: when the terminal or pipe is gone, output is dropped. rich is imported when the live view first shows,
+which a short run never reaches. Tested in `tests/unit/test_cli_output.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+from squall.protocol.messages import LogChunk, Notice
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.live import Live
+    from rich.text import Text
+
+HELD_LIMIT_BYTES = 64 << 10
+"""Longer unfinished lines are written in pieces."""
+LIVE_AFTER_S = 0.5
+"""A run that is over sooner shows no live view."""
+REFRESH_PER_SECOND = 8
+BARS_LIMIT = 8
+"""Most unfinished lines shown at a time."""
+
+_LINE_END = re.compile(rb"[\r\n]")
+
+
+def is_terminal(stream: IO[Any]) -> bool:
+    try:
+        return stream.isatty() and os.environ.get("TERM", "") != "dumb"
+    except ValueError:  # closed
+        return False
+
+
+def make_output(*, quiet: bool = False, timestamps: bool = False) -> Output:
+    """The output that fits where this process writes."""
+    if is_terminal(sys.stderr) and not quiet:
+        return LiveOutput(timestamps=timestamps)
+    return Output(quiet=quiet, timestamps=timestamps)
+
+
+@dataclass
+class FunctionStats:
+    queued: int = 0
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+    containers: int = 0
+
+
+@dataclass
+class _Source:
+    """One stream of one container: what it wrote after its last line end."""
+
+    container_id: str
+    function: str
+    stream: str
+    held: bytes = b""
+
+
+class Output:
+    """Plain output. `quiet` leaves out notices; `timestamps` puts the time before each line of a container."""
+
+    def __init__(self, *, quiet: bool = False, timestamps: bool = False) -> None:
+        self.quiet = quiet
+        self.timestamps = timestamps
+        self._lock = threading.RLock()
+        self._sources: dict[tuple[str, str], _Source] = {}
+        self._writers: set[str] = set()
+        self._open: dict[str, _Source | None] = {}
+        """stream -> whose line is unfinished on it."""
+        self._said: set[str] = set()
+
+    # -- what the session calls
+
+    def log(self, chunk: LogChunk, data: bytes) -> None:
+        """Bytes that a container wrote."""
+        with self._lock:
+            source = self._source(chunk)
+            self._writers.add(chunk.container_id)
+            if self.timestamps or len(self._writers) > 1:
+                self._by_line(source, data, chunk.at)
+            else:
+                self._write(source, data)
+
+    def notice(self, notice: Notice) -> None:
+        """Something that the server wants known. The same sentence is said once."""
+        with self._lock:
+            text = notice_text(notice)
+            if text and not self.quiet and text not in self._said:
+                self._said.add(text)
+                self.say(text)
+
+    def progress(self, function: str, **counts: int) -> None:
+        """Counts of a function from this side; plain output has no place for them."""
+
+    def say(self, text: str) -> None:
+        """A line of Squall's own, on stderr."""
+        with self._lock:
+            self._end_open_line("stderr")
+            _write_bytes(sys.stderr, f"{text}\n".encode())
+
+    def close(self) -> None:
+        """Write what is held. Idempotent."""
+        with self._lock:
+            for source in self._sources.values():
+                if source.held:
+                    held, source.held = source.held, b""
+                    self._write_line(source, held, 0.0)
+
+    # -- lines
+
+    def _source(self, chunk: LogChunk) -> _Source:
+        key = (chunk.container_id, chunk.stream)
+        source = self._sources.get(key)
+        if source is None:
+            stream = "stdout" if chunk.stream == "stdout" else "stderr"
+            source = self._sources[key] = _Source(chunk.container_id, chunk.function, stream)
+        return source
+
+    def _by_line(self, source: _Source, data: bytes, at: float) -> None:
+        """Write up to the last line end; hold the rest until its end comes."""
+        data = source.held + data
+        cut = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        if not cut and len(data) > HELD_LIMIT_BYTES:
+            cut = len(data)
+        source.held = data[cut:]
+        if cut:
+            self._write_line(source, data[:cut], at)
+
+    def _write_line(self, source: _Source, data: bytes, at: float) -> None:
+        if self.timestamps:
+            stamp = _stamp(at or time.time())
+            lines = data.splitlines(keepends=True)
+            data = b"".join(stamp + line for line in lines)
+        self._write(source, data)
+
+    def _write(self, source: _Source, data: bytes) -> None:
+        if not data:
+            return
+        if self._open.get(source.stream) not in (None, source):
+            self._end_open_line(source.stream)
+        self._open[source.stream] = None if data.endswith((b"\n", b"\r")) else source
+        _write_bytes(sys.stdout if source.stream == "stdout" else sys.stderr, data)
+
+    def _end_open_line(self, stream: str) -> None:
+        if self._open.get(stream) is not None:
+            self._open[stream] = None
+            _write_bytes(sys.stdout if stream == "stdout" else sys.stderr, b"\n")
+
+
+def _stamp(at: float) -> bytes:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}.{int(at % 1 * 1000):03d} ".encode()
+
+
+def _write_bytes(stream: Any, data: bytes) -> None:
+    """Bytes as they are, after what was printed before them; dropped when nobody can read them any more."""
+    try:
+        stream.flush()
+        raw = getattr(stream, "buffer", None)
+        if raw is None:  # replaced by something that takes text only, as in a notebook
+            stream.write(data.decode("utf-8", "replace"))
+        else:
+            raw.write(data)
+        stream.flush()
+    except (OSError, ValueError):
+        pass
+
+
+def notice_text(notice: Notice) -> str:
+    """A notice in a sentence, or empty when it is not worth one."""
+    function = notice.data.get("function", "")
+    reason = notice.data.get("reason", "")
+    if notice.kind == "stopped":
+        return f"app stopped: {reason}"
+    if notice.kind == "waiting":
+        return f"`{function}` is waiting: {reason}" if reason else ""
+    if notice.kind == "backoff":
+        return f"containers of `{function}` keep failing: {reason}"
+    return ""
+
+
+class LiveOutput(Output):
+    """For a terminal on stderr. Until the live view shows it writes plainly, as its parent does."""
+
+    def __init__(self, *, timestamps: bool = False) -> None:
+        super().__init__(timestamps=timestamps)
+        self._live: Live | None = None
+        self._stats: dict[str, FunctionStats] = {}
+        self._began = time.monotonic()
+        self._closed = False
+        self._capture_stdout = is_terminal(sys.stdout)
+        """Both streams are the terminal, so stdout too must go above the live view."""
+
+    def notice(self, notice: Notice) -> None:
+        with self._lock:
+            if notice.kind == "stats":
+                self._take_stats(notice.data)
+            else:
+                super().notice(notice)
+
+    def progress(self, function: str, **counts: int) -> None:
+        with self._lock:
+            self._take_stats({function: counts})
+
+    def say(self, text: str) -> None:
+        with self._lock:
+            if self._live is None:
+                super().say(text)
+            else:
+                self._print(_text(text.encode(), style="dim"))
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            live, self._live = self._live, None
+        # Outside the lock: stopping joins the refresh thread, which may be waiting for the lock to draw.
+        if live is not None:
+            live.stop()
+        super().close()
+
+    # -- numbers
+
+    def _take_stats(self, data: dict[str, Any]) -> None:
+        for function, counts in data.items():
+            if isinstance(counts, dict):
+                stats = self._stats.setdefault(function, FunctionStats())
+                for name, value in counts.items():
+                    if hasattr(stats, name) and isinstance(value, int):
+                        setattr(stats, name, value)
+        if self._live is None and not self._closed and time.monotonic() - self._began > LIVE_AFTER_S:
+            self._show()
+
+    # -- the view
+
+    def _show(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        for stream in ("stdout", "stderr"):
+            if stream == "stderr" or self._capture_stdout:
+                self._end_open_line(stream)
+        self._live = Live(
+            _View(self),
+            console=Console(stderr=True, highlight=False),
+            refresh_per_second=REFRESH_PER_SECOND,
+            transient=True,
+            redirect_stdout=self._capture_stdout,
+            redirect_stderr=True,
+        )
+        self._live.start()
+
+    def _is_above(self, source: _Source) -> bool:
+        """This stream's lines are printed above the live view; a stdout that is a pipe or file gets them raw."""
+        return self._live is not None and (source.stream == "stderr" or self._capture_stdout)
+
+    def log(self, chunk: LogChunk, data: bytes) -> None:
+        with self._lock:
+            source = self._source(chunk)
+            self._writers.add(chunk.container_id)
+            if not self._is_above(source):
+                super().log(chunk, data)
+                return
+            *lines, held = (source.held + data).split(b"\n")
+            source.held = _since_last_return(held)
+            for line in lines:
+                self._print(self._line(source, line, chunk.at))
+            if len(source.held) > HELD_LIMIT_BYTES:
+                held, source.held = source.held, b""
+                self._print(self._line(source, held, chunk.at))
+
+    def _write(self, source: _Source, data: bytes) -> None:
+        if self._is_above(source):  # what was held when the view came up
+            for line in data.splitlines():
+                self._print(self._line(source, line, 0.0))
+        else:
+            super()._write(source, data)
+
+    def _line(self, source: _Source, line: bytes, at: float) -> Text:
+        text = _text(_visible(line))
+        stamp = _stamp(at or time.time()).decode() if self.timestamps else ""
+        prefix = stamp + (f"{source.function} {source.container_id[-4:]} | " if len(self._writers) > 1 else "")
+        return _text(prefix.encode(), style="dim").append_text(text) if prefix else text
+
+    def _print(self, text: Text) -> None:
+        assert self._live is not None
+        try:
+            self._live.console.print(text, soft_wrap=True)
+        except OSError:  # the terminal is gone
+            pass
+
+    def render(self) -> list[Text]:
+        """The lines of the live view: unfinished lines of containers, then the functions.
+
+        Takes no lock: rich draws under a lock of its own, which `_print` takes while it holds ours.
+        """
+        bars = [self._line(source, source.held, 0.0) for source in list(self._sources.values()) if source.held]
+        stats = list(self._stats.items())
+        width = max((len(name) for name, _ in stats), default=0)
+        return bars[:BARS_LIMIT] + [_text(_row(name, counts, width).encode()) for name, counts in stats]
+
+
+class _View:
+    """What rich draws again and again."""
+
+    def __init__(self, output: LiveOutput) -> None:
+        self.output = output
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in self.output.render():
+            line.truncate(options.max_width, overflow="ellipsis")
+            yield line
+
+
+def _row(name: str, stats: FunctionStats, width: int) -> str:
+    failed = f"  {stats.failed} failed" if stats.failed else ""
+    containers = f"{stats.containers} container{'s' if stats.containers != 1 else ''}"
+    return f"{name:<{width}}  {stats.queued} queued  {stats.running} running  {stats.done} done{failed}  {containers}"
+
+
+def _visible(line: bytes) -> bytes:
+    """What a terminal shows of a line that was drawn over with carriage returns: its last version."""
+    return _LINE_END.split(line.rstrip(b"\r"))[-1]
+
+
+def _since_last_return(held: bytes) -> bytes:
+    """Without the versions that were drawn over, which would pile up under a progress bar; a last `\\r` stays."""
+    return held[held.rstrip(b"\r").rfind(b"\r") + 1 :]
+
+
+def _text(data: bytes, style: str = "") -> Text:
+    """Text with its colours, without any other control sequence: a container must not move our cursor."""
+    from rich.text import Text
+
+    text = Text.from_ansi(data.decode("utf-8", "replace"), end="\n")
+    plain = text.plain
+    if not plain.isprintable():
+        clean = "".join(c if c.isprintable() or c == "\t" else "" for c in plain)
+        text = Text(clean) if clean != plain else text
+    if style:
+        text.stylize(style)
+    return text
