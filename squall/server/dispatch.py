@@ -270,6 +270,9 @@ class Dispatch:
                 self._fail(now, input_, status, output, out)
         if container is not None:
             self._refill(now, container, out)
+            function = container.function
+            if function.queued and function.free:
+                self._pump(now, function, out)
         return out
 
     def output(
