@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
 from squall._observe import Logger
@@ -103,7 +102,7 @@ class Agent:
         self.handoff.setblocking(False)
         self.handoff.connect(str(self.config.run_dir / "handoff.sock"))
         stream = FrameStream(self.loop, self._on_frame, self._on_lost)
-        await self.loop.create_unix_connection(lambda: stream, str(self.config.socket_path))  # type: ignore[arg-type]
+        await self.loop.create_unix_connection(lambda: stream, str(self.config.socket_path))  # type: ignore[type-var]
         self.stream = stream
         await self.request(Hello("agent"))
 
@@ -175,7 +174,7 @@ class Agent:
         elif isinstance(message, (Reply, Failure, Welcome)):
             self._answer(message, payload)
         else:
-            log.warning("ignored a message", message=message.TAG)
+            log.warning("ignored a message", tag=message.TAG)
 
     def _answer(self, message: Message, payload: bytes) -> None:
         future = self._requests.get(message.re)

@@ -25,7 +25,8 @@ class Inventory:
 
 def inventory(config: Config) -> Inventory:
     """The machine, less what the operator keeps from it by `node_cpus` and `node_memory_mib`."""
-    cpus = config.node_cpus or float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = config.node_cpus or float(usable)
     memory = config.node_memory_mib or _memory_mib()
     return Inventory(socket.gethostname(), cpus, memory, gpus())
 

@@ -527,7 +527,7 @@ class NodeReport(Message):
 
 @dataclass
 class StartExec(Message):
-    """Run `argv` in a running container. `Reply.data`: `{"exec_id": str}`; then `ExecData` both ways, `ExecExit` last."""
+    """Run `argv` in a container. `Reply.data`: `{"exec_id": str}`; then `ExecData` both ways, `ExecExit` last."""
 
     TAG = "start_exec"
     container_id: str

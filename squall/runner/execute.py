@@ -20,18 +20,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from squall import client as sdk
-from squall.exception import Error, InputCancellation, ServiceError
+from squall.exception import InputCancellation, ServiceError
 from squall.protocol import payload as payloads
 from squall.protocol.messages import (
     INLINE_LIMIT_BYTES,
     YIELD_WINDOW,
     CancelRun,
-    GetBlob,
-    HasBlobs,
     Hello,
     Load,
     Loaded,

@@ -42,10 +42,7 @@ def load(message: Load, source: str | None, read_blob: ReadBlob) -> UserFunction
     started = time.perf_counter()
     if source and source not in sys.path:
         sys.path.insert(0, source)
-    if spec.serialized_blob:
-        call = _load_by_value(spec, read_blob)
-    else:
-        call = _load_by_name(message)
+    call = _load_by_value(spec, read_blob) if spec.serialized_blob else _load_by_name(message)
     imported = (time.perf_counter() - started) * 1000
     return UserFunction(call, spec.is_async, spec.is_generator, {"import": imported})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +155,7 @@ class Api:
         elif isinstance(message, Submit):
             self._reject(peer, message, error)
         else:
-            log.warning("a message failed", message=message.TAG, error=str(error))
+            log.warning("a message failed", tag=message.TAG, error=str(error))
 
     def _reject(self, peer: Peer, message: Submit, error: Exception) -> None:
         """A submit that nobody waits for an answer of is answered by its results."""
@@ -197,7 +198,7 @@ class Api:
 
     def get_stats(self, peer: Peer, message: GetStats, payload: bytes) -> None:
         self.server.objects.function(message.function_id)
-        peer.reply(message.id, stats_of(self.server.dispatch.demand(message.function_id)))
+        peer.reply(message.id, stats_of(self.server.dispatch.demand(time.monotonic(), message.function_id)))
 
     async def get_call(self, peer: Peer, message: GetCall) -> None:
         await self.server.calls.get_call(peer, message)
@@ -239,13 +240,13 @@ class Api:
     def stop_container(self, peer: Peer, message: StopContainer, payload: bytes) -> None:
         reason = message.reason or "stopped by the operator"
         if not self.server.reconciler.stop_container(message.container_id, message.grace, reason, by_operator=True):
-            raise NotFoundError(f"no running container `{message.container_id[:80]}`", hint="see `squall container list`")
+            raise no_container(message.container_id)
         peer.reply(message.id)
 
     def start_exec(self, peer: Peer, message: StartExec, payload: bytes) -> None:
         record = self.server.reconciler.containers.get(message.container_id)
         if record is None or record.state not in ("starting", "ready", "draining"):
-            raise NotFoundError(f"no running container `{message.container_id[:80]}`", hint="see `squall container list`")
+            raise no_container(message.container_id)
         if not message.argv or any("\0" in word for word in message.argv):
             raise InvalidError("an exec needs a command without NUL characters")
         request_id, message.id = message.id, 0
@@ -277,13 +278,14 @@ class Api:
     # -- looking
 
     def list_objects(self, peer: Peer, message: ListObjects, payload: bytes) -> None:
-        rows = {
+        makers: dict[str, Callable[[ListObjects], list[dict[str, Any]]]] = {
             "apps": self._apps,
             "containers": self._containers,
             "functions": self._functions,
             "calls": self._calls,
             "nodes": lambda _: self.server.nodes.inventory(),
-        }.get(message.kind)
+        }
+        rows = makers.get(message.kind)
         if rows is None:
             raise InvalidError(f"cannot list `{message.kind[:40]}`", hint="apps, containers, functions, calls or nodes")
         peer.reply(message.id, {"rows": rows(message)[-max(1, message.limit) :]})
@@ -339,7 +341,7 @@ class Api:
             if function_id not in self.server.dispatch.functions:
                 continue
             if not message.app or message.app in (function.app.app_id, function.app.name):
-                stats = stats_of(self.server.dispatch.demand(function_id))
+                stats = stats_of(self.server.dispatch.demand(time.monotonic(), function_id))
                 row = {"function_id": function_id, "function": function.spec.tag, "app": function.app.name}
                 rows.append({**row, **stats})
         return rows
@@ -369,7 +371,7 @@ class Api:
         inputs = [t for t in timelines.of_call(call_id) if idx is None or t.idx == idx]
         if not inputs:
             what = f"call `{message.call[:80]}`" if message.call else "any call"
-            raise NotFoundError(f"no timeline of {what}", hint="timelines are kept while the server runs; see `squall trace --list`")
+            raise NotFoundError(f"no timeline of {what}", hint="timelines are kept while the server runs")
         begin = min(t.sent_at or t.queued_at for t in inputs)
         end = max(t.done_at for t in inputs)
         rows = []
@@ -419,6 +421,10 @@ class Api:
         if record is None:
             raise NotFoundError(f"no container `{message.container_id[:80]}`", hint="see `squall container list --all`")
         return record.function.app
+
+
+def no_container(container_id: str) -> NotFoundError:
+    return NotFoundError(f"no running container `{container_id[:80]}`", hint="see `squall container list`")
 
 
 def log_chunk(app: AppRecord, record: Record, re: int = 0) -> LogChunk:

@@ -71,7 +71,7 @@ class Calls:
         check_id(message.call_id, "fc")
         function = self.objects.function(message.function_id)
         items: list[tuple[int, Payload]] = []
-        for item, part in zip(message.items, parts):
+        for item, part in zip(message.items, parts, strict=True):
             if not 0 <= item.idx < IDX_LIMIT:
                 raise InvalidError(f"input index {item.idx} of call `{message.call_id}` is out of range")
             items.append((item.idx, check_digest(item.blob) if item.blob else part))
@@ -140,7 +140,8 @@ class Calls:
             head = output_head(
                 call.call_id, input_.idx, instruction.status, size, blob, 0, instruction.message, instruction.hint
             )
-            call.owner.outbox.add(head, b"" if blob else data)
+            owner: Any = call.owner
+            owner.outbox.add(head, b"" if blob else data)
 
     def give_yield(self, call: Call, item: OutputItem, data: Payload) -> None:
         """One value of a generator."""
@@ -148,7 +149,8 @@ class Calls:
             return
         size, blob = (0, data) if isinstance(data, str) else (len(data), "")
         head = output_head(call.call_id, item.idx, "yield", size, blob, item.seq, "", "")
-        call.owner.outbox.add(head, b"" if blob else data)
+        owner: Any = call.owner
+        owner.outbox.add(head, b"" if blob else data)
 
     def _record(self, input_: Input, call: Call, status: str, result: Result | None) -> None:
         info: CallInfo | None = call.data

@@ -32,7 +32,9 @@ class ContainerRecord:
         "usage",
     )
 
-    def __init__(self, container_id: str, function: FunctionRecord, node: Any, gpus: list[int], now_wall: float) -> None:
+    def __init__(
+        self, container_id: str, function: FunctionRecord, node: Any, gpus: list[int], now_wall: float
+    ) -> None:
         self.container_id = container_id
         self.function = function
         self.node = node

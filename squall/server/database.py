@@ -77,7 +77,11 @@ class Database:
         self._closing = True
         thread = self._thread
         assert thread is not None
-        await self._loop.run_in_executor(None, lambda: (self._jobs.put(None), thread.join(30)))
+        await self._loop.run_in_executor(None, self._finish, thread)
+
+    def _finish(self, thread: threading.Thread) -> None:
+        self._jobs.put(None)
+        thread.join(30)
 
     # -- the thread
 
@@ -140,7 +144,7 @@ class Database:
             for job in group:
                 self._commit([job])
             return
-        self._loop_call(lambda: [_settle(future, value, None) for (_, future), value in zip(group, results)])
+        self._loop_call(lambda: _settle_all(group, results))
 
     def _attempt(self, group: list[Job]) -> list[Any]:
         with self._engine.begin() as connection:
@@ -152,6 +156,11 @@ class Database:
     def _loop_call(self, callback: Callable[[], Any]) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(callback)
+
+
+def _settle_all(group: list[Job], results: list[Any]) -> None:
+    for (_, future), value in zip(group, results, strict=True):
+        _settle(future, value, None)
 
 
 def _settle(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:

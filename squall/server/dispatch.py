@@ -193,7 +193,8 @@ class Dispatch:
         call = self.calls.get(call_id)
         function = self.functions.get(function_id) if call is None else call.function
         if function is None or function.closed:
-            self._turn_all_away(now, call_id, function_id, items, out)
+            function = function or Function(function_id, FunctionOptions(), now)
+            self._turn_all_away(now, call or Call(call_id, function, kind, None), items, out)
             return out
         if call is None:
             call = self.calls[call_id] = Call(call_id, function, kind, owner)
@@ -239,15 +240,14 @@ class Dispatch:
         hint = "submit fewer at a time, or let more containers work"
         self._finish(now, input_, "rejected", f"{limit} inputs of the function are waiting already", hint, None, out)
 
-    def _turn_all_away(
-        self, now: float, call_id: str, function_id: str, items: Iterable[tuple[int, Any]], out: Instructions
-    ) -> None:
-        function = Function(function_id, FunctionOptions(), now)
-        call = Call(call_id, function, "remote", None)
+    def _turn_all_away(self, now: float, call: Call, items: Iterable[tuple[int, Any]], out: Instructions) -> None:
         for idx, payload in items:
+            if call.is_done(idx):
+                continue
+            call.mark_done(idx)
             input_ = Input(call, idx, payload, now)
             input_.state = "done"
-            out.append(Finish(input_, "rejected", f"function `{function_id}` is not running", "", None))
+            out.append(Finish(input_, "rejected", f"function `{call.function_id}` is not running", "", None))
 
     def outputs(self, now: float, container_id: str, results: Iterable[Result]) -> Instructions:
         """A container's results, `(call_id, idx, status, attempt, output)` each, and what it shall run next. Those
@@ -664,6 +664,8 @@ class Dispatch:
         self._unsettled[function] = None
 
     def _cancel_one(self, now: float, input_: Input, reason: str, terminate: bool, out: Instructions) -> None:
+        if input_.state == "done":  # it ended with the container of one cancelled before it
+            return
         container = input_.container
         was_asked = input_.cancelling
         input_.cancelling = was_asked or reason or "cancelled"

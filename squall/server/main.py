@@ -209,11 +209,11 @@ class Server:
             return
         if message.version not in SUPPORTED_VERSIONS:
             known = ", ".join(map(str, SUPPORTED_VERSIONS))
-            error = VersionError(
+            refusal = VersionError(
                 f"this server speaks protocol version {known}, the {message.role} speaks {message.version}",
                 hint="use the same release of squall on both sides; `squall down` ends a server that was left running",
             )
-            refuse(stream, message.id, error)
+            refuse(stream, message.id, refusal)
             stream.close("it speaks another version")
             return
         if message.role == "client":
@@ -284,7 +284,7 @@ class Server:
         self.loop.create_task(self._attach(stream, sock))
 
     async def _attach(self, stream: FrameStream, sock: socket.socket) -> None:
-        await self.loop.create_unix_connection(lambda: stream, sock=sock)  # type: ignore[arg-type, return-value]
+        await self.loop.create_unix_connection(lambda: stream, sock=sock)  # type: ignore[type-var]
 
     def _on_runner_frame(self, stream: FrameStream, header: bytes, payload: bytes) -> None:
         record: ContainerRecord = stream.owner
@@ -322,7 +322,8 @@ class Server:
         record: ContainerRecord = stream.owner
         if record.peer is not None:
             self.api.peer_lost(record.peer)
-            self.reconciler.apply(self.dispatch.owner_gone(time.monotonic(), record.peer, "the caller's container ended"))
+            gone = self.dispatch.owner_gone(time.monotonic(), record.peer, "the caller's container ended")
+            self.reconciler.apply(gone)
             record.peer = None
         self.reconciler.runner_lost(record, reason)
 
@@ -416,6 +417,7 @@ def lock_state(config: Config) -> Any:
     except BlockingIOError:
         file.close()
         raise ConflictError(
-            f"another server is using `{config.home}`", hint="`squall down` ends it; or set SQUALL_HOME to another directory"
+            f"another server is using `{config.home}`",
+            hint="`squall down` ends it; or set SQUALL_HOME to another directory",
         ) from None
     return file

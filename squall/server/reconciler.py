@@ -40,6 +40,8 @@ from squall.server.inputs import (
     KillContainer,
     Notice,
     Push,
+)
+from squall.server.inputs import (
     StopContainer as StopInstruction,
 )
 from squall.server.metering import Metering
@@ -159,7 +161,7 @@ class Reconciler:
             self.scheduler.want(now, function_id, 0, Request())
             self._wanting.discard(function_id)
             return
-        decision = autoscaler.decide(now, self.dispatch.demand(function_id), state.options)
+        decision = autoscaler.decide(now, self.dispatch.demand(now, function_id), state.options)
         for container_id in decision.stop:
             self.apply(self.dispatch.drain(now, container_id, decision.reason))
         if decision.start or function_id in self._wanting:
@@ -196,7 +198,7 @@ class Reconciler:
         if permanent:
             self._fail_unplaceable(now, function_id, reason, hint)
         elif self._refusals.get(function_id) != reason:
-            demand = self.dispatch.demand(function_id)
+            demand = self.dispatch.demand(now, function_id)
             if not demand.ready and not demand.starting:
                 self.notify(function, "waiting", {"reason": reason, "hint": hint})
         self._refusals[function_id] = reason
@@ -309,7 +311,7 @@ class Reconciler:
 
     def runner_outputs(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> None:
         results = []
-        for item, part in zip(items, parts):
+        for item, part in zip(items, parts, strict=True):
             data: bytes | str = item.blob or part
             if item.status == "yield":
                 input_ = self.dispatch.yielded(record.container_id, item.call_id, item.idx, item.attempt)

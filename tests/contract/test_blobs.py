@@ -1,0 +1,84 @@
+"""What every BlobStore promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from squall.exception import ConflictError, InvalidError, NotFoundError
+from squall.storage.blobs import BlobStore, DirectoryBlobs, digest_of
+
+
+@pytest.fixture(params=["directory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    return DirectoryBlobs(tmp_path / "blobs")
+
+
+def test_what_was_put_is_read_back(store: BlobStore) -> None:
+    digest = store.put(b"some bytes")
+    assert (store.read(digest), store.size(digest), store.has(digest)) == (b"some bytes", 10, True)
+    assert store.read(digest, 5, 3) == b"byt"
+    assert store.verify(digest)
+
+
+def test_putting_the_same_bytes_twice_is_harmless(store: BlobStore) -> None:
+    assert store.put(b"x") == store.put(b"x")
+
+
+def test_a_missing_blob_is_not_found(store: BlobStore) -> None:
+    with pytest.raises(NotFoundError):
+        store.read(digest_of(b"never put"))
+
+
+@pytest.mark.parametrize("digest", ["", "../../etc/passwd", "A" * 64, "a" * 63, "a" * 65, "a" * 32 + "/" + "a" * 31])
+def test_a_digest_that_is_none_is_refused(store: BlobStore, digest: str) -> None:
+    with pytest.raises(InvalidError):
+        store.has(digest)
+
+
+def test_an_upload_is_invisible_until_sealed(store: BlobStore) -> None:
+    digest = digest_of(b"abcdef")
+    upload = store.begin(digest)
+    upload.write(0, b"abc")
+    assert not store.has(digest)
+    upload.write(3, b"def")
+    upload.seal()
+    assert store.read(digest) == b"abcdef"
+
+
+def test_bytes_with_another_digest_are_refused(store: BlobStore) -> None:
+    digest = digest_of(b"promised")
+    upload = store.begin(digest)
+    upload.write(0, b"delivered")
+    with pytest.raises(ConflictError):
+        upload.seal()
+    assert not store.has(digest)
+
+
+def test_a_gap_in_an_upload_is_refused(store: BlobStore) -> None:
+    upload = store.begin(digest_of(b"x"))
+    with pytest.raises(ConflictError):
+        upload.write(10, b"x")
+    upload.abandon()
+
+
+def test_deleting_is_idempotent(store: BlobStore) -> None:
+    digest = store.put(b"x")
+    store.delete(digest)
+    store.delete(digest)
+    assert not store.has(digest)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    store = DirectoryBlobs(tmp_path)
+    digest = store.put(b"precious")
+    store._path(digest).write_bytes(b"preciouS")
+    assert not store.verify(digest)
+
+
+def test_what_an_interrupted_upload_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    store = DirectoryBlobs(tmp_path)
+    (store.incoming / "0123.abcd").write_bytes(b"half")
+    DirectoryBlobs(tmp_path)
+    assert list(store.incoming.iterdir()) == []

@@ -1,0 +1,96 @@
+"""Source bundles: what is honest is unpacked as it was, what is hostile is refused and leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from squall.exception import ConflictError, Error, InvalidError
+from squall.node.sources import Sources, unpack
+from squall.protocol.messages import GetBlob, Message, Reply
+
+
+def bundle(*members: tuple[str, bytes | tarfile.TarInfo]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, content in members:
+            if isinstance(content, tarfile.TarInfo):
+                archive.addfile(content)
+            else:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def special(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+class Server:
+    """Answers GetBlob with what it was given, and counts."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.asked = 0
+
+    async def __call__(self, message: Message) -> tuple[Reply, bytes]:
+        assert isinstance(message, GetBlob)
+        self.asked += 1
+        return Reply({"size": len(self.data)}), self.data[message.offset : message.offset + 1000]
+
+
+def test_a_bundle_is_fetched_once_and_unpacked_whole(tmp_path: Path) -> None:
+    data = bundle(("hello.py", b"print(1)\n"), ("pkg/deep/mod.py", b"x = 1\n"), ("odd\nname.txt", b"?"))
+    server = Server(data)
+    sources = Sources(tmp_path / "sources", server)
+    digest = hashlib.blake2b(data, digest_size=32).hexdigest()
+
+    async def twice() -> list[Path]:
+        return await asyncio.gather(sources.get(digest), sources.get(digest))
+
+    first, second = asyncio.run(twice())
+    assert first == second
+    assert (first / "pkg/deep/mod.py").read_text() == "x = 1\n"
+    assert (first / "odd\nname.txt").read_text() == "?"
+    assert server.asked == -(-len(data) // 1000)
+
+
+def test_other_bytes_than_the_digest_names_are_refused(tmp_path: Path) -> None:
+    sources = Sources(tmp_path / "sources", Server(b"something else"))
+    with pytest.raises(ConflictError):
+        asyncio.run(sources.get("0" * 64))
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        ("../escape", b"x"),
+        ("/etc/passwd", b"x"),
+        ("a/../../b", b"x"),
+        ("a//b", b"x"),
+        ("link", special("link", tarfile.SYMTYPE, "/etc/passwd")),
+        ("hard", special("hard", tarfile.LNKTYPE, "/etc/passwd")),
+        ("device", special("device", tarfile.CHRTYPE)),
+        ("pipe", special("pipe", tarfile.FIFOTYPE)),
+    ],
+    ids=lambda member: member[0],
+)
+def test_a_hostile_member_is_refused(tmp_path: Path, member: tuple[str, bytes | tarfile.TarInfo]) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    with pytest.raises((InvalidError, Error)):
+        unpack(bundle(member), target)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError):
+        unpack(bundle(("a.py", b"1"), ("a.py", b"2")), tmp_path)

@@ -1,0 +1,184 @@
+"""The Link: whoever waits reads for all, nothing is lost between threads, and closing is heard by everybody."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from squall._blocking import both, run
+from squall.exception import NotFoundError, OutputTimeoutError, ServiceError
+from squall.protocol.messages import Failure, Message, Notice, Ping, Reply, StopApp, encode
+from squall.protocol.transport import FrameReader, Link, Pending
+
+WAIT = 10.0
+
+
+class Echo:
+    """The other end: answers every Ping, keeps the rest."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.got: list[Message] = []
+        self.hold = threading.Event()
+        self.link = Link(sock, self._on_push)
+
+    def _on_push(self, message: Message, payload: bytes) -> None:
+        if isinstance(message, Ping):
+            self.link.send(Reply({"id": message.id}, re=message.id), payload)
+        elif isinstance(message, StopApp):
+            self.link.send(Failure("not_found", "no such app", "look again", re=message.id))
+        self.got.append(message)
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Link, Echo, list[Message]]]:
+    ours, theirs = socket.socketpair()
+    pushed: list[Message] = []
+    echo = Echo(theirs)
+    link = Link(ours, lambda message, payload: pushed.append(message))
+    yield link, echo, pushed
+    link.close()
+    echo.link.close()
+
+
+Ends = tuple[Link, Echo, list[Message]]
+
+
+def wait_until(condition: object, what: str) -> None:
+    done = threading.Event()
+    for _ in range(1000):
+        if condition():  # type: ignore[operator]
+            return
+        done.wait(0.01)
+    raise AssertionError(f"waited {WAIT} s for: {what}")
+
+
+def test_a_request_gets_its_own_answer(ends: Ends) -> None:
+    link, _, _ = ends
+    first, second = link.request(Ping(), b"a"), link.request(Ping(), b"b")
+    assert second.wait(WAIT)[1] == b"b"
+    assert first.wait(WAIT)[1] == b"a"
+
+
+def test_a_failure_is_raised_as_its_class(ends: Ends) -> None:
+    with pytest.raises(NotFoundError, match="no such app") as caught:
+        ends[0].request(StopApp("x")).wait(WAIT)
+    assert caught.value.hint == "look again"
+
+
+def test_many_threads_share_one_connection(ends: Ends) -> None:
+    link = ends[0]
+    wrong: list[object] = []
+
+    def ask(n: int) -> None:
+        for i in range(200):
+            data = f"{n}/{i}".encode()
+            if link.request(Ping(), data).wait(WAIT)[1] != data:
+                wrong.append(data)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+        assert not thread.is_alive()
+    assert wrong == []
+
+
+def test_pushes_arrive_while_nobody_waits(ends: Ends) -> None:
+    link, echo, pushed = ends
+    link.request(Ping()).wait(WAIT)
+    echo.link.send(Notice("ap-1", "container"))
+    wait_until(lambda: pushed, "the pushed notice")
+
+
+def test_pushes_arrive_after_a_long_wait_has_ended(ends: Ends) -> None:
+    link, echo, pushed = ends
+    never: Pending[None] = Pending(link)
+    with pytest.raises(OutputTimeoutError):
+        never.wait(0.15)
+    echo.link.send(Notice("ap-1", "container"))
+    wait_until(lambda: pushed, "the pushed notice")
+
+
+def test_a_wait_ends_at_its_deadline_whether_leading_or_following(ends: Ends) -> None:
+    link = ends[0]
+    leader = threading.Thread(target=lambda: pytest.raises(OutputTimeoutError, Pending(link).wait, 0.4))
+    leader.start()
+    with pytest.raises(OutputTimeoutError):
+        Pending(link).wait(0.1)
+    leader.join(WAIT)
+    assert not leader.is_alive()
+
+
+def test_a_value_set_by_another_thread_ends_a_wait(ends: Ends) -> None:
+    pending: Pending[int] = Pending(ends[0])
+    threading.Timer(0.05, pending.set, [3]).start()
+    with pytest.raises(OutputTimeoutError):
+        Pending(ends[0]).wait(0.1)
+    assert pending.wait(WAIT) == 3
+
+
+def test_closing_the_other_end_fails_whoever_waits_and_whoever_comes(ends: Ends) -> None:
+    link, echo, _ = ends
+    waiting: Pending[None] = Pending(link)
+    threading.Timer(0.05, echo.link.close).start()
+    with pytest.raises(ServiceError):
+        waiting.wait(WAIT)
+    with pytest.raises(ServiceError):
+        link.request(Ping())
+
+
+def test_garbage_closes_the_connection_with_its_reason() -> None:
+    ours, theirs = socket.socketpair()
+    link = Link(ours, lambda message, payload: None)
+    theirs.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    wait_until(lambda: link.closed, "the link to close")
+    assert "garbage" in link.closed
+    theirs.close()
+    link.close()
+
+
+def test_both_faces_run_the_same_body(ends: Ends) -> None:
+    link = ends[0]
+
+    class Thing:
+        @both
+        async def ask(self, data: bytes) -> bytes:
+            return (await link.request(Ping(), data))[1]
+
+    assert Thing().ask(b"x") == b"x"
+
+    async def many() -> list[bytes]:
+        return await asyncio.gather(*[Thing().ask.aio(str(i).encode()) for i in range(50)])
+
+    assert asyncio.run(many()) == [str(i).encode() for i in range(50)]
+
+
+def test_an_error_of_a_wait_is_raised_inside_the_coroutine(ends: Ends) -> None:
+    async def body() -> str:
+        try:
+            await Pending(ends[0]).within(0.02)
+        except OutputTimeoutError:
+            await ends[0].request(Ping())
+            return "caught"
+        return "not caught"
+
+    assert run(body()) == "caught"
+
+
+@pytest.mark.parametrize("step", [1, 2, 7, 8, 9, 50, 10_000])
+def test_frames_are_cut_right_however_the_bytes_come(step: int) -> None:
+    frames = [encode(Ping(id=i), b"p" * i * 37) for i in range(1, 20)]
+    stream = b"".join(frames)
+    reader = FrameReader()
+    got = [frame for at in range(0, len(stream), step) for frame in reader.feed(stream[at : at + step])]
+    assert [payload for _, payload in got] == [b"p" * i * 37 for i in range(1, 20)]
+
+
+def test_a_frame_over_the_limit_is_refused_by_its_announcement_alone() -> None:
+    with pytest.raises(ValueError, match="announces"):
+        FrameReader(limit=1000).feed((10).to_bytes(4, "little") + (2 << 30).to_bytes(4, "little"))
