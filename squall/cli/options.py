@@ -94,7 +94,8 @@ def _option(command: str, parameter: inspect.Parameter, hints: Mapping[str, Any]
             f"cannot make an option for parameter `{parameter.name}` of `{command}`: its type is {_type_name(hint)}",
             hint="use str, int, float, bool, datetime or a Literal, give it a default, or call it from an entrypoint",
         ) from None
-    default = None if required else parameter.default
+    # click takes a default of None for a value, so a required option must not be given one.
+    default: dict[str, Any] = {} if required and not optional else {"default": None if required else parameter.default}
     flag = parameter.name.replace("_", "-")
     names = [parameter.name, f"--{flag}"]
     if kind is bool:
@@ -104,10 +105,10 @@ def _option(command: str, parameter: inspect.Parameter, hints: Mapping[str, Any]
     return click.Option(
         names,
         type=kind,
-        required=required and not optional,
-        default=default,
-        show_default=default is not None,
-        metavar=None if not isinstance(kind, click.DateTime) else "DATETIME",
+        required=not default,
+        show_default=default.get("default") is not None,
+        metavar="DATETIME" if isinstance(kind, click.DateTime) else None,
+        **default,
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-import squall
+from squall.app import App
 from squall import _session
 from squall.cli import options
 from squall.cli.main import did_you_mean, user_traceback
@@ -31,7 +31,7 @@ from squall.exception import Error, InvalidError, NotFoundError
 class Target:
     """What is to be run: an entrypoint here, or a function in a container."""
 
-    app: squall.App
+    app: App
     name: str
     entrypoint: Any = None
     function: Any = None
@@ -136,23 +136,23 @@ def import_ref(ref: str, as_module: bool) -> tuple[ModuleType, str | None]:
         raise InvalidError(f"cannot import `{ref}`: {type(error).__name__}: {error}", hint=hint) from None
 
 
-def apps_of(module: ModuleType) -> dict[str, squall.App]:
+def apps_of(module: ModuleType) -> dict[str, App]:
     """Variable name -> app, each app once."""
-    found: dict[str, squall.App] = {}
+    found: dict[str, App] = {}
     for name, value in vars(module).items():
-        if isinstance(value, squall.App) and not any(value is other for other in found.values()):
+        if isinstance(value, App) and not any(value is other for other in found.values()):
             found[name] = value
     return found
 
 
-def targets_of(app: squall.App) -> dict[str, Target]:
+def targets_of(app: App) -> dict[str, Target]:
     """Everything in an app that can be run, by name; an entrypoint wins over a function of its name."""
     targets = {tag: Target(app, tag, function=function) for tag, function in app.registered_functions.items()}
     targets.update({tag: Target(app, tag, entrypoint=entry) for tag, entry in app.registered_entrypoints.items()})
     return targets
 
 
-def named_target(ref: str, apps: dict[str, squall.App], path: str) -> Target:
+def named_target(ref: str, apps: dict[str, App], path: str) -> Target:
     """`function`, or `app.function` where `app` is the variable's name."""
     variable, _, rest = path.partition(".")
     if rest and variable in apps:
@@ -179,7 +179,7 @@ def _pick(ref: str, targets: dict[str, Target], name: str, where: str) -> Target
     raise NotFoundError(f"cannot run `{ref}`: {where} {verb} `{name}`", hint=hint)
 
 
-def only_target(ref: str, apps: dict[str, squall.App]) -> Target:
+def only_target(ref: str, apps: dict[str, App]) -> Target:
     """Without a name: the only entrypoint there is, else the only function there is."""
     entries = _all_of(apps, "registered_entrypoints")
     candidates = entries or _all_of(apps, "registered_functions")
@@ -197,7 +197,7 @@ def only_target(ref: str, apps: dict[str, squall.App]) -> Target:
     raise InvalidError(f"`{ref}` is ambiguous: it has several {kind}", hint=f"name one: {_listed(names)}")
 
 
-def _all_of(apps: dict[str, squall.App], attribute: str) -> list[tuple[str, str]]:
+def _all_of(apps: dict[str, App], attribute: str) -> list[tuple[str, str]]:
     return [(variable, name) for variable, app in apps.items() for name in getattr(app, attribute)]
 
 
@@ -272,7 +272,7 @@ def finish(target: Target, result: Any, write_result: str | None) -> int:
 
 
 @contextlib.contextmanager
-def interrupts(app: squall.App, name: str, detach: bool, output: Output) -> Iterator[None]:
+def interrupts(app: App, name: str, detach: bool, output: Output) -> Iterator[None]:
     """Ctrl-C once: the app is stopped cleanly and the exit code is 130. Twice: out at once; the server, which sees
     the connection close, stops the app. SIGTERM counts as one Ctrl-C."""
     pressed = 0

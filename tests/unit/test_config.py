@@ -1,0 +1,108 @@
+"""Settings: where a value comes from, and what is said of one that makes no sense."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from squall import config
+from squall.exception import InvalidError
+
+
+def load(tmp_path: Path, text: str = "", **env: str) -> config.Config:
+    """The settings with this file and these variables."""
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    return config.load({"HOME": "/home/me", "SQUALL_CONFIG": str(path), **env})
+
+
+def test_every_setting_has_its_default_when_nothing_is_set(tmp_path: Path) -> None:
+    loaded = load(tmp_path)
+    assert loaded.runtime == "auto"
+    assert loaded.idle_timeout == 15.0
+    assert loaded.traceback is False
+
+
+def test_variable_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "idle_timeout = 3\nnode_cpus = 2.5\n", SQUALL_IDLE_TIMEOUT="7")
+    assert (loaded.idle_timeout, loaded.node_cpus) == (7.0, 2.5)
+
+
+def test_home_is_absolute_and_holds_all_directories(tmp_path: Path) -> None:
+    loaded = load(tmp_path, SQUALL_HOME="/srv/../srv/squall")
+    assert loaded.home == Path("/srv/squall")
+    assert loaded.socket_path == Path("/srv/squall/run/server.sock")
+
+
+def test_home_too_long_for_a_socket_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="too long for a socket") as caught:
+        load(tmp_path, SQUALL_HOME="/" + "x" * 100)
+    assert "SQUALL_HOME" in caught.value.hint
+
+
+def test_home_of_root_is_roots_own_whatever_home_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    home = config.default_home({"HOME": "/home/me", "XDG_DATA_HOME": "/home/me/data"})
+    assert not str(home).startswith("/home/me")
+
+
+def test_home_of_a_user_is_the_xdg_data_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert config.default_home({"HOME": "/home/me"}) == Path("/home/me/.local/share/squall")
+    assert config.default_home({"HOME": "/home/me", "XDG_DATA_HOME": "/data"}) == Path("/data/squall")
+    assert config.default_home({"HOME": "/home/me", "XDG_DATA_HOME": "data"}) == Path("/home/me/.local/share/squall")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("SQUALL_RUNTIME", "docker", "auto, native, process"),
+        ("SQUALL_IDLE_TIMEOUT", "soon", "seconds an embedded server stays"),
+        ("SQUALL_IDLE_TIMEOUT", "-1", "at least 0"),
+        ("SQUALL_IDLE_TIMEOUT", "nan", "at least 0"),
+        ("SQUALL_NODE_MEMORY_MIB", "1.5", "memory offered"),
+        ("SQUALL_TRACEBACK", "perhaps", "frames"),
+    ],
+)
+def test_variable_with_a_wrong_value_is_refused_with_its_name(tmp_path: Path, name: str, value: str, hint: str) -> None:
+    with pytest.raises(InvalidError, match=f"variable `{name}` is `{value}`") as caught:
+        load(tmp_path, **{name: value})
+    assert hint in caught.value.hint
+
+
+def test_wrong_value_in_the_file_is_refused_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match=r"`log_level` in .*config\.toml is `loud`"):
+        load(tmp_path, 'log_level = "loud"')
+
+
+def test_unknown_name_in_the_file_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="sets `idle`, which is no setting") as caught:
+        load(tmp_path, "idle = 3")
+    assert "idle_timeout" in caught.value.hint
+
+
+def test_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="cannot read configuration"):
+        load(tmp_path, "idle_timeout 3")
+
+
+def test_named_file_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(InvalidError, match="there is no such file"):
+        config.load({"HOME": "/home/me", "SQUALL_CONFIG": "/nowhere/config.toml"})
+
+
+def test_missing_file_is_no_error_when_nobody_named_it(tmp_path: Path) -> None:
+    assert config.load({"HOME": str(tmp_path), "SQUALL_HOME": "/srv/s"}).home == Path("/srv/s")
+
+
+@pytest.mark.parametrize(("word", "value"), [("1", True), ("yes", True), ("TRUE", True), ("0", False), ("", False)])
+def test_yes_and_no_are_understood_in_their_usual_spellings(tmp_path: Path, word: str, value: bool) -> None:
+    assert load(tmp_path, SQUALL_TRACEBACK=word).traceback is value
+
+
+def test_table_of_settings_matches_the_fields() -> None:
+    rows = {row.name: row for row in config.settings()}
+    assert rows["idle_timeout"].env == "SQUALL_IDLE_TIMEOUT"
+    assert all(row.help and not row.help.endswith(".") for row in rows.values())
