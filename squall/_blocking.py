@@ -16,7 +16,6 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from squall.protocol.transport import driver
 
-
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
@@ -54,12 +53,14 @@ def run_generator(generator: AsyncGenerator[R, None]) -> Generator[R, None, None
         run(generator.aclose())  # type: ignore[arg-type]
 
 
-def warn_if_in_loop(name: str) -> None:
+def warn_if_in_loop(name: str, instead: str = "") -> None:
     """Say so when a blocking call is made where a running event loop would stand still meanwhile."""
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None and asyncio._get_running_loop() is not None:
         warnings.warn(
-            f"`{name}` blocks the running event loop; use `await {name}.aio(...)`", RuntimeWarning, stacklevel=3
+            f"`{name}` blocks the running event loop; {instead or f'use `await {name}.aio(...)`'}",
+            RuntimeWarning,
+            stacklevel=3,
         )
 
 
@@ -77,7 +78,7 @@ class _Bound(Generic[P, R]):
         return run(self.aio(*args, **kwargs))
 
 
-class both(Generic[S, P, R]):  # noqa: N801  (a decorator, used as a word)
+class both(Generic[S, P, R]):
     """Decorator for an `async def` method: `obj.m(...)` blocks, `await obj.m.aio(...)` does not.
 
         class Call:
@@ -106,7 +107,7 @@ class _BoundGenerator(Generic[P, R]):
         return run_generator(self.aio(*args, **kwargs))
 
 
-class both_generator(Generic[S, P, R]):  # noqa: N801
+class both_generator(Generic[S, P, R]):
     """As `both`, for an `async def` method that yields: `for x in obj.m()` and `async for x in obj.m.aio()`."""
 
     def __init__(self, body: Callable[Concatenate[S, P], AsyncGenerator[R, None]]) -> None:

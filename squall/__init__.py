@@ -1,0 +1,70 @@
+"""Squall: serverless compute for Python and AI that you run yourself.
+
+The public names, each loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from squall.app import App, LocalEntrypoint
+    from squall.client import Client, current_function_call_id, current_input_id, is_local
+    from squall.exception import Error, InputCancellation
+    from squall.function import Function, FunctionCall
+    from squall.image import Image
+    from squall.options import Retries
+    from squall.secret import Secret
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "App",
+    "Client",
+    "Error",
+    "Function",
+    "FunctionCall",
+    "Image",
+    "InputCancellation",
+    "LocalEntrypoint",
+    "Retries",
+    "Secret",
+    "__version__",
+    "current_function_call_id",
+    "current_input_id",
+    "exception",
+    "is_local",
+]
+
+_HOMES = {
+    "App": "app",
+    "Client": "client",
+    "Error": "exception",
+    "Function": "function",
+    "FunctionCall": "function",
+    "Image": "image",
+    "InputCancellation": "exception",
+    "LocalEntrypoint": "app",
+    "Retries": "options",
+    "Secret": "secret",
+    "current_function_call_id": "client",
+    "current_input_id": "client",
+    "is_local": "client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is not None:
+        value = getattr(importlib.import_module(f"squall.{home}"), name)
+    elif name == "exception":
+        value = importlib.import_module("squall.exception")
+    else:
+        raise AttributeError(f"module `squall` has no attribute `{name}`")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,443 @@
+"""Running an app: import the script, collect its source, make the app on the server, follow it, end it.
+
+Owns `import_ref` (what `squall run file.py` names), the source bundle (one deterministic tar per module or package)
+and the life of a `RunningApp`. What a container imports is decided here: a module by name with its source mounted at
+`/src`, or, where no source file exists (`python -c`, a notebook), the function by value. Must never print by itself;
+logs and notices go to an `Output`. Tested in `tests/unit/test_session.py` and `tests/integration/test_calls.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import io
+import os
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from squall import _blocking
+from squall import client as clients
+from squall.client import Client, Output
+from squall.exception import ConflictError, Error, InvalidError, NotFoundError, ResourceExhaustedError
+from squall.options import checked_name
+from squall.protocol import payload as payloads
+from squall.protocol.messages import CreateApp, FunctionSpec, LogChunk, Notice, StopApp
+
+if TYPE_CHECKING:
+    from squall.app import App
+
+SOURCE_MOUNT = "/src"
+BUNDLE_LIMIT_BYTES = 256 << 20
+BUNDLE_LIMIT_FILES = 20_000
+STOP_TIMEOUT = 60.0
+INTERRUPTED_STOP_TIMEOUT = 10.0
+_IGNORED = frozenset(
+    ["__pycache__", ".git", ".hg", ".svn", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".ipynb_checkpoints", "node_modules"]
+)
+
+
+# ---- importing what a reference names -----------------------------------------------------------------------------
+
+
+def import_ref(ref: str, as_module: bool = False) -> tuple[ModuleType, str | None]:
+    """Import `file.py`, `file.py::name` or, with `as_module`, `pkg.mod::name`; the module and the name, if any.
+
+    What the user's own code raises while it is imported comes out as it is, with Squall's frames taken off.
+    """
+    target, _, name = ref.partition("::")
+    load = _import_module if as_module else _import_file
+    try:
+        module = load(target)
+    except Error:
+        raise
+    except BaseException as error:
+        raise error.with_traceback(_users_part(error.__traceback__))
+    return module, name or None
+
+
+def _users_part(traceback: TracebackType | None) -> TracebackType | None:
+    """Without the leading frames of Squall and of the import system."""
+    own = os.path.dirname(os.path.abspath(__file__)) + os.sep
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if not file.startswith((own, "<frozen importlib")) and f"{os.sep}importlib{os.sep}" not in file:
+            return traceback
+        traceback = traceback.tb_next
+    return None
+
+
+def _import_file(target: str) -> ModuleType:
+    path = os.path.abspath(target)
+    if not os.path.isfile(path):
+        what = "it is a directory" if os.path.isdir(path) else "there is no such file"
+        hint = "for a module on the import path, use `-m`" if not target.endswith(".py") else "check the path"
+        raise NotFoundError(f"cannot run `{target}`: {what}", hint=hint)
+    if not path.endswith(".py"):
+        raise InvalidError(f"cannot run `{target}`: it is not a Python file", hint="its name must end in `.py`")
+    directory, name = os.path.split(path)
+    name = checked_module_name(name[:-3], path)
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InvalidError(f"cannot run `{target}`: Python has no loader for it")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
+
+
+def checked_module_name(stem: str, path: str) -> str:
+    """The import name of a script; a script may not hide a module that Python, or Squall, needs itself."""
+    loaded = sys.modules.get(stem)
+    taken = stem in sys.stdlib_module_names or (
+        loaded is not None and os.path.abspath(getattr(loaded, "__file__", None) or "") != path
+    )
+    if taken or stem == "squall":
+        raise InvalidError(f"cannot run `{path}`: `{stem}` is the name of another module", hint="rename the file")
+    if "." in stem:
+        raise InvalidError(f"cannot run `{path}`: a dot in its name cannot be imported", hint="rename the file")
+    return stem
+
+
+def _import_module(target: str) -> ModuleType:
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    if not target or target.endswith(".py") or "/" in target:
+        raise InvalidError(f"`-m` takes the name of a module, not `{target}`", hint="write it as `package.module`")
+    try:
+        return importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if error.name and (target == error.name or target.startswith(error.name + ".")):
+            raise NotFoundError(
+                f"cannot run module `{target}`: there is no module `{error.name}` on the import path",
+                hint="modules are looked for in the working directory and where Python's packages are",
+            ) from None
+        raise
+
+
+# ---- where a function's source is ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a module can be found: its import name in the container, and what of the disk must go there.
+
+    `root` is the directory that becomes `/src` and `entry` what of it is sent, a file or a package's directory. An
+    empty `entry` means that the image has the module already. `module` is empty where no source file exists.
+    """
+
+    module: str = ""
+    root: str = ""
+    entry: str = ""
+    is_main: bool = False
+
+
+def origin_of(module_name: str) -> Origin:
+    """Where the module a function was defined in comes from."""
+    module = sys.modules.get(module_name)
+    file = getattr(module, "__file__", None)
+    is_main = module_name == "__main__"
+    if is_main:
+        spec = getattr(module, "__spec__", None)
+        if spec is not None and spec.name and file:  # python -m pkg.mod
+            module_name = spec.name
+        elif file:
+            module_name = os.path.splitext(os.path.basename(file))[0]
+    if module is None or not file or not os.path.isfile(file):
+        return Origin()
+    path = os.path.abspath(file)
+    if _is_installed(path):
+        return Origin(module_name, is_main=is_main)
+    if not path.endswith(".py"):
+        return Origin()
+    top = module_name.partition(".")[0]
+    if "." not in module_name and os.path.basename(path) != "__init__.py":
+        if is_main:
+            checked_module_name(module_name, path)
+        return Origin(module_name, os.path.dirname(path), os.path.basename(path), is_main)
+    depth = module_name.count(".") + (1 if os.path.basename(path) == "__init__.py" else 0)
+    root = path
+    for _ in range(depth + 1):
+        root = os.path.dirname(root)
+    return Origin(module_name, root, top, is_main)
+
+
+def _is_installed(path: str) -> bool:
+    """Whether `path` belongs to the Python environment, which every container on `Image.host()` sees."""
+    return any(path.startswith(os.path.join(os.path.abspath(prefix), "lib") + os.sep) for prefix in _PREFIXES)
+
+
+_PREFIXES = (sys.prefix, sys.base_prefix)
+
+
+def make_bundle(origin: Origin) -> bytes:
+    """The tar of a module's or package's source: the same bytes for the same files, wherever and whenever made."""
+    import tarfile  # costs 10 ms, and only starting an app needs it
+
+    out = io.BytesIO()
+    total = 0
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for count, (name, path) in enumerate(_files_of(origin), 1):
+            data = _read_source(path)
+            total += len(data) + 1024
+            if total > BUNDLE_LIMIT_BYTES or count > BUNDLE_LIMIT_FILES:
+                raise _too_large(origin)
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            info.mode = 0o755 if os.access(path, os.X_OK) else 0o644
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def _files_of(origin: Origin) -> Iterator[tuple[str, str]]:
+    """Name in the bundle and path of each file, sorted; links are followed, a link to a parent is not."""
+    start = os.path.join(origin.root, origin.entry)
+    if os.path.isfile(start):
+        yield origin.entry, start
+        return
+    yield from _walk(start, origin.entry, (os.path.realpath(start),))
+
+
+def _walk(directory: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError as error:
+        raise InvalidError(f"cannot read the source directory `{directory}`: {error.strerror}") from None
+    for name in names:
+        path = os.path.join(directory, name)
+        if name in _IGNORED or name.endswith((".pyc", ".pyo")):
+            continue
+        try:
+            mode = os.stat(path).st_mode
+        except OSError:  # a link to nothing, or gone meanwhile
+            continue
+        if stat.S_ISDIR(mode):
+            real = os.path.realpath(path)
+            if real not in above:
+                yield from _walk(path, f"{prefix}/{name}", (*above, real))
+        elif stat.S_ISREG(mode):
+            yield f"{prefix}/{name}", path
+
+
+def _read_source(path: str) -> bytes:
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(BUNDLE_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise InvalidError(
+            f"cannot read `{path}`, part of your app's source: {error.strerror}",
+            hint="make it readable, or leave the source out with `include_source=False`",
+        ) from None
+    return data
+
+
+def _too_large(origin: Origin) -> ResourceExhaustedError:
+    path = os.path.join(origin.root, origin.entry)
+    return ResourceExhaustedError(
+        f"the source in `{path}` is more than {BUNDLE_LIMIT_BYTES >> 20} MiB or {BUNDLE_LIMIT_FILES} files",
+        hint="keep data out of the package's directory; pass its path, or read it in the function",
+    )
+
+
+# ---- specs on their way to the server -----------------------------------------------------------------------------
+
+
+@dataclass
+class _Prepared:
+    """Everything `CreateApp` needs, and the blobs that must be there before it."""
+
+    specs: list[FunctionSpec] = field(default_factory=list)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    source_map: dict[str, str] = field(default_factory=dict)
+    shared_main: set[str] = field(default_factory=set)
+    """Tags of functions whose container imports the caller's `__main__` too."""
+
+
+def prepare(app: App) -> _Prepared:
+    """Complete the specs of an app: import name, source bundle or function by value."""
+    prepared = _Prepared()
+    bundles: dict[Origin, str] = {}
+    app._packing = True
+    try:
+        for tag, spec in app._specs.items():
+            origin = Origin() if tag in app._by_value else origin_of(spec.module)
+            if not origin.module:
+                prepared.specs.append(_by_value(app, spec, prepared))
+                continue
+            source = ""
+            if origin.entry and tag not in app._without_source:
+                key = replace(origin, module="", is_main=False)
+                if key not in bundles:
+                    bundles[key] = _add_blob(prepared, make_bundle(origin))
+                source = bundles[key]
+                prepared.source_map[SOURCE_MOUNT] = origin.root
+            if origin.is_main:
+                prepared.shared_main.add(tag)
+                _alias_main(origin.module)
+            prepared.specs.append(replace(spec, module=origin.module, source=source, main_alias=origin.is_main))
+    finally:
+        app._packing = False
+    return prepared
+
+
+def _by_value(app: App, spec: FunctionSpec, prepared: _Prepared) -> FunctionSpec:
+    function = app._functions[spec.tag]
+    data = payloads.pack_by_value(function.raw_f, f"function `{spec.tag}`")
+    return replace(spec, module="", source="", serialized_blob=_add_blob(prepared, data))
+
+
+def _add_blob(prepared: _Prepared, data: bytes) -> str:
+    digest = hashlib.blake2b(data, digest_size=32).hexdigest()
+    prepared.blobs[digest] = data
+    return digest
+
+
+def _alias_main(name: str) -> None:
+    """Containers know the caller's `__main__` as `name`; results of its classes load here under that name."""
+    sys.modules.setdefault(name, sys.modules["__main__"])
+
+
+# ---- a running app ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RunningApp:
+    """An app the server knows, while this program follows it."""
+
+    app_id: str
+    client: Client
+    functions: dict[str, str]
+    source_map: dict[str, str]
+    shared_main: set[str]
+
+    def main_shared(self, tag: str) -> bool:
+        return tag in self.shared_main
+
+
+async def start_app(app: App, name: str, detach: bool, output: Output) -> RunningApp:
+    """Make the app on the server and hang its handles on it."""
+    prepared = prepare(app)
+    client = Client.current()
+    for data in prepared.blobs.values():
+        await client.put_blob.aio(data)
+    reply, _ = await client.request(CreateApp(name, prepared.specs, detach=detach))
+    app_id = str(reply.data["app_id"])
+    client.follow(app_id, output)
+    functions = dict(reply.data["functions"])
+    return RunningApp(app_id, client, functions, prepared.source_map, prepared.shared_main)
+
+
+async def stop_app(running: RunningApp, reason: str, timeout: float) -> None:
+    """End the app and wait, up to `timeout`, until its containers are gone and their last output was shown."""
+    if not running.client.usable():
+        return
+    await running.client.request(StopApp(running.app_id, reason), timeout=timeout)
+
+
+class AppRun:
+    """What `app.run()` gives: `with` and `async with` run the app while the block lasts."""
+
+    def __init__(self, app: App, *, name: str | None, detach: bool, output: Output | None) -> None:
+        self.app = app
+        self.name = checked_name(name, "app name") if name is not None else app.name or _default_name(app)
+        if not isinstance(detach, bool):
+            raise InvalidError(f"`app.run(detach={detach!r})` takes True or False")
+        self.detach = detach
+        self.output: Output = output if output is not None else PlainOutput()
+
+    def __enter__(self) -> App:
+        _blocking.warn_if_in_loop("app.run", "use `async with app.run():`")
+        return _blocking.run(self.__aenter__())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _blocking.run(self.__aexit__(kind, error, traceback))
+
+    async def __aenter__(self) -> App:
+        if not clients.is_local():
+            raise InvalidError(
+                "`app.run()` was called in a container, while it imports your module",
+                hint='put it under `if __name__ == "__main__":` or into a `@app.local_entrypoint()`',
+            )
+        if self.app._running is not None:
+            raise ConflictError(f"{self.app!r} is running already", hint="leave its `with app.run():` block first")
+        self.app._running = await start_app(self.app, self.name, self.detach, self.output)
+        return self.app
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        running = self.app._running
+        if running is None:
+            return
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        try:
+            if not self.detach:
+                reason = "interrupted" if interrupted else "the program is done with it"
+                await stop_app(running, reason, INTERRUPTED_STOP_TIMEOUT if interrupted else STOP_TIMEOUT)
+        except Error:
+            if error is None:  # else the user's own exception is what they must see
+                raise
+        finally:
+            self.app._running = None
+            running.client.unfollow(running.app_id)
+
+
+def _default_name(app: App) -> str:
+    """The script's name, or that of a function's module, made to fit."""
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    modules = [spec.module for spec in app._specs.values() if spec.module != "__main__"]
+    stem = modules[0].rpartition(".")[2] if modules else os.path.splitext(os.path.basename(main or "app"))[0]
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "-" for c in stem)[:64] or "app"
+
+
+class PlainOutput:
+    """Containers' bytes as they are on this program's stdout and stderr; what is wrong on stderr."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._said: set[str] = set()
+
+    def log(self, chunk: LogChunk, data: bytes) -> None:
+        self._write(sys.stdout if chunk.stream == "stdout" else sys.stderr, data)
+
+    def notice(self, notice: Notice) -> None:
+        said = _NOTICES.get(notice.kind)
+        if said is not None and notice.data.get("reason"):
+            text = said.format(function=notice.data.get("function", ""), reason=notice.data["reason"])
+            if text not in self._said:
+                self._said.add(text)
+                self._write(sys.stderr, f"squall: {text}\n".encode())
+
+    def _write(self, stream: Any, data: bytes) -> None:
+        with self._lock:
+            try:
+                stream.flush()
+                raw = getattr(stream, "buffer", None)
+                if raw is not None:
+                    raw.write(data)
+                else:  # a notebook's, or a test's: text only
+                    stream.write(data.decode("utf-8", "replace"))
+                stream.flush()
+            except (OSError, ValueError):  # closed, or its reader is gone: output has no place to go
+                pass
+
+
+_NOTICES = {
+    "stopped": "the app was stopped: {reason}",
+    "waiting": "`{function}` is waiting: {reason}",
+    "backoff": "containers of `{function}` keep failing: {reason}",
+}

@@ -1,0 +1,333 @@
+"""App: functions and entrypoints that run together.
+
+Owns registration: it checks options and scope rules at the decorator's line and keeps a `FunctionSpec` for each
+function. Starting an app is `_session`'s part; calling is `function.py`'s. Tested in `tests/unit/test_app.py` and
+`tests/unit/test_entrypoint.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from squall.exception import InvalidError
+from squall.function import Function
+from squall.image import Image
+from squall.options import FunctionOptions, checked_name, not_yet, read_options, read_secrets
+from squall.protocol.messages import FunctionSpec
+from squall.secret import Secret, checked_env
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from squall._session import AppRun, RunningApp
+    from squall.client import Output
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_NOT_YET = frozenset(
+    ["cls", "server", "deploy", "include", "lookup", "set_tags", "get_tags", "stop", "info", "stats", "logs", "get_dashboard_url"]
+)
+
+_apps: weakref.WeakSet[App] = weakref.WeakSet()
+_siblings: dict[str, str] = {}
+"""In a container: tag -> id of every function of its app."""
+
+
+class LocalEntrypoint:
+    """A function that runs in your own program and starts the work; `squall run` calls it with the app running."""
+
+    def __init__(self, name: str, raw_f: Callable[..., Any], app: App) -> None:
+        self.name = name
+        self.raw_f = raw_f
+        self.app = app
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """The parameters, with annotations as objects where they can be evaluated."""
+        try:
+            return inspect.signature(self.raw_f, eval_str=True)
+        except Exception:  # an annotation that does not evaluate here
+            return inspect.signature(self.raw_f)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.raw_f(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<LocalEntrypoint `{self.name}`>"
+
+
+class App:
+    """A set of functions that run together.
+
+    `image`, `env` and `secrets` hold for every function that does not name its own (secrets and env are merged,
+    the function's winning). `include_source=False` leaves your source out of the containers.
+
+    Example:
+
+        app = squall.App("hello")
+
+        @app.function()
+        def square(x): return x * x
+
+        @app.local_entrypoint()
+        def main():
+            print(square.remote(4))
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        image: Image | None = None,
+        secrets: Sequence[Secret] | None = None,
+        env: Mapping[str, str | None] | None = None,
+        include_source: bool = True,
+        tags: Mapping[str, str] | None = None,
+        **unknown: object,
+    ) -> None:
+        for option in unknown:
+            raise (
+                not_yet(f"App({option}=...)")
+                if option in ("volumes",)
+                else InvalidError(
+                    f"`App` has no option `{option}`", hint="options: env, image, include_source, name, secrets, tags"
+                )
+            )
+        self.name = None if name is None else checked_name(name, "app name")
+        if image is not None and not isinstance(image, Image):
+            raise InvalidError(f"`App(image={image!r})` takes an Image", hint="give `squall.Image.host()`")
+        if not isinstance(include_source, bool):
+            raise InvalidError(f"`App(include_source={include_source!r})` takes True or False")
+        self._image = image
+        self._env = {**read_secrets(list(secrets or ())), **checked_env(env or {}, "App(env)")}
+        self._include_source = include_source
+        self.tags = _checked_tags(tags)
+        self._functions: dict[str, Function[..., Any]] = {}
+        self._specs: dict[str, FunctionSpec] = {}
+        self._by_value: set[str] = set()
+        self._without_source: set[str] = set()
+        self._entrypoints: dict[str, LocalEntrypoint] = {}
+        self._running: RunningApp | None = None
+        self._packing = False
+        _apps.add(self)
+
+    @property
+    def registered_functions(self) -> dict[str, Function[..., Any]]:
+        """The functions of this app by their tags."""
+        return dict(self._functions)
+
+    @property
+    def registered_entrypoints(self) -> dict[str, LocalEntrypoint]:
+        """The local entrypoints of this app by their names."""
+        return dict(self._entrypoints)
+
+    @property
+    def app_id(self) -> str | None:
+        """Its id while it runs."""
+        return None if self._running is None else self._running.app_id
+
+    # -- registration
+
+    def function(self, *wrong: Any, **options: Unpack[FunctionOptions]) -> Callable[[Callable[P, R]], Function[P, R]]:
+        """Make a function callable in containers. All options are keywords; `docs/guide` describes each.
+
+        `cpu`, `memory`, `gpu` say what each container gets; `timeout` bounds one attempt at an input, `retries`
+        says how often a failed one is tried again; `min_`, `max_`, `buffer_containers` and `scaledown_window` shape
+        scaling; `env` and `secrets` fill the environment; `serialized=True` sends the function by value.
+        """
+        if wrong:
+            raise InvalidError(
+                "`@app.function` was used without its parentheses", hint="write `@app.function()` above the function"
+            )
+        fields = read_options(options)
+
+        def decorate(raw_f: Callable[P, R]) -> Function[P, R]:
+            return self._register(raw_f, options, fields)
+
+        return decorate
+
+    def _register(self, raw_f: Callable[P, R], options: Mapping[str, Any], fields: dict[str, Any]) -> Function[P, R]:
+        serialized = bool(options.get("serialized"))
+        _check_callable(raw_f, "@app.function()")
+        _check_scope(raw_f, serialized, options.get("name"))
+        tag = options.get("name") or raw_f.__name__
+        checked_name(tag, "function name")
+        is_generator, is_async = _kind_of(raw_f)
+        if options.get("is_generator") is not None:
+            is_generator = bool(options["is_generator"])
+        if is_generator and fields.get("retries") and fields["retries"].max_retries:
+            raise InvalidError(
+                f"generator `{tag}` has `retries`", hint="a generator that failed half way cannot resume"
+            )
+        self._warn_if_taken(tag, self._functions, raw_f)
+        self._specs[tag] = self._spec(tag, raw_f, fields, is_generator, is_async)
+        (self._by_value.add if serialized else self._by_value.discard)(tag)
+        include = options.get("include_source")
+        include = self._include_source if include is None else include
+        (self._without_source.discard if include else self._without_source.add)(tag)
+        function: Function[P, R] = Function(tag, raw_f, self, is_generator)
+        self._functions[tag] = function
+        return function
+
+    def _spec(self, tag: str, raw_f: Any, fields: dict[str, Any], is_generator: bool, is_async: bool) -> FunctionSpec:
+        own = dict(fields)
+        env = {**self._env, **own.pop("secret_env", {}), **own.pop("plain_env", {})}
+        own.setdefault("startup_timeout", own.get("timeout", 300.0))
+        if self._image is not None:
+            own.setdefault("image", self._image._spec)
+        return FunctionSpec(
+            tag, raw_f.__module__, raw_f.__qualname__, env=env, is_generator=is_generator, is_async=is_async,
+            python=f"{sys.version_info[0]}.{sys.version_info[1]}", **own,
+        )  # fmt: skip
+
+    def local_entrypoint(self, *wrong: Any, name: str | None = None) -> Callable[[Callable[..., Any]], LocalEntrypoint]:
+        """Make a function what `squall run file.py` runs, here in your program; its parameters become options."""
+        if wrong:
+            raise InvalidError(
+                "`@app.local_entrypoint` was used without its parentheses",
+                hint="write `@app.local_entrypoint()` above the function",
+            )
+
+        def decorate(raw_f: Callable[..., Any]) -> LocalEntrypoint:
+            _check_callable(raw_f, "@app.local_entrypoint()")
+            entry = checked_name(name or raw_f.__name__, "entrypoint name")
+            taken = self._entrypoints.get(entry)
+            if taken is not None and not _is_notebook() and not _is_same(taken.raw_f, raw_f):
+                raise InvalidError(
+                    f"the app has two local entrypoints named `{entry}`",
+                    hint="rename one, or give it a name: `@app.local_entrypoint(name=...)`",
+                )
+            self._entrypoints[entry] = LocalEntrypoint(entry, raw_f, self)
+            return self._entrypoints[entry]
+
+        return decorate
+
+    def _warn_if_taken(self, tag: str, taken: Mapping[str, Function[..., Any]], raw_f: Any) -> None:
+        if tag in taken and not _is_notebook() and not _is_same(taken[tag].raw_f, raw_f):
+            warnings.warn(
+                f"function `{tag}` replaces another of the same name in this app; give one `name=...`",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    # -- running
+
+    def run(self, *, name: str | None = None, detach: bool = False, output: Output | None = None) -> AppRun:
+        """Run the app while the block lasts: `with app.run():` or `async with app.run():`.
+
+        `detach=True` lets it go on without you when the block or the program ends. Logs go to `output`; without
+        one, to this program's stdout and stderr.
+        """
+        from squall._session import AppRun  # what runs apps is not needed to define them
+
+        return AppRun(self, name=name, detach=detach, output=output)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _NOT_YET:
+            raise not_yet(f"App.{name}")
+        raise AttributeError(f"`App` has no attribute `{name}`")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return App, (self.name,)
+
+    def __repr__(self) -> str:
+        return f"<App `{self.name or 'without name'}`, {len(self._functions)} functions>"
+
+
+def hydrate_apps(app_name: str, app_id: str, functions: Mapping[str, str]) -> None:
+    """For the runner: give the functions of this container's app their ids.
+
+    An app without a name, or run under another, is told by its functions: the one that has them all.
+    """
+    _siblings.clear()
+    _siblings.update(functions)
+    named = [app for app in list(_apps) if app.name == app_name]
+    for app in named or [app for app in list(_apps) if set(functions) <= set(app._functions)]:
+        for tag, function in app._functions.items():
+            function._object_id = functions.get(tag, "")
+
+
+def sibling_id(tag: str) -> str:
+    """In a container: the id of the app's function `tag`, or empty."""
+    return _siblings.get(tag, "")
+
+
+# ---- rules of what may be decorated -------------------------------------------------------------------------------
+
+
+def _checked_tags(tags: Mapping[str, str] | None) -> dict[str, str]:
+    found = dict(tags or {})
+    for key, value in found.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InvalidError(f"`App(tags={tags!r})` takes a dict of strings")
+    return found
+
+
+def _check_callable(raw_f: Any, decorator: str) -> None:
+    if isinstance(raw_f, Function):
+        raise InvalidError(f"`{raw_f.tag}` is decorated with `{decorator}` twice", hint="keep one decorator")
+    if isinstance(raw_f, LocalEntrypoint):
+        raise InvalidError(
+            f"`{raw_f.name}` is a local entrypoint and runs in your own program",
+            hint="make it a function of the app or an entrypoint, not both",
+        )
+    if inspect.isclass(raw_f):
+        raise InvalidError(
+            f"`{decorator}` decorates the class `{raw_f.__name__}`", hint="classes are not available in this release"
+        )
+    if isinstance(raw_f, (staticmethod, classmethod)) or not callable(raw_f):
+        raise InvalidError(f"`{decorator}` decorates {raw_f!r:.200}", hint="it takes a function defined with `def`")
+    if not hasattr(raw_f, "__name__") or not hasattr(raw_f, "__qualname__"):
+        raise InvalidError(
+            f"`{decorator}` decorates a `{type(raw_f).__name__}`, which is no function", hint="wrap it in a `def`"
+        )
+
+
+def _check_scope(raw_f: Any, serialized: bool, name: str | None) -> None:
+    """A container finds a function by its module and name, so it must be reachable by them, or travel by value."""
+    qualname = raw_f.__qualname__
+    if "<lambda>" in qualname and not (serialized and name):
+        raise InvalidError(
+            "`@app.function` decorates a lambda",
+            hint='give it a name and send it by value: `serialized=True, name="..."`',
+        )
+    if serialized or qualname == raw_f.__name__:
+        return
+    if "<locals>" in qualname:
+        raise InvalidError(
+            f"`{qualname}` is defined inside another function, where a container cannot find it",
+            hint="move it to the top level of its module, or send it by value: `@app.function(serialized=True)`",
+        )
+    raise InvalidError(
+        f"`{qualname}` is a method of a class", hint="decorate a function at the top level of its module"
+    )
+
+
+def _kind_of(raw_f: Any) -> tuple[bool, bool]:
+    """Whether it is a generator, and whether it is async."""
+    target = inspect.unwrap(raw_f)
+    if inspect.isasyncgenfunction(target):
+        return True, True
+    return inspect.isgeneratorfunction(target), inspect.iscoroutinefunction(target)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two functions are the same lines of a file: a module that was imported again."""
+    a, b = getattr(one, "__code__", None), getattr(other, "__code__", None)
+    return (
+        isinstance(a, types.CodeType)
+        and isinstance(b, types.CodeType)
+        and (a.co_filename, a.co_firstlineno) == (b.co_filename, b.co_firstlineno)
+    )
+
+
+def _is_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None

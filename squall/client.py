@@ -1,0 +1,505 @@
+"""Client: the process's connection to its server, and what comes back over it.
+
+Owns connecting (and starting an embedded server when none listens), the routing of pushed messages to whoever waits
+for them, blobs, and the translation of an `OutputItem` into a value or an exception. One client per process,
+`Client.current()`; in a container the runner installs one on its own link. Must never interpret log text or decide
+to retry an input: the server does. Tested in `tests/unit/test_client.py` and `tests/integration/test_calls.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import hashlib
+import os
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from squall._blocking import both
+from squall.exception import (
+    CancelledError,
+    ContainerLostError,
+    Error,
+    FunctionTimeoutError,
+    InternalError,
+    InvalidError,
+    RemoteError,
+    ResourceExhaustedError,
+    SerializationError,
+    ServiceError,
+    StartupError,
+    VersionError,
+)
+from squall.protocol import payload as payloads
+from squall.protocol.messages import (
+    BLOB_CHUNK_BYTES,
+    INLINE_LIMIT_BYTES,
+    GetBlob,
+    HasBlobs,
+    Hello,
+    LogChunk,
+    Message,
+    Notice,
+    OutputItem,
+    Outputs,
+    PutBlob,
+    Reply,
+    Welcome,
+    split_payload,
+)
+from squall.protocol.transport import Link, Pending
+
+if TYPE_CHECKING:
+    from squall.config import Config
+
+PAYLOAD_LIMIT_BYTES = 4 << 30
+"""A value larger than this, pickled, is refused before anything is sent."""
+REQUEST_TIMEOUT = 60.0
+CONNECT_TIMEOUT = 5.0
+UPLOAD_WINDOW = 16
+"""Chunks of a blob that are under way before the sender waits for the server."""
+UNCLAIMED_LIMIT = 4096
+
+
+class Output(Protocol):
+    """Where an app's logs and notices go; called in whichever thread reads the connection, so it must be quick."""
+
+    def log(self, chunk: LogChunk, data: bytes) -> None: ...
+
+    def notice(self, notice: Notice) -> None: ...
+
+
+class Sink(Protocol):
+    """Who takes the results of one call."""
+
+    def take(self, outputs: list[tuple[OutputItem, bytes]]) -> None: ...
+
+    def fail(self, error: Error) -> None: ...
+
+
+class Waiter:
+    """The sink of a call with one input and one result."""
+
+    __slots__ = ("pending",)
+
+    def __init__(self, link: Link) -> None:
+        self.pending: Pending[tuple[OutputItem, bytes]] = Pending(link)
+
+    def take(self, outputs: list[tuple[OutputItem, bytes]]) -> None:
+        self.pending.set(outputs[0])
+
+    def fail(self, error: Error) -> None:
+        self.pending.fail(error)
+
+
+class Client:
+    """A connection to a server. Most programs never name it: `Client.current()` is made when first needed."""
+
+    def __init__(self, sock: socket.socket | None = None, *, link: Link | None = None) -> None:
+        self.pid = os.getpid()
+        self.sinks: dict[str, Sink] = {}
+        self.server_id = ""
+        self._followers: dict[str, Output] = {}
+        self._unclaimed: deque[tuple[str, Message, bytes]] = deque(maxlen=UNCLAIMED_LIMIT)
+        self._follow_lock = threading.Lock()
+        if link is None:
+            assert sock is not None
+            self._welcome: Pending[Message] | None = None
+            link = Link(sock, self.on_push, self.on_close, background=False)
+        self.link = link
+
+    # -- connecting
+
+    @staticmethod
+    def connect(autostart: bool = True, config: Config | None = None) -> Client:
+        """A new connection to the server of this home; starts one when none listens and `autostart` is set."""
+        from squall import config as configs  # pathlib, which it needs, would double the SDK's own import time
+
+        settings = config or configs.load()
+        sock = _try_connect(str(settings.socket_path))
+        if sock is None:
+            if not autostart:
+                raise ServiceError(
+                    f"no server listens at `{settings.socket_path}`",
+                    hint="a program starts one by itself; `squall up` starts one that stays",
+                )
+            sock = _start_server(settings)
+        client = Client(sock)
+        try:
+            client._greet()
+        except BaseException:
+            client.close()
+            raise
+        client.link.start_background()
+        return client
+
+    def _greet(self) -> None:
+        """Say hello; the answer is the one message of a connection that neither names a request nor is a push."""
+        welcome: Pending[Message] = Pending(self.link)
+        self._welcome = welcome
+        python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        self.link.send(Hello("client", python=python, prefix=sys.prefix))
+        answer = welcome.wait(CONNECT_TIMEOUT)
+        self._welcome = None
+        if not isinstance(answer, Welcome):
+            from squall.exception import from_wire
+
+            raise from_wire(
+                getattr(answer, "code", VersionError.code),
+                getattr(answer, "message", "the server refused the connection"),
+                getattr(answer, "hint", ""),
+            )
+        self.server_id = answer.server_id
+
+    @staticmethod
+    def current() -> Client:
+        """The process's client; connects when there is none, or when it broke or was inherited by a fork."""
+        client = _state.client
+        if client is not None and client.usable():
+            return client
+        with _state.lock:
+            client = _state.client
+            if client is None or not client.usable():
+                if _state.in_container:
+                    raise ServiceError(
+                        "this process has no connection to the server",
+                        hint="in a container, only the process that runs the function can call others, not its children",
+                    )
+                client = _state.client = Client.connect()
+        return client
+
+    def usable(self) -> bool:
+        return not self.link.closed and self.pid == os.getpid()
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        self.link.close()
+
+    # -- what the server pushes
+
+    def on_push(self, message: Message, payload: bytes) -> None:
+        """Hand a message that answers no request to whom it belongs; runs in whichever thread reads."""
+        if type(message) is Outputs:
+            self._route(message, payload)
+        elif isinstance(message, (LogChunk, Notice)):
+            self._show(message.app_id, message, payload)
+        elif getattr(self, "_welcome", None) is not None:
+            self._welcome.set(message)  # type: ignore[union-attr]
+
+    def _route(self, message: Outputs, payload: bytes) -> None:
+        items = message.items
+        if len(items) == 1:
+            sink = self.sinks.get(items[0].call_id)
+            if sink is not None:
+                sink.take([(items[0], payload)])
+            return
+        by_call: dict[str, list[tuple[OutputItem, bytes]]] = {}
+        for pair in zip(items, split_payload(items, payload), strict=True):
+            by_call.setdefault(pair[0].call_id, []).append(pair)
+        for call_id, outputs in by_call.items():
+            sink = self.sinks.get(call_id)
+            if sink is not None:
+                sink.take(outputs)
+
+    def _show(self, app_id: str, message: Message, payload: bytes) -> None:
+        with self._follow_lock:
+            output = self._followers.get(app_id)
+            if output is None:
+                self._unclaimed.append((app_id, message, payload))
+            else:
+                _show_on(output, message, payload)
+
+    def follow(self, app_id: str, output: Output) -> None:
+        """Send the app's logs and notices to `output`, those first that came before its id was known here."""
+        with self._follow_lock:
+            self._followers[app_id] = output
+            early = [entry for entry in self._unclaimed if entry[0] == app_id]
+            for entry in early:
+                self._unclaimed.remove(entry)
+                _show_on(output, entry[1], entry[2])
+
+    def unfollow(self, app_id: str) -> None:
+        with self._follow_lock:
+            self._followers.pop(app_id, None)
+
+    def on_close(self, reason: str) -> None:
+        error = ServiceError(
+            f"connection to the server broke: {reason}", hint="what was called may have run; calling again is up to you"
+        )
+        if getattr(self, "_welcome", None) is not None:
+            self._welcome.fail(error)  # type: ignore[union-attr]
+        for call_id in list(self.sinks):
+            sink = self.sinks.pop(call_id, None)
+            if sink is not None:
+                sink.fail(error)
+
+    # -- requests
+
+    async def request(
+        self, message: Message, payload: bytes = b"", timeout: float | None = REQUEST_TIMEOUT
+    ) -> tuple[Reply, bytes]:
+        """Ask and wait for the answer. A Failure is raised; no answer in time is a ServiceError."""
+        from squall.exception import OutputTimeoutError
+
+        try:
+            return await self.link.request(message, payload).within(timeout)
+        except OutputTimeoutError:
+            raise ServiceError(f"the server did not answer `{message.TAG}` within {timeout:g} s") from None
+
+    # -- blobs
+
+    @both
+    async def put_blob(self, data: bytes) -> str:
+        """Upload `data` unless the server has it; its digest."""
+        digest = hashlib.blake2b(data, digest_size=32).hexdigest()
+        reply, _ = await self.request(HasBlobs([digest]))
+        if digest not in reply.data.get("missing", [digest]):
+            return digest
+        view = memoryview(data)
+        last = max(0, len(data) - 1) // BLOB_CHUNK_BYTES * BLOB_CHUNK_BYTES
+        for offset in range(0, last, BLOB_CHUNK_BYTES):
+            self.link.send(PutBlob(digest, offset, last=False), bytes(view[offset : offset + BLOB_CHUNK_BYTES]))
+        await self.request(PutBlob(digest, last, last=True), bytes(view[last:]))
+        return digest
+
+    @both
+    async def get_blob(self, digest: str) -> bytes:
+        """The bytes of a blob, checked against its digest."""
+        parts, offset, size = [], 0, 1
+        while offset < size:
+            reply, chunk = await self.request(GetBlob(digest, offset))
+            size = int(reply.data["size"])
+            if size > PAYLOAD_LIMIT_BYTES or (not chunk and size):
+                raise ServiceError(f"blob `{digest}` broke off at {offset} of {size} bytes")
+            parts.append(chunk)
+            offset += len(chunk)
+        data = b"".join(parts)
+        if hashlib.blake2b(data, digest_size=32).hexdigest() != digest:
+            raise ServiceError(f"blob `{digest}` arrived damaged")
+        return data
+
+    # -- results
+
+    async def value_of(
+        self, item: OutputItem, data: bytes, name: str, source_map: Mapping[str, str] | None = None
+    ) -> Any:
+        """The value of an output; raises what its function raised, or the error its status stands for."""
+        if item.blob:
+            data = await self.get_blob.aio(item.blob)
+        if item.status in ("ok", "yield"):
+            return payloads.unpack(data, f"the result of `{name}`")
+        raise error_of(item, data, name, source_map)
+
+
+def error_of(item: OutputItem, data: bytes, name: str, source_map: Mapping[str, str] | None = None) -> BaseException:
+    """The exception for an output that is no value."""
+    if item.status == "error" and data:
+        return payloads.unpack_exception(data, name, source_map)
+    cls, said = _STATUSES.get(item.status, (InternalError, f"ended with the unknown status `{item.status}`"))
+    hint = item.hint
+    if cls is StartupError and data:
+        cause = payloads.unpack_exception(data, name, source_map)
+        error: Error = StartupError(
+            f"`{name}` {said}: {item.message or type(cause).__name__}",
+            hint=hint or "the exception above was raised while the container imported your code",
+        )
+        error.__cause__ = cause
+        return error
+    error = cls(f"`{name}` {said}" + (f": {item.message}" if item.message else ""), hint=hint)
+    return error
+
+
+_STATUSES: dict[str, tuple[type[Error], str]] = {
+    "error": (RemoteError, "raised an exception that did not arrive"),
+    "timeout": (FunctionTimeoutError, "took longer than its timeout"),
+    "cancelled": (CancelledError, "was cancelled"),
+    "lost": (ContainerLostError, "lost its container"),
+    "init_error": (StartupError, "could not start"),
+    "rejected": (ResourceExhaustedError, "was refused by the server"),
+}
+
+
+def check_payload(data: bytes, what: str) -> bool:
+    """Whether `data` is small enough to travel inline; raises when it is too large to travel at all."""
+    size = len(data)
+    if size > PAYLOAD_LIMIT_BYTES:
+        raise SerializationError(
+            f"{what} take {size / (1 << 30):.1f} GiB when pickled, the limit is {PAYLOAD_LIMIT_BYTES >> 30} GiB",
+            hint="pass a path to a file that the container can read instead",
+        )
+    return size <= INLINE_LIMIT_BYTES
+
+
+def _show_on(output: Output, message: Message, payload: bytes) -> None:
+    if isinstance(message, LogChunk):
+        output.log(message, payload)
+    elif isinstance(message, Notice):
+        output.notice(message)
+
+
+# ---- the process's client and the running input -------------------------------------------------------------------
+
+
+class _State:
+    def __init__(self) -> None:
+        self.client: Client | None = None
+        self.lock = threading.Lock()
+        self.in_container = False
+        self.app_name = ""
+        self.app_id = ""
+
+
+_state = _State()
+_input: contextvars.ContextVar[tuple[str, str]] = contextvars.ContextVar("squall_input", default=("", ""))
+
+os.register_at_fork(after_in_child=lambda: setattr(_state, "lock", threading.Lock()))
+
+
+def install(link: Link) -> Client:
+    """For the runner: make a client on its link the process's client. It passes pushes on to `Client.on_push`."""
+    _state.client = Client(link=link)
+    _state.in_container = True
+    return _state.client
+
+
+def set_app(name: str, app_id: str) -> None:
+    """For the runner: which app this container belongs to."""
+    _state.in_container = True
+    _state.app_name, _state.app_id = name, app_id
+
+
+def set_context(input_id: str, call_id: str) -> None:
+    """For the runner: which input this thread or task runs from now on."""
+    _input.set((input_id, call_id))
+
+
+def is_local() -> bool:
+    """Whether this code runs in your program (True) or in a container of Squall (False)."""
+    return not _state.in_container and "SQUALL_IS_REMOTE" not in os.environ
+
+
+def current_input_id() -> str | None:
+    """Id of the input this code runs for; None outside a container."""
+    return _input.get()[0] or None
+
+
+def current_function_call_id() -> str | None:
+    """Id of the call this code runs for; None outside a container."""
+    return _input.get()[1] or None
+
+
+# ---- starting a server ------------------------------------------------------------------------------------------
+
+
+def _try_connect(path: str) -> socket.socket | None:
+    """A connection to the socket at `path`; None when nobody listens there (no file, or one left by the dead)."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(CONNECT_TIMEOUT)
+    try:
+        sock.connect(path)
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        sock.close()
+        return None
+    except PermissionError:
+        sock.close()
+        raise ServiceError(
+            f"cannot connect to the server at `{path}`: permission denied",
+            hint="it belongs to another user; set `SQUALL_HOME` to a directory of your own",
+        ) from None
+    except OSError as error:
+        sock.close()
+        raise ServiceError(f"cannot connect to the server at `{path}`: {error}") from None
+    return sock
+
+
+def _start_server(settings: Config) -> socket.socket:
+    """Start `python -m squall.server`, once however many clients ask, and connect to it."""
+    import fcntl
+
+    path = str(settings.socket_path)
+    for directory in (settings.home, settings.run_dir, settings.state_dir):
+        _make_directory(str(directory))
+    lock = os.open(str(settings.run_dir / "start.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + settings.start_timeout
+    try:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:  # another client is starting it
+                if (sock := _try_connect(path)) is not None:
+                    return sock
+                _pause(deadline, f"waited {settings.start_timeout:g} s for another process to start the server")
+        sock = _try_connect(path)
+        return sock if sock is not None else _launch(settings, path, deadline)
+    finally:
+        os.close(lock)
+
+
+def _make_directory(path: str) -> None:
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise InvalidError(
+            f"cannot create `{path}`: {error.strerror}", hint="set `SQUALL_HOME` to a directory you can write"
+        ) from None
+
+
+def _launch(settings: Config, path: str, deadline: float) -> socket.socket:
+    import subprocess
+
+    log_path = str(settings.state_dir / "server.log")
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    began = os.fstat(log).st_size
+    env = {**os.environ, "SQUALL_HOME": str(settings.home)}
+    package_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if not package_root.endswith("-packages"):  # not installed: imported from a checkout, which the server must find
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    try:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "squall.server"],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/", env=env,
+        )  # fmt: skip
+    finally:
+        os.close(log)
+    step = 0.002
+    while True:
+        if (sock := _try_connect(path)) is not None:
+            server.returncode = 0  # it outlives us; keeps subprocess from warning that it still runs
+            return sock
+        code = server.poll()
+        if code is not None and code != 0:
+            raise ServiceError(
+                f"the embedded server ended with exit code {code} when it started:\n{_tail(log_path, began)}",
+                hint=f"the whole log is `{log_path}`",
+            )
+        if time.monotonic() > deadline:
+            server.kill()
+            server.wait()
+            raise ServiceError(
+                f"the embedded server did not listen at `{path}` within {settings.start_timeout:g} s"
+                f":\n{_tail(log_path, began)}",
+                hint=f"the whole log is `{log_path}`",
+            )
+        time.sleep(step)
+        step = min(step * 1.2, 0.02)
+
+
+def _pause(deadline: float, complaint: str) -> None:
+    if time.monotonic() > deadline:
+        raise ServiceError(complaint)
+    time.sleep(0.005)
+
+
+def _tail(path: str, start: int, limit: int = 4000) -> str:
+    """The end of what was written to a log since `start`."""
+    with contextlib.suppress(OSError), open(path, "rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(start, size - limit))
+        return stream.read(limit).decode(errors="replace").strip()
+    return ""

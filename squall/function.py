@@ -1,0 +1,461 @@
+"""Function and FunctionCall: what a user calls.
+
+Owns the calling verbs (`remote`, `local`, `map`, `spawn` ...) and turning one call into a `Submit` and its result
+back into a value. Each verb is one coroutine with two faces (`_blocking`). Must never build specs (`app.py`) or know
+how results are streamed (`_map.py`). Tested in `tests/unit/test_function.py` and `tests/integration/test_calls.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import types
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from squall import _map
+from squall import client as clients
+from squall._blocking import both, both_generator
+from squall._object import Handle, checked_id
+from squall.client import Client, Waiter, check_payload
+from squall.exception import InvalidError, NotFoundError, OutputTimeoutError, SerializationError
+from squall.protocol import payload as payloads
+from squall.protocol.messages import (
+    CancelCall,
+    GetCall,
+    GetOutput,
+    GetStats,
+    InputItem,
+    OutputItem,
+    Submit,
+    build,
+    new_id,
+)
+from squall.protocol.transport import Pending
+
+if TYPE_CHECKING:
+    from squall.app import App
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SPAWN_BATCH = 512
+ANSWER_GRACE_S = 10.0
+"""How much longer than the server was told to wait its answer may take."""
+
+
+@dataclass(frozen=True)
+class FunctionStats:
+    """How busy a function is at this moment."""
+
+    backlog: int = 0
+    num_total_runners: int = 0
+    num_running_inputs: int = 0
+    input_headroom: int = 0
+
+
+@dataclass
+class Target:
+    """Where a function's inputs go, resolved once per call."""
+
+    client: Client
+    function_id: str
+    source_map: dict[str, str]
+    main_by_value: bool
+
+
+class Function(Handle, Generic[P, R]):
+    """A function of an app, called in containers.
+
+    Example:
+
+        @app.function(cpu=0.5)
+        def square(x): return x * x
+
+        with app.run():
+            print(square.remote(4), list(square.map(range(10))))
+    """
+
+    _prefix = "fu-"
+
+    def __init__(self, tag: str, raw_f: Callable[P, R] | None, app: App | None, is_generator: bool) -> None:
+        self._tag = tag
+        self._raw_f = raw_f
+        self._app = app
+        self._is_generator = is_generator
+        self._parameters: tuple[str, ...] = ()
+        if raw_f is not None:
+            functools.update_wrapper(self, raw_f)  # type: ignore[arg-type]
+            del self.__wrapped__  # type: ignore[attr-defined]  # `inspect` would take us for the plain function
+            code = getattr(raw_f, "__code__", None)
+            if isinstance(code, types.CodeType):
+                self._parameters = code.co_varnames[: code.co_argcount]
+
+    # -- what it is
+
+    @property
+    def raw_f(self) -> Callable[P, R]:
+        """The plain function behind the decorator."""
+        if self._raw_f is None:
+            raise InvalidError(f"`{self._tag}` is a handle, its code is not here", hint="use `.remote()`")
+        return self._raw_f
+
+    @property
+    def tag(self) -> str:
+        """Its name within its app."""
+        return self._tag
+
+    @property
+    def app(self) -> App | None:
+        """The app it was defined in; None for a handle."""
+        return self._app
+
+    @property
+    def is_generator(self) -> bool:
+        return self._is_generator
+
+    @property
+    def object_id(self) -> str:
+        return self._resolve().function_id
+
+    @classmethod
+    def from_id(cls, function_id: str, *, is_generator: bool = False) -> Function[..., Any]:
+        """A handle for a function of a running app, by its id. Does no I/O."""
+        handle: Function[..., Any] = Function(checked_id(function_id, "fu-", "function"), None, None, is_generator)
+        handle._object_id = function_id
+        return handle
+
+    @classmethod
+    def from_name(cls, app_name: str, name: str, **_options: object) -> Function[..., Any]:
+        from squall.options import not_yet
+
+        raise not_yet(f"Function.from_name({app_name!r}, {name!r})", "apps live while they run: use `with app.run():`")
+
+    def __repr__(self) -> str:
+        return f"<Function `{self._tag}`>"
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        raise InvalidError(
+            f"`{self._tag}` is a function of Squall and cannot be called like a plain one",
+            hint=f"`{self._tag}.remote(...)` runs it in a container, `{self._tag}.local(...)` runs it right here",
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self._object_id and self._app is not None and self._app._packing:
+            return _handle_by_tag, (self._tag, self._is_generator)
+        try:
+            return _handle_by_id, (self._resolve().function_id, self._tag, self._is_generator)
+        except InvalidError as error:
+            raise SerializationError(f"cannot pickle {self!r}: its app is not running", hint=error.hint) from None
+
+    def _resolve(self) -> Target:
+        app = self._app
+        running = None if app is None else app._running
+        if running is not None and self._tag in running.functions:
+            client = running.client if running.client.pid == os.getpid() else Client.current()
+            return Target(client, running.functions[self._tag], running.source_map, not running.main_shared(self._tag))
+        if self._object_id:
+            return Target(Client.current(), self._object_id, {}, True)
+        raise _not_running(self._tag, app)
+
+    # -- one call
+
+    def local(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function right here, in this process."""
+        return self.raw_f(*args, **kwargs)
+
+    @both
+    async def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function in a container and give back what it returns, or raise what it raises."""
+        if self._is_generator:
+            raise InvalidError(f"`{self._tag}` is a generator", hint=f"use `{self._tag}.remote_gen(...)`")
+        target = self._resolve()
+        item, payload = await self._pack(target, 0, args, kwargs)
+        call_id, client = new_id("fc"), target.client
+        waiter = client.sinks[call_id] = Waiter(client.link)
+        try:
+            client.link.send(_submit(call_id, target, [item], "remote"), payload)
+            output, data = await waiter.pending
+        except BaseException:
+            _cancel_quietly(client, call_id)
+            raise
+        finally:
+            client.sinks.pop(call_id, None)
+        return await client.value_of(output, data, self._tag, target.source_map)  # type: ignore[no-any-return]
+
+    @both_generator
+    async def remote_gen(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Any, None]:
+        """Run a generator in a container and yield its values as they come."""
+        if not self._is_generator:
+            raise InvalidError(f"`{self._tag}` is not a generator", hint=f"use `{self._tag}.remote(...)`")
+        target = self._resolve()
+        item, payload = await self._pack(target, 0, args, kwargs)
+        stream = _map.YieldStream(target.client, new_id("fc"), self._tag, target.source_map)
+        submit = _submit(stream.call_id, target, [item], "gen")
+        async for value in stream.values(submit, payload):
+            yield value
+
+    @both
+    async def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> FunctionCall[R]:
+        """Start a call and give back its handle at once; the result is kept for `FunctionCall.get`."""
+        if self._is_generator:
+            raise InvalidError(f"`{self._tag}` is a generator and cannot be spawned", hint="use `.remote_gen(...)`")
+        target = self._resolve()
+        item, payload = await self._pack(target, 0, args, kwargs)
+        call_id = new_id("fc")
+        await target.client.request(_submit(call_id, target, [item], "spawn"), payload)
+        return FunctionCall(call_id, self._tag, target.source_map)
+
+    async def _pack(
+        self, target: Target, idx: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[InputItem, bytes]:
+        """One input for the wire; its arguments are uploaded first when they are too large to travel inline."""
+        data = payloads.pack_call(args, kwargs, self._tag, self._parameters, main_by_value=target.main_by_value)
+        if check_payload(data, f"the arguments of `{self._tag}`"):
+            return InputItem(idx, len(data)), data
+        return InputItem(idx, 0, await target.client.put_blob.aio(data)), b""
+
+    # -- many
+
+    @both_generator
+    async def map(
+        self,
+        *input_iterators: Any,
+        kwargs: dict[str, Any] | None = None,
+        order_outputs: bool = True,
+        return_exceptions: bool = False,
+    ) -> AsyncGenerator[R, None]:
+        """Call the function with each item (or with one of each iterator) and yield the results as they come.
+
+        Inputs are taken lazily, at most 1,000 ahead of the results. `order_outputs=False` yields what is done
+        first first; `return_exceptions=True` yields exceptions instead of raising the first one.
+        """
+        inputs = _map.zip_inputs(input_iterators, "map")
+        async for value in self._map(inputs, kwargs, order_outputs, return_exceptions):
+            yield value
+
+    @both_generator
+    async def starmap(
+        self,
+        input_iterator: Any,
+        *,
+        kwargs: dict[str, Any] | None = None,
+        order_outputs: bool = True,
+        return_exceptions: bool = False,
+    ) -> AsyncGenerator[R, None]:
+        """As `map`, with each item spread over the arguments: `f.starmap([(1, 2), (3, 4)])`."""
+        inputs = _map.Inputs(input_iterator, spread=True, verb="starmap")
+        async for value in self._map(inputs, kwargs, order_outputs, return_exceptions):
+            yield value
+
+    @both
+    async def for_each(
+        self, *input_iterators: Any, kwargs: dict[str, Any] | None = None, ignore_exceptions: bool = False
+    ) -> None:
+        """Call the function with each item and wait for all; results are dropped."""
+        inputs = _map.zip_inputs(input_iterators, "for_each")
+        async for _ in self._map(inputs, kwargs, False, ignore_exceptions):
+            pass
+
+    def _map(
+        self, inputs: _map.Inputs, kwargs: dict[str, Any] | None, ordered: bool, return_exceptions: bool
+    ) -> AsyncGenerator[Any, None]:
+        if self._is_generator:
+            raise InvalidError(f"`{self._tag}` is a generator and cannot be mapped", hint="use `.remote_gen(...)`")
+        target = self._resolve()
+        order = _map.Order(self._tag, self._parameters, kwargs or {}, ordered, return_exceptions, target.main_by_value)
+        submit = _submit(new_id("fc"), target, [], "map")
+        return _map.Mapping(target.client, submit, inputs, order, target.source_map).results()
+
+    @both
+    async def spawn_map(self, *input_iterators: Any, kwargs: dict[str, Any] | None = None) -> FunctionCall[R]:
+        """Start one call with an input per item; gives back its handle once all inputs are safe on the server."""
+        if self._is_generator:
+            raise InvalidError(f"`{self._tag}` is a generator and cannot be spawned", hint="use `.remote_gen(...)`")
+        target = self._resolve()
+        call_id = new_id("fc")
+        inputs = _map.zip_inputs(input_iterators, "spawn_map")
+        items: list[InputItem] = []
+        parts: list[bytes] = []
+        count = 0
+        async for args in inputs.stream():
+            item, data = await self._pack(target, count, args, kwargs or {})
+            items.append(item)
+            parts.append(data)
+            count += 1
+            if len(items) >= SPAWN_BATCH or sum(map(len, parts)) > _map.FRAME_TARGET_BYTES:
+                await self._send_spawned(target, call_id, items, parts, last=False)
+                items, parts = [], []
+        await self._send_spawned(target, call_id, items, parts, last=True)
+        return FunctionCall(call_id, self._tag, target.source_map, count)
+
+    async def _send_spawned(
+        self, target: Target, call_id: str, items: list[InputItem], parts: list[bytes], *, last: bool
+    ) -> None:
+        submit = _submit(call_id, target, items, "spawn")
+        submit.last = last
+        await target.client.request(submit, b"".join(parts))
+
+    @both
+    async def get_current_stats(self) -> FunctionStats:
+        """How many inputs wait and run, and in how many containers."""
+        target = self._resolve()
+        reply, _ = await target.client.request(GetStats(target.function_id))
+        known = {key: int(value) for key, value in reply.data.items() if key in FunctionStats.__dataclass_fields__}
+        return FunctionStats(**known)
+
+
+class FunctionCall(Handle, Generic[R]):
+    """A call made by `spawn`: its result is kept and can be had from any process.
+
+    Example:
+
+        call = train.spawn(data)
+        FunctionCall.from_id(call.object_id).get(timeout=60)
+    """
+
+    _prefix = "fc-"
+
+    def __init__(
+        self, call_id: str, tag: str = "", source_map: dict[str, str] | None = None, count: int | None = None
+    ) -> None:
+        self._object_id = call_id
+        self._tag = tag
+        self._source_map = source_map or {}
+        self._count = count
+
+    @classmethod
+    def from_id(cls, call_id: str) -> FunctionCall[Any]:
+        """The handle of a call made anywhere. Does no I/O."""
+        return FunctionCall(checked_id(call_id, "fc-", "function call"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FunctionCall, (self._object_id, self._tag, None, self._count)
+
+    @property
+    def _name(self) -> str:
+        return self._tag or self._object_id
+
+    @both
+    async def get(self, timeout: float | None = None, *, index: int = 0) -> R:
+        """The result of input `index`. `timeout=0` only looks; OutputTimeoutError when it is not there in time."""
+        client = Client.current()
+        pending = _ask_output(client, self._object_id, index, timeout)
+        output, data = await self._answer(pending, timeout)
+        return await client.value_of(output, data, self._name, self._source_map)  # type: ignore[no-any-return]
+
+    async def _answer(self, pending: Pending[Any], timeout: float | None) -> tuple[OutputItem, bytes]:
+        try:
+            reply, data = await pending.within(None if timeout is None else timeout + ANSWER_GRACE_S)
+        except OutputTimeoutError:
+            reply, data = None, b""
+        if reply is None or not reply.data.get("ready"):
+            raise OutputTimeoutError(f"call `{self._name}` has no result after {timeout or 0:g} s")
+        return build(OutputItem, reply.data["item"]), data
+
+    @both
+    async def gather(cls: Any, *calls: FunctionCall[Any]) -> list[Any]:
+        """The results of several calls in their order; the first failure is raised as soon as it is known."""
+        return await _gather(calls)
+
+    @both
+    async def cancel(self, terminate_containers: bool = False) -> None:
+        """Cancel the inputs that have not ended; running code sees `InputCancellation`. Harmless when all have."""
+        await Client.current().request(CancelCall(self._object_id, [], terminate_containers))
+
+    @both
+    async def num_inputs(self) -> int:
+        """How many inputs the call has."""
+        if self._count is None:
+            reply, _ = await Client.current().request(GetCall(self._object_id))
+            self._count = int(reply.data.get("num_inputs", 1))
+        return self._count
+
+
+async def _gather(calls: Iterable[FunctionCall[Any]]) -> list[Any]:
+    client = Client.current()
+    wanted = list(calls)
+    for call in wanted:
+        if not isinstance(call, FunctionCall):
+            raise InvalidError(f"`FunctionCall.gather` got a `{type(call).__name__}`", hint="pass what `.spawn()` gave")
+    done: deque[int] = deque()
+    progress: list[Pending[None]] = [Pending(client.link)]
+    pendings = [_ask_output(client, call.object_id, 0, None) for call in wanted]
+
+    def arrived(index: int) -> None:
+        done.append(index)
+        progress[0].set(None)
+
+    for i, pending in enumerate(pendings):
+        pending.add_callback(functools.partial(arrived, i))
+    results: dict[int, Any] = {}
+    while len(results) < len(wanted):
+        while done:
+            index = done.popleft()
+            call = wanted[index]
+            output, data = await call._answer(pendings[index], None)
+            results[index] = await client.value_of(output, data, call._name, call._source_map)
+        if len(results) < len(wanted):
+            progress[0] = Pending(client.link)
+            if not done:
+                await progress[0]
+    return [results[i] for i in range(len(wanted))]
+
+
+def _ask_output(client: Client, call_id: str, index: int, timeout: float | None) -> Pending[Any]:
+    if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+        raise InvalidError(f"`index` is {index!r}", hint="inputs are counted from 0")
+    return client.link.request(GetOutput(call_id, index, -1.0 if timeout is None else max(0.0, float(timeout))))
+
+
+def _submit(call_id: str, target: Target, items: list[InputItem], kind: str) -> Submit:
+    parent = clients.current_input_id() or ""
+    return Submit(call_id, target.function_id, items, kind=kind, parent=parent, sent_at=time.time())
+
+
+def _cancel_quietly(client: Client, call_id: str) -> None:
+    """Tell the server that nobody waits any more; the reason is on its way to the user already."""
+    try:
+        client.link.send(CancelCall(call_id))
+    except Exception:  # the connection is gone, and the server cancels what belonged to it
+        pass
+
+
+def _not_running(tag: str, app: App | None) -> InvalidError:
+    running = None if app is None else app._running
+    if running is not None:
+        return InvalidError(
+            f"`{tag}` was added to the app after it was started", hint="define all functions before `app.run()`"
+        )
+    return InvalidError(
+        f"`{tag}` cannot be called: its app is not running",
+        hint="start it with `squall run file.py`, or call inside `with app.run():`",
+    )
+
+
+# ---- handles that travel ------------------------------------------------------------------------------------------
+
+
+def _handle_by_id(function_id: str, tag: str, is_generator: bool) -> Function[..., Any]:
+    handle: Function[..., Any] = Function(tag, None, None, is_generator)
+    handle._object_id = function_id
+    return handle
+
+
+class _SiblingFunction(Function[..., Any]):
+    """A function of the app whose container this is, met in code that was sent by value, before ids existed."""
+
+    def _resolve(self) -> Target:
+        from squall.app import sibling_id
+
+        function_id = sibling_id(self._tag)
+        if not function_id:
+            raise NotFoundError(f"this container's app has no function `{self._tag}`")
+        return Target(Client.current(), function_id, {}, True)
+
+
+def _handle_by_tag(tag: str, is_generator: bool) -> Function[..., Any]:
+    return _SiblingFunction(tag, None, None, is_generator)
