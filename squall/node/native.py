@@ -1,0 +1,707 @@
+"""The native runtime: containers forked from zygotes into namespaces, roots and groups of their own. Needs root.
+
+Creating one is: take a shell (one that was made ahead of need, or a new one), dress it, let it seal itself, check its
+walls from the host. Owns what it makes and undoes it: processes, groups, scratch, mounts of zygotes, leases. Keeps no
+truth the kernel does not have; what an earlier life of the same home left is swept at `start`. Must never hand a
+container out that did not pass `zygote.check_walls`. Contract: `tests/contract/test_runtime.py`; walls: `tests/security`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import itertools
+import json
+import os
+import re
+import signal
+import struct
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from squall import _linux
+from squall._observe import Logger
+from squall.exception import ConflictError, Error, InternalError, InvalidError
+from squall.node import linux, privileges, rootfs
+from squall.node.cgroups import Hierarchies, parent_name, sweep
+from squall.node.linux import StepError
+from squall.node.rootfs import Root
+from squall.node.runtime import (
+    RUNNER_ENTRY,
+    Container,
+    ContainerIO,
+    Exit,
+    Lease,
+    NetworkPort,
+    Runtime,
+    passed_environment,
+)
+from squall.node.zygote import ENVIRONMENT, SHELL_TIMEOUT, Channel, Shell, Zygote, ZygotePlan, check_walls, fork_shell
+from squall.protocol.messages import ContainerSpec
+
+PARALLEL_CREATIONS = 8
+SPARE_SHELLS = 2
+"""Made ahead of need per zygote: joining a group after a pause costs 6-28 ms, which no call should wait for."""
+REFILL_DELAY = 0.05
+SPARE_NETWORKS = 4
+_LOCK_TIMEOUT = 10.0
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+_log = Logger("native")
+
+
+class EmptyNetwork:
+    """The network of containers that get none: a fresh namespace with nothing but `lo`, made ahead in a helper."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, _NetworkPool] = {}
+
+    async def lease(self, workspace: str, userns_fd: int) -> Lease:
+        pool = self._pools.get(workspace)
+        if pool is None:
+            pool = self._pools[workspace] = _NetworkPool(userns_fd)
+        return Lease(await pool.take(), "# this container has no network\n", "127.0.1.1")
+
+    def release(self, lease: Lease) -> None:
+        linux.close_fds([lease.netns_fd])
+
+    def close(self) -> None:
+        for pool in self._pools.values():
+            pool.close()
+        self._pools.clear()
+
+
+class _NetworkPool:
+    def __init__(self, userns_fd: int) -> None:
+        self._maker = linux.NetworkMaker(userns_fd)
+        self._ready: deque[int] = deque()
+        self._waiting: deque[asyncio.Future[int]] = deque()
+        self._asked = 0
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._maker.socket.fileno(), self._receive)
+        self._ask()
+
+    def _ask(self) -> None:
+        # Bounded by what is wanted now, so the helper's socket never fills.
+        while self._asked + len(self._ready) < SPARE_NETWORKS + len(self._waiting) and self._asked < 64:
+            self._maker.ask()
+            self._asked += 1
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                fd = self._maker.receive()
+            except BlockingIOError:
+                break
+            except (StepError, OSError) as error:
+                self._fail(error)
+                break
+            self._asked -= 1
+            while self._waiting:
+                waiter = self._waiting.popleft()
+                if not waiter.done():
+                    waiter.set_result(fd)
+                    break
+            else:
+                self._ready.append(fd)
+        if self._maker.socket.fileno() >= 0:
+            self._ask()
+
+    def _fail(self, error: Exception) -> None:
+        self._asked = max(0, self._asked - 1)
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(StepError("make-network-namespace", error))
+        self._waiting.clear()
+
+    async def take(self) -> int:
+        if self._ready:
+            fd = self._ready.popleft()
+            self._ask()
+            return fd
+        waiter: asyncio.Future[int] = self._loop.create_future()
+        self._waiting.append(waiter)
+        self._ask()
+        try:
+            return await asyncio.wait_for(waiter, SHELL_TIMEOUT)
+        except (TimeoutError, asyncio.TimeoutError):
+            raise StepError("make-network-namespace", f"no answer within {SHELL_TIMEOUT:g} s") from None
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._maker.socket.fileno())
+        self._maker.close()
+        linux.close_fds(list(self._ready))
+        self._ready.clear()
+
+
+class _Workspace:
+    """What containers of one workspace share: an id range, the user namespace that maps it, a scratch directory."""
+
+    def __init__(self, name: str, number: int, scratch: Path) -> None:
+        self.name = name
+        self.first_id = privileges.id_base(number)
+        self.scratch = scratch
+        scratch.mkdir(parents=True, exist_ok=True)
+        scratch.chmod(0o755)
+        self.userns = linux.make_user_namespace(self.first_id)
+        self.nurseries: dict[str, _Nursery] = {}
+
+    def close(self) -> None:
+        os.close(self.userns)
+
+
+class _Nursery:
+    """One zygote, replaced when it dies, and the shells made ahead from it."""
+
+    def __init__(self, workspace: _Workspace, root: Root) -> None:
+        self.workspace = workspace
+        self.root = root
+        self.tree: Path | None = None
+        self.zygote: Zygote | None = None
+        self.spares: deque[Shell] = deque()
+        self.starting = asyncio.Lock()
+        self.refill: asyncio.Task[None] | None = None
+
+
+class NativeContainer(Container):
+    def __init__(self, runtime: NativeRuntime, spec: ContainerSpec, shell: Shell, network: tuple[NetworkPort, Lease]) -> None:
+        self.container_id = spec.container_id
+        self.pid = shell.pid
+        self.steps: dict[str, float] = {}
+        self._runtime = runtime
+        self._spec = spec
+        self._shell = shell
+        self._network = network
+        self._kill_reason = ""
+        self._exit: asyncio.Task[Exit] | None = None
+
+    def watch(self) -> None:
+        """From now on its end is noticed and everything of it undone, whether somebody waits or not."""
+        self._exit = asyncio.get_running_loop().create_task(self._finish())
+
+    async def wait(self) -> Exit:
+        if self._exit is None:
+            raise InternalError(f"container `{self.container_id}` was waited for before it stood")
+        return await asyncio.shield(self._exit)
+
+    async def _finish(self) -> Exit:
+        status = await asyncio.shield(self._shell.ended)
+        end = self._judge(status)
+        port, lease = self._network
+        with contextlib.suppress(Exception):
+            port.release(lease)
+        try:
+            await self._shell.undo(self._runtime.executor)
+        except Exception as error:
+            _log.error("container left something behind", container=self.container_id, error=str(error))
+        self._runtime.forget(self)
+        return end
+
+    def _judge(self, status: int) -> Exit:
+        group = self._shell.group
+        usage, oom = group.usage(), group.oom_kills() > 0
+        for data, pid in self._shell.channel.pending():
+            # What init said of the runner decides between an exit code and a signal; it only ever speaks of itself.
+            if pid == self.pid and len(data) == 4 and os.WIFEXITED(status):
+                status = _believable(struct.unpack("<i", data)[0], status)
+        code = os.waitstatus_to_exitcode(status)
+        was_killed = code == -signal.SIGKILL
+        oom = oom and was_killed
+        if oom and not self._kill_reason:
+            reason = self._oom_reason()
+        elif was_killed and self._kill_reason:
+            reason, oom = self._kill_reason, False
+        elif code < 0:
+            reason = f"killed by signal {_signal_name(-code)}"
+        else:
+            reason = f"exited with code {code}"
+        return Exit(code if code >= 0 else 128 - code, reason, oom, usage)
+
+    def _oom_reason(self) -> str:
+        if self._spec.memory_limit_mib:
+            return f"out of memory: the limit is {self._spec.memory_limit_mib} MiB"
+        return "out of memory: the containers of this node reached what it has for them"
+
+    def signal(self, signum: int) -> None:
+        self._shell.send_signal(signum)
+
+    def kill(self, reason: str) -> None:
+        if self._shell.is_alive and not self._kill_reason:
+            self._kill_reason = reason
+        self._shell.send_signal(signal.SIGKILL)
+
+    def usage(self) -> dict[str, float]:
+        if not self._shell.is_alive:
+            return {}
+        usage = self._shell.group.usage()
+        usage.pop("memory_peak_bytes", None)
+        return usage
+
+    def exec(self, argv: Sequence[str], *, stdin: int, stdout: int, stderr: int, workdir: str, tty: bool) -> int:
+        if not self._shell.is_alive:
+            raise ConflictError(f"exec in container `{self.container_id}`: it is gone")
+        return _join_and_exec(self._shell, list(argv), (stdin, stdout, stderr), workdir or "/root", tty)
+
+
+def _believable(claimed: int, status: int) -> int:
+    """The runner's wait status as init tells it, if init ended with the code that goes with it."""
+    if not 0 <= claimed <= 0xFFFF or os.WIFSTOPPED(claimed):
+        return status
+    code = os.waitstatus_to_exitcode(claimed)
+    return claimed if os.WEXITSTATUS(status) == (code if code >= 0 else 128 - code) else status
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
+
+
+# ---- exec -------------------------------------------------------------------------------------------------------
+
+_JOINED = (
+    _linux.CLONE_NEWUSER | _linux.CLONE_NEWNS | _linux.CLONE_NEWPID | _linux.CLONE_NEWNET
+    | _linux.CLONE_NEWIPC | _linux.CLONE_NEWUTS | _linux.CLONE_NEWCGROUP
+)  # fmt: skip
+
+
+def _join_and_exec(shell: Shell, argv: list[str], streams: tuple[int, int, int], workdir: str, tty: bool) -> int:
+    """Start `argv` behind a container's walls. A helper joins; its own child, a sibling of ours, becomes the command."""
+    report, answer = os.pipe()
+    parent = os.getpid()
+
+    def helper() -> None:
+        _linux.prctl(_linux.PR_SET_DUMPABLE, 0)  # nobody inside may look at us or our executable while we join
+        step = "join-cgroup"
+        try:
+            shell.group.join(os.getpid())
+            step = "join-namespaces"
+            _linux.setns(shell.pidfd, _JOINED)
+            os.setgroups([])
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+            step = "fork"
+            pid = _linux.clone(_linux.CLONE_PARENT)
+            if pid:
+                os.write(answer, json.dumps({"pid": pid}).encode())
+                return
+        except OSError as error:
+            os.write(answer, json.dumps({"error": f"{step}: {error}"}).encode())
+            return
+        _run_command(argv, streams, workdir, tty)
+
+    pid = linux.fork_child(helper)
+    os.close(answer)
+    try:
+        linux.reap(pid, SHELL_TIMEOUT)
+        message = json.loads(os.read(report, 65536) or b'{"error": "the helper ended without a word"}')
+    finally:
+        os.close(report)
+    if "error" in message:
+        raise StepError(f"exec in process {shell.pid} of {parent}", message["error"])
+    return int(message["pid"])
+
+
+def _run_command(argv: list[str], streams: tuple[int, int, int], workdir: str, tty: bool) -> None:
+    try:
+        os.setsid()
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in streams]
+        for wanted, fd in enumerate(high):
+            os.dup2(fd, wanted)
+        if tty:
+            fcntl.ioctl(0, _TIOCSCTTY, 0)
+        _linux.close_from(3)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(signum, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())
+        os.umask(0o022)
+        _linux.seal([privileges.zygote_filter(), privileges.container_filter()], privileges.NOFILE)
+        _linux.set_parent_death_signal(signal.SIGKILL)
+        os.chdir(workdir)
+        environment = {**ENVIRONMENT, **passed_environment(), "TERM": "xterm-256color" if tty else "dumb"}
+        os.execvpe(argv[0], argv, environment)
+    except OSError as error:
+        missing = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOTDIR)
+        os.write(2, f"exec `{argv[0]}` in `{workdir}`: {error.strerror}\n".encode(errors="replace"))
+        os._exit(127 if missing else 126)
+
+
+_TIOCSCTTY = 0x540E
+
+
+# ---- the runtime ------------------------------------------------------------------------------------------------
+
+
+class NativeRuntime(Runtime):
+    name = "native"
+
+    def __init__(self, home: Path, network: NetworkPort | None = None, *, entry: str = RUNNER_ENTRY) -> None:
+        self.node_dir = Path(home).resolve() / "node"
+        self.parent = parent_name(Path(home))
+        self.hierarchies = Hierarchies.detect()
+        self.executor = ThreadPoolExecutor(4, thread_name_prefix="squall-native")
+        self._network = network
+        self._empty = EmptyNetwork()
+        self._entry = entry
+        self._workspaces: dict[str, _Workspace] = {}
+        self._roots: dict[str, Root] = {}
+        self._containers: dict[str, NativeContainer] = {}
+        self._slots = asyncio.Semaphore(PARALLEL_CREATIONS)
+        self._creating = 0
+        self._numbers = itertools.count(1)
+        self._lock = -1
+        self._closed = False
+
+    @classmethod
+    def problems(cls, home: Path | None = None) -> list[str]:
+        return find_problems(home)
+
+    def warnings(self) -> list[str]:
+        found = self.hierarchies.warnings()
+        for root in self._roots.values():
+            found += [f"import path `{path}` is not shown to containers: too much would be" for path in root.skipped]
+        return found
+
+    # -- life --
+
+    async def start(self) -> None:
+        if not linux.has_private_mounts():
+            raise InternalError("the native runtime was started outside a private mount namespace")
+        for name in ("layers", "scratch", "mounts", "sources"):
+            (self.node_dir / name).mkdir(parents=True, exist_ok=True)
+        self.node_dir.chmod(0o700)
+        self._lock = await self._take_lock()
+        _linux.prctl(_linux.PR_SET_CHILD_SUBREAPER, 1)
+        await asyncio.get_running_loop().run_in_executor(self.executor, self._sweep)
+        self.hierarchies.prepare(self.parent).bound(**node_bounds())
+        rootfs.make_device_template(self.node_dir / "mounts" / "dev")
+        await self._ready_zygote(self._nursery(ContainerSpec("co-warm")))
+        self._schedule_refill(self._nursery(ContainerSpec("co-warm")))
+
+    async def _take_lock(self) -> int:
+        """One agent per home: an earlier one may still be dying, so wait a little."""
+        fd = os.open(self.node_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + _LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fd
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(fd)
+                    raise ConflictError(
+                        f"start the native runtime in `{self.node_dir}`: another agent uses it",
+                        hint="stop that one, or set SQUALL_HOME to another directory",
+                    ) from None
+                await asyncio.sleep(0.05)
+
+    def _sweep(self) -> None:
+        """Undo what an earlier agent of this home left. Its mounts went with its mount namespace."""
+        count = sweep(self.hierarchies, self.parent)
+        if count:
+            _log.info("swept what an earlier agent left", groups=count)
+        for workspace in (self.node_dir / "scratch").iterdir():
+            rootfs.remove_tree(workspace)
+
+    async def close(self) -> None:
+        self._closed = True
+        for container in list(self._containers.values()):
+            container.kill("the node is shutting down")
+        waits = [container.wait() for container in list(self._containers.values())]
+        await asyncio.gather(*waits, return_exceptions=True)
+        for workspace in self._workspaces.values():
+            for nursery in workspace.nurseries.values():
+                await self._close_nursery(nursery)
+            workspace.close()
+        self._empty.close()
+        if self._lock >= 0:
+            await asyncio.get_running_loop().run_in_executor(self.executor, self._close_files)
+        self.executor.shutdown()
+        linux.reap_strays(privileges.id_base(0), set())
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _close_files(self) -> None:
+        rootfs.unmount(self.node_dir / "mounts" / "dev")
+        sweep(self.hierarchies, self.parent)
+        self.hierarchies.group(self.parent).remove()
+        for path in (self.node_dir / "scratch", self.node_dir / "mounts"):
+            for entry in path.iterdir():
+                rootfs.remove_tree(entry)
+
+    async def _close_nursery(self, nursery: _Nursery) -> None:
+        if nursery.refill is not None:
+            nursery.refill.cancel()
+            await asyncio.gather(nursery.refill, return_exceptions=True)
+        for shell in nursery.spares:
+            shell.send_signal(signal.SIGKILL)
+        for shell in nursery.spares:
+            await shell.undo(self.executor)
+        nursery.spares.clear()
+        if nursery.zygote is not None:
+            await nursery.zygote.close("the node is shutting down")
+        if nursery.tree is not None:
+            rootfs.unmount(nursery.tree)
+
+    def forget(self, container: NativeContainer) -> None:
+        if self._containers.get(container.container_id) is container:
+            del self._containers[container.container_id]
+
+    # -- workspaces, zygotes, shells --
+
+    def _workspace(self, name: str) -> _Workspace:
+        found = self._workspaces.get(name)
+        if found is None:
+            if not _NAME.fullmatch(name):
+                raise InvalidError(f"make a container of workspace {name!r}: not a name")
+            scratch = self.node_dir / "scratch" / name
+            found = self._workspaces[name] = _Workspace(name, self._id_number(name), scratch)
+        return found
+
+    def _id_number(self, workspace: str) -> int:
+        """The workspace's place among id ranges, the same over restarts."""
+        path = self.node_dir / "ids.json"
+        known: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+        if workspace not in known:
+            known[workspace] = max(known.values(), default=privileges.first_index(str(self.node_dir)) - 1) + 1
+            temporary = path.with_suffix(".new")
+            temporary.write_text(json.dumps(known))
+            temporary.rename(path)
+        return known[workspace]
+
+    def _nursery(self, spec: ContainerSpec) -> _Nursery:
+        if spec.image.kind != "host":
+            raise InvalidError(f"make container `{spec.container_id}`: image kind `{spec.image.kind}` is unknown here")
+        workspace = self._workspace(spec.workspace)
+        found = workspace.nurseries.get(spec.image.kind)
+        if found is None:
+            root = self._roots.get(spec.image.kind)
+            if root is None:
+                root = self._roots[spec.image.kind] = rootfs.host_root(self.node_dir)
+            found = workspace.nurseries[spec.image.kind] = _Nursery(workspace, root)
+        return found
+
+    async def _ready_zygote(self, nursery: _Nursery) -> Zygote:
+        async with nursery.starting:
+            if nursery.zygote is not None and nursery.zygote.is_alive:
+                return nursery.zygote
+            if nursery.zygote is not None:
+                await nursery.zygote.close("it died and is made anew")
+                linux.reap_strays(nursery.workspace.first_id, self._known_pids())
+            if nursery.tree is None:
+                nursery.tree = self._mount_tree(nursery)
+            group = self.hierarchies.group(self.parent, f"zygote-{next(self._numbers)}")
+            group.create()
+            group.bound(memory_bytes=0, pids=1024)
+            plan = ZygotePlan(
+                root=nursery.root,
+                tree=nursery.tree,
+                userns=nursery.workspace.userns,
+                first_id=nursery.workspace.first_id,
+                group=group,
+                entry=self._entry,
+            )
+            zygote = Zygote(plan, self.executor)
+            await zygote.start()
+            nursery.zygote = zygote
+            return zygote
+
+    def _mount_tree(self, nursery: _Nursery) -> Path:
+        mounts = self.node_dir / "mounts"
+        target = mounts / f"{nursery.workspace.name}-{nursery.root.key}"
+        rootfs.mount_tree(
+            nursery.root,
+            target,
+            userns=nursery.workspace.userns,
+            scratch=nursery.workspace.scratch,
+            devices=mounts / "dev",
+        )
+        return target
+
+    def _known_pids(self) -> set[int]:
+        known = {container.pid for container in self._containers.values()}
+        for workspace in self._workspaces.values():
+            for nursery in workspace.nurseries.values():
+                known.update(shell.pid for shell in nursery.spares)
+                if nursery.zygote is not None:
+                    known.add(nursery.zygote.pid)
+        return known
+
+    async def _fork_shell(self, nursery: _Nursery) -> Shell:
+        zygote = await self._ready_zygote(nursery)
+        name = f"c{next(self._numbers)}"
+        shell = Shell(name, self.hierarchies.group(self.parent, name), nursery.workspace.scratch / name, Channel())
+        try:
+            await fork_shell(zygote, shell, self.executor)
+            return shell
+        except BaseException as error:
+            await shell.undo(self.executor)
+            if isinstance(error, StepError) and zygote.is_alive and shell.pid == 0:
+                zygote.kill()  # it did not fork in time, or lied: the next creation gets a new one
+            raise
+
+    # -- spares --
+
+    def _schedule_refill(self, nursery: _Nursery) -> None:
+        if nursery.refill is None or nursery.refill.done():
+            nursery.refill = asyncio.get_running_loop().create_task(self._refill(nursery))
+
+    async def _refill(self, nursery: _Nursery) -> None:
+        """Make shells ahead once nobody waits for one: a pause first, as the last creation's code now runs."""
+        while len(nursery.spares) < SPARE_SHELLS and not self._closed:
+            await asyncio.sleep(REFILL_DELAY)
+            if self._creating:
+                continue
+            try:
+                shell = await self._fork_shell(nursery)
+            except (Error, OSError) as error:
+                _log.warning("no container could be made ahead", error=str(error))
+                return
+            nursery.spares.append(shell)
+
+    async def _take_shell(self, nursery: _Nursery) -> Shell:
+        while nursery.spares:
+            shell = nursery.spares.popleft()
+            if shell.is_alive:
+                shell.steps = {}
+                return shell
+            await shell.undo(self.executor)
+        return await self._fork_shell(nursery)
+
+    # -- create --
+
+    async def create(self, spec: ContainerSpec, io: ContainerIO, source: Path | None) -> Container:
+        if not _NAME.fullmatch(spec.container_id):
+            raise InvalidError(f"make container {spec.container_id!r}: not an id")
+        if spec.container_id in self._containers:
+            raise ConflictError(f"make container `{spec.container_id}`: it exists")
+        asked = time.monotonic()
+        self._creating += 1
+        try:
+            async with self._slots:
+                nursery = self._nursery(spec)
+                waited = time.monotonic()
+                container = await self._create(nursery, spec, io, source)
+        except OSError as error:
+            raise StepError(f"make container `{spec.container_id}`", error) from error
+        finally:
+            self._creating -= 1
+        self._schedule_refill(nursery)
+        container.steps = {"queue": (waited - asked) * 1000, **container.steps}
+        return container
+
+    async def _create(
+        self, nursery: _Nursery, spec: ContainerSpec, io: ContainerIO, source: Path | None
+    ) -> NativeContainer:
+        started = time.monotonic()
+        port: NetworkPort = self._network if spec.network and self._network is not None else self._empty
+        shell = await self._take_shell(nursery)
+        stood = time.monotonic()
+        lease: Lease | None = None
+        try:
+            lease = await port.lease(spec.workspace, nursery.workspace.userns)
+            leased = time.monotonic()
+            shell.group.limit(spec)
+            sealed = await self._dress(shell, spec, io, source, lease)
+            assert nursery.zygote is not None
+            check_walls(shell, nursery.zygote, lease.netns_fd)
+        except BaseException:
+            await shell.undo(self.executor)
+            if lease is not None:
+                port.release(lease)
+            raise
+        container = NativeContainer(self, spec, shell, (port, lease))
+        done = time.monotonic()
+        container.steps = {
+            **(shell.steps or {"shell": (stood - started) * 1000}),
+            "network": (leased - stood) * 1000,
+            "dress": (sealed - leased) * 1000,
+            "check": (done - sealed) * 1000,
+        }
+        self._containers[spec.container_id] = container
+        container.watch()
+        return container
+
+    async def _dress(
+        self, shell: Shell, spec: ContainerSpec, io: ContainerIO, source: Path | None, lease: Lease
+    ) -> float:
+        """Give a shell what makes it this container; returns when it has sealed itself, by its own word."""
+        hostname = (spec.hostname or spec.container_id)[:63]
+        fds = {"runner": io.runner, "stdout": io.stdout, "stderr": io.stderr, "network": lease.netns_fd}
+        tree = -1
+        try:
+            if source is not None:
+                tree = fds["source"] = rootfs.source_tree(source)
+            message = {
+                "fds": list(fds),
+                "hostname": hostname,
+                "environment": {**ENVIRONMENT, **passed_environment(), **identity(spec)},
+                "files": self._files(lease, hostname),
+            }
+            shell.channel.send(message, list(fds.values()))
+        finally:
+            if tree >= 0:
+                os.close(tree)
+        answer = await shell.receive("dress")
+        if answer.get("sealed") is not True:
+            raise StepError("dress", "it did not say that it is sealed")
+        return time.monotonic()
+
+    def _files(self, lease: Lease, hostname: str) -> dict[str, str]:
+        texts = {
+            "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{lease.address}\t{hostname}\n",
+            "hostname": f"{hostname}\n",
+            "resolv.conf": lease.resolv_conf,
+        }
+        targets = self._roots["host"].overrides
+        return {targets[name]: text for name, text in texts.items() if name in targets}
+
+
+def identity(spec: ContainerSpec) -> dict[str, str]:
+    return {"SQUALL_IS_REMOTE": "1", "SQUALL_TASK_ID": spec.container_id}
+
+
+def node_bounds() -> dict[str, int]:
+    """What all containers of the node get together: all but a share that the node itself and its kernel need."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with open("/proc/sys/kernel/pid_max", encoding="ascii") as file:
+        pids = int(file.read())
+    return {"memory_bytes": total - max(256 << 20, total // 20), "pids": pids - max(1024, pids // 8)}
+
+
+def find_problems(home: Path | None) -> list[str]:
+    """Why this runtime cannot work here, each with its fix. Looks at what it can see without making anything."""
+    if os.uname().sysname != "Linux":
+        return [f"containers are made of Linux namespaces, and this is {os.uname().sysname}"]
+    found = []
+    if os.geteuid() != 0:
+        found.append("it needs root: run `squall` as root, or use the `process` runtime")
+    if not privileges.is_supported_machine():
+        found.append(f"no system call filter is known for `{os.uname().machine}` (x86_64 and aarch64 are)")
+    if _kernel_version() < (5, 19):
+        found.append(f"kernel {os.uname().release} cannot stack overlays on idmapped mounts: 5.19 or newer is needed")
+    if "overlay" not in Path("/proc/filesystems").read_text():
+        found.append("the kernel has no overlayfs: `modprobe overlay`")
+    found += _namespace_problems() + Hierarchies.detect().problems()
+    return found
+
+
+def _kernel_version() -> tuple[int, int]:
+    match = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _namespace_problems() -> list[str]:
+    path = Path("/proc/sys/user/max_user_namespaces")
+    if not path.exists():
+        return ["the kernel has no user namespaces (CONFIG_USER_NS)"]
+    if int(path.read_text()) == 0:
+        return ["user namespaces are switched off: `sysctl user.max_user_namespaces=65536`"]
+    return []

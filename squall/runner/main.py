@@ -1,0 +1,374 @@
+"""What runs inside: the zygote's fork server, the making of a container's root, the tiny init, the runner's start.
+
+A zygote is a Python process exec'd inside an image that has imported what containers need and forks them on request.
+A forked child first becomes a *shell*: own namespaces, own root, nothing of a function in it. The agent dresses a
+shell with descriptors, a host name and a source tree; it then gives up all privileges (*seals* itself), says so, and
+pid 1 forks the runner. All of this runs with a tenant's rights at most: nothing here is a wall, walls are inherited
+or applied and checked from outside. Must hold nothing the tenant may not know.
+
+Order of a container's life, as read in this file: `_build_root`, `_dress`, `_linux.seal`, `_run_init`, `_run_runner`.
+Tested in `tests/kernel/test_native.py` and, from inside, by `tests/security`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import contextlib
+import errno
+import fcntl
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from squall import _linux
+
+NEW_ROOT = "/.squall/new"
+LOWER = "/.squall/lower"
+SCRATCH = "/.squall/scratch"
+SOURCE = "/src"
+WORKDIR = "/root"
+MESSAGE_LIMIT = 64 * 1024
+RUNNER_FD = 3
+
+SHELL_FLAGS = _linux.CLONE_NEWNS | _linux.CLONE_NEWPID | _linux.CLONE_NEWIPC | _linux.CLONE_NEWUTS
+"""CLONE_PARENT beside these makes the agent the parent: a zygote's end takes no container along."""
+
+WARM_MODULES = (
+    "json", "pickle", "socket", "struct", "threading", "traceback", "linecache", "signal", "inspect", "queue",
+    "selectors", "tempfile", "squall", "squall.app", "squall.function", "squall.runner.execute", "squall.runner.loader",
+    "cloudpickle",
+)  # fmt: skip
+_OPTIONAL = {"cloudpickle"}
+"""What an image may lack; all else is ours and must be there."""
+
+
+# ---- zygote -----------------------------------------------------------------------------------------------------
+
+
+def zygote(fd: int) -> None:
+    """Serve fork requests on `fd` until the agent closes it. Called by the `-c` line the agent starts Python with."""
+    control = socket.socket(fileno=fd)
+    config = json.loads(control.recv(MESSAGE_LIMIT))
+    try:
+        entry = _warm_up(config["entry"])
+    except BaseException:
+        control.send(json.dumps({"error": traceback.format_exc(limit=-8)[-4000:]}).encode())
+        raise SystemExit(1) from None
+    seal_filter = base64.b64decode(config["filter"])
+    control.send(json.dumps({"ready": True, "threads": threading.active_count()}).encode())
+    while True:
+        data, fds, _, _ = socket.recv_fds(control, MESSAGE_LIMIT, 1)
+        if not data:
+            return
+        _fork_shell(config, json.loads(data), fds, seal_filter, entry)
+
+
+def _warm_up(entry: str) -> Callable[[int, str | None], int]:
+    """Import what every container needs, then move it all out of the collector's way so that forks share its pages."""
+    for name in WARM_MODULES:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            if name not in _OPTIONAL and not name.startswith("squall."):
+                raise
+    module, _, function = entry.partition(":")
+    serve: Callable[[int, str | None], int] = getattr(importlib.import_module(module), function)
+    _linux.load()
+    gc.collect()
+    gc.freeze()
+    return serve
+
+
+def _fork_shell(
+    config: dict[str, Any],
+    request: dict[str, Any],
+    fds: list[int],
+    seal_filter: bytes,
+    entry: Callable[[int, str | None], int],
+) -> None:
+    with socket.socket(fileno=fds[0]) as control:
+        try:
+            pid = _linux.clone(SHELL_FLAGS | _linux.CLONE_PARENT)
+        except OSError as error:
+            _send(control, error=f"fork-shell: {error}")
+            return
+        if pid == 0:
+            _end_with(lambda: _be_container(config, request, control, seal_filter, entry))
+
+
+def _end_with(body: Callable[[], int]) -> None:
+    """Leave the process with the body's code, whatever happens in it."""
+    code = 1
+    try:
+        code = body()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    except BaseException:
+        with contextlib.suppress(BaseException):
+            traceback.print_exc()
+    finally:
+        os._exit(code & 0xFF)
+
+
+# ---- shell ------------------------------------------------------------------------------------------------------
+
+
+class _Steps:
+    """Names and clock readings of what was done; the clock is the machine's, so the agent can go on from it."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, float]] = []
+        self.name = "fork"
+
+    def mark(self, name: str) -> None:
+        """The named step ended now."""
+        self.done.append((name, time.monotonic()))
+
+
+def _send(control: socket.socket, **message: object) -> None:
+    with contextlib.suppress(OSError):
+        control.send(json.dumps(message).encode())
+
+
+def _be_container(
+    config: dict[str, Any],
+    request: dict[str, Any],
+    control: socket.socket,
+    seal_filter: bytes,
+    entry: Callable[[int, str | None], int],
+) -> int:
+    control.send(b"hello")  # the kernel adds who we are; the agent believes that and nothing else
+    _linux.set_parent_death_signal(signal.SIGKILL)
+    _linux.close_all_but([0, 1, 2, control.fileno()])
+    steps = _Steps()
+    steps.mark("fork")
+    try:
+        for name, step in _root_steps(config, request["scratch"]):
+            steps.name = name
+            step()
+            steps.mark(name)
+        _send(control, steps=steps.done)
+        dress = _dress(control, steps)
+        if dress is None:
+            return 0
+        steps.name = "seal"
+        _linux.seal([seal_filter], config["nofile"], bounding=False)
+        steps.mark("seal")
+    except Exception as error:
+        _send(control, error=f"{steps.name}: {error}")
+        return 1
+    _send(control, sealed=True, steps=steps.done)
+    return _run_init(control, dress, entry)
+
+
+def _root_steps(config: dict[str, Any], scratch: str) -> list[tuple[str, Callable[[], None]]]:
+    """The ordered making of a root. Everything is attached after the pivot: a link in an image leads nowhere outside."""
+    trees: dict[str, int] = {}
+    return [
+        ("overlay", lambda: _mount_overlay(config, scratch)),
+        ("collect", lambda: _collect(config, scratch, trees)),
+        ("pivot", _pivot),
+        ("binds", lambda: _attach_all(trees)),
+        ("proc", lambda: _mount_proc(config)),
+        ("dev", lambda: _mount_dev(config)),
+        ("detach", _detach_old_root),
+    ]
+
+
+def _mount_overlay(config: dict[str, Any], scratch: str) -> None:
+    here = f"{SCRATCH}/{scratch}"
+    for path in (here, f"{here}/u", f"{here}/w", f"{here}/etc"):
+        os.mkdir(path, 0o755)
+    for name in config["overrides"]:
+        os.close(os.open(f"{here}/etc/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+    options = f"lowerdir={LOWER},upperdir={here}/u,workdir={here}/w,userxattr"
+    _linux.mount("overlay", NEW_ROOT, "overlay", _linux.MS_NOSUID | _linux.MS_NODEV, options)
+
+
+def _collect(config: dict[str, Any], scratch: str, trees: dict[str, int]) -> None:
+    """Copies of the mounts the new root will show, taken while the old root is still the root."""
+    for path in config["binds"]:
+        trees[path] = _linux.open_tree(path)
+    trees["/dev"] = _linux.open_tree("/dev")
+    for name, target in config["overrides"].items():
+        trees[target] = _linux.open_tree(f"{SCRATCH}/{scratch}/etc/{name}")
+
+
+def _pivot() -> None:
+    os.chdir(NEW_ROOT)
+    _linux.pivot_root(".", ".")
+
+
+def _attach_all(trees: dict[str, int]) -> None:
+    for target, fd in trees.items():
+        _linux.attach(fd, target)
+
+
+def _mount_proc(config: dict[str, Any]) -> None:
+    """While the zygote's proc is still in sight: the kernel gives a proc only to who already sees one in full."""
+    flags = _linux.MS_NOSUID | _linux.MS_NODEV | _linux.MS_NOEXEC
+    _linux.mount("proc", "/proc", "proc", flags)
+    for path in config["masked"]:
+        # /dev is the agent's own read-only tree, so what is bound here cannot have been swapped (CVE-2025-31133).
+        source = "/sys" if os.path.isdir(path) else "/dev/null"
+        _linux.bind(source, path, _linux.ATTR_RDONLY, recursive=False)
+    for path in config["readonly"]:
+        _linux.bind(path, path, _linux.ATTR_RDONLY | _linux.ATTR_NOSUID | _linux.ATTR_NODEV | _linux.ATTR_NOEXEC)
+
+
+def _mount_dev(config: dict[str, Any]) -> None:
+    flags = _linux.MS_NOSUID | _linux.MS_NOEXEC
+    _linux.mount("devpts", "/dev/pts", "devpts", flags, "newinstance,ptmxmode=0666,mode=0620,gid=5")
+    _linux.mount("shm", "/dev/shm", "tmpfs", flags | _linux.MS_NODEV, f"mode=1777,size={config['shm_bytes']}")
+
+
+def _detach_old_root() -> None:
+    _linux.umount(".", _linux.MNT_DETACH)
+    os.chdir("/")
+    _linux.drop_bounding_set()
+
+
+# ---- dressing ---------------------------------------------------------------------------------------------------
+
+
+class _Dress:
+    """What makes a shell one container: descriptors by name, and what the agent said."""
+
+    def __init__(self, message: Mapping[str, Any], fds: list[int]) -> None:
+        self.fds = dict(zip(message["fds"], fds, strict=True))
+        self.environment: dict[str, str] = message["environment"]
+        self.hostname: str = message["hostname"]
+        self.files: dict[str, str] = message["files"]
+        """Path -> text of the files of /etc that are the container's own."""
+        self.source = SOURCE if "source" in self.fds else None
+
+
+def _dress(control: socket.socket, steps: _Steps) -> _Dress | None:
+    """Wait, as long as it takes, to be needed. None when the agent is gone or has no use for this shell."""
+    data, fds, _, _ = socket.recv_fds(control, MESSAGE_LIMIT, 8)
+    if not data:
+        return None
+    steps.done.clear()
+    steps.name = "dress"
+    dress = _Dress(json.loads(data), fds)
+    if "source" in dress.fds:
+        _linux.attach(dress.fds.pop("source"), SOURCE)
+    network = dress.fds.pop("network")
+    _linux.setns(network, _linux.CLONE_NEWNET)
+    os.close(network)
+    _linux.sethostname(dress.hostname)
+    for path, text in dress.files.items():
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    try:
+        _linux.unshare(_linux.CLONE_NEWCGROUP)  # now that we are where we stay: paths in /proc start here
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+    steps.mark("dress")
+    return dress
+
+
+# ---- init and runner --------------------------------------------------------------------------------------------
+
+_SYNCHRONOUS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
+
+
+def _run_init(control: socket.socket, dress: _Dress, entry: Callable[[int, str | None], int]) -> int:
+    """Pid 1: start the runner, forward signals to it, reap everything, and end with the runner's code.
+
+    Signals are blocked and taken one by one, so none is lost between fork and loop; the runner unblocks them.
+    """
+    waited = signal.valid_signals() - _SYNCHRONOUS - {signal.SIGKILL, signal.SIGSTOP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+    runner = os.fork()
+    if runner == 0:
+        _end_with(lambda: _run_runner(dress, entry))
+    for fd in dress.fds.values():
+        os.close(fd)
+    _linux.set_name("squall-init")
+    while True:
+        signum = signal.sigwaitinfo(waited).si_signo
+        if signum != signal.SIGCHLD:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(runner, signum)
+            continue
+        status = _reap_until(runner)
+        if status is not None:
+            with contextlib.suppress(OSError):
+                control.send(struct.pack("<i", status))
+            return exit_code(status)
+
+
+def _reap_until(runner: int) -> int | None:
+    """Reap all that has ended; the runner's wait status when it was among them."""
+    found = None
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return found
+        if pid == 0:
+            return found
+        if pid == runner:
+            found = status
+
+
+def exit_code(status: int) -> int:
+    """A wait status as a shell shows it: 128+n for signal n."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def _run_runner(dress: _Dress, entry: Callable[[int, str | None], int]) -> int:
+    """Become the runner: standard streams, descriptor 3 to the server, the environment, and nothing else."""
+    os.setsid()
+    # Copies above all of the numbers wanted, so that no dup2 overwrites one that is still needed.
+    high = [fcntl.fcntl(dress.fds[name], fcntl.F_DUPFD_CLOEXEC, 64) for name in ("stdout", "stderr", "runner")]
+    for fd, wanted in zip(high, (1, 2, RUNNER_FD), strict=True):
+        os.dup2(fd, wanted)
+    os.set_inheritable(RUNNER_FD, False)
+    _linux.close_from(RUNNER_FD + 1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
+    os.environ.clear()
+    os.environ.update(dress.environment)
+    os.umask(0o022)
+    os.chdir(WORKDIR)
+    return _serve(entry, RUNNER_FD, dress.source)
+
+
+def _serve(entry: Callable[[int, str | None], int], fd: int, source: str | None) -> int:
+    """Run the runner's loop; then what the user's modules registered for the end, without waiting for threads."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    try:
+        return entry(fd, source)
+    finally:
+        with contextlib.suppress(Exception):
+            atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+
+
+# ---- the process runtime ----------------------------------------------------------------------------------------
+
+
+def process(fd: int, source: str | None, entry: str) -> None:
+    """The runner as a plain process: no walls, the same loop."""
+    module, _, function = entry.partition(":")
+    serve: Callable[[int, str | None], int] = getattr(importlib.import_module(module), function)
+    _end_with(lambda: _serve(serve, fd, source))
+
