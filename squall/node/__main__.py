@@ -9,32 +9,35 @@ import sys
 from squall import _observe, config
 from squall.config import Config
 from squall.exception import Error, InvalidError
+from squall.node import linux
 from squall.node.agent import Agent
+from squall.node.native import NativeRuntime
+from squall.node.network import Network
 from squall.node.runtime import ProcessRuntime, Runtime
 
 log = _observe.Logger("agent")
 
 
-def choose_runtime(settings: Config) -> Runtime:
+def choose_runtime(settings: Config) -> tuple[Runtime, Network | None]:
     """The best runtime that works here, or the one asked for. Raises InvalidError when that one cannot work."""
-    from squall.node.native import NativeRuntime
-    from squall.node.network import Network
-
     problems = NativeRuntime.problems()
     if settings.runtime == "process" or (settings.runtime == "auto" and problems):
         for problem in problems if settings.runtime == "auto" else []:
             log.warning("the native runtime does not work here", problem=problem)
-        return ProcessRuntime(settings.node_dir)
+        return ProcessRuntime(settings.node_dir), None
     if problems:
         raise InvalidError(f"runtime `native` does not work here: {problems[0]}", hint="`squall doctor` says more")
     network_problems = Network.problems()
     for problem in network_problems:
         log.warning("containers get no network", problem=problem)
-    return NativeRuntime(settings.node_dir, None if network_problems else Network(settings.node_dir))
+    # Before any thread: every mount of ours stays in a namespace of the agent's own and ends with it.
+    linux.enter_private_mounts()
+    network = None if network_problems else Network(settings.node_dir)
+    return NativeRuntime(settings.node_dir, network), network
 
 
 async def serve(settings: Config) -> None:
-    agent = Agent(settings, choose_runtime(settings))
+    agent = Agent(settings, *choose_runtime(settings))
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, agent.end, f"received {signal.Signals(signum).name}")

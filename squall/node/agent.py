@@ -22,6 +22,7 @@ from squall.config import Config
 from squall.exception import Error, ServiceError
 from squall.node import reports, sources
 from squall.node.execs import Execs
+from squall.node.network import Network
 from squall.node.runtime import Container, ContainerIO, Runtime
 from squall.protocol.messages import (
     ContainerEvent,
@@ -65,9 +66,10 @@ class Held:
 
 
 class Agent:
-    def __init__(self, config: Config, runtime: Runtime) -> None:
+    def __init__(self, config: Config, runtime: Runtime, network: Network | None = None) -> None:
         self.config = config
         self.runtime = runtime
+        self.network = network
         self.loop = asyncio.get_running_loop()
         self.stream: FrameStream
         self.handoff: socket.socket
@@ -85,7 +87,7 @@ class Agent:
 
     async def run(self) -> None:
         """Connect, register, serve until told to end or the server is gone; then undo everything."""
-        starting = asyncio.ensure_future(self.runtime.start())
+        starting = asyncio.ensure_future(self._prepare())
         try:
             await self._connect()
             await starting
@@ -96,6 +98,11 @@ class Agent:
         finally:
             starting.cancel()
             await self._close()
+
+    async def _prepare(self) -> None:
+        """Both sweep what an earlier agent left, and neither waits for the other."""
+        network = self.network.start() if self.network is not None else asyncio.sleep(0)
+        await asyncio.gather(network, self.runtime.start())
 
     async def _connect(self) -> None:
         self.handoff = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -131,6 +138,8 @@ class Agent:
         for task in self._tasks:
             task.cancel()
         await self.runtime.close()
+        if self.network is not None:
+            await self.network.close()
         with contextlib.suppress(AttributeError):
             self.stream.close("the agent ended")
             self.handoff.close()

@@ -652,8 +652,8 @@ def to_dict(value: Any) -> dict[str, Any]:
             (f.name, f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
             for f in dataclasses.fields(cls)
         ]
-    state = vars(value)
-    return {name: state[name] for name, default in defaults if state[name] != default}
+    # Not `vars(value)`: msgspec leaves a field at its default where the class has it, outside the instance.
+    return {name: found for name, default in defaults if (found := getattr(value, name)) != default}
 
 
 _encoder = json.JSONEncoder(separators=(",", ":"), default=to_dict, check_circular=False)

@@ -1,0 +1,111 @@
+"""What the benchmarks share: statistics, a table of rows, a Squall home of their own, the peers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def row(case: str, values: list[float], unit: str, note: str = "") -> None:
+    """Print one series: median, p99 (or maximum), minimum, count."""
+    values = sorted(values)
+    p99 = values[min(len(values) - 1, int(len(values) * 0.99))]
+    print(
+        f"{case:<58} p50 {statistics.median(values):>10.2f} {unit:<8} p99 {p99:>10.2f}  "
+        f"min {values[0]:>10.2f}  n={len(values)} {note}",
+        flush=True,
+    )
+
+
+def timed(body: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    body()
+    return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def own_home() -> Iterator[Path]:
+    """A fresh SQUALL_HOME, whose server is stopped at the end."""
+    home = Path(tempfile.mkdtemp(prefix="squall-bench-"))
+    os.environ["SQUALL_HOME"] = str(home)
+    try:
+        yield home
+    finally:
+        stop_server()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def stop_server() -> None:
+    from squall import client
+    from squall.exception import Error
+    from squall.protocol.messages import Ping, StopServer
+
+    with contextlib.suppress(Error):
+        connection = client.Client.connect(autostart=False)
+        connection.link.request(StopServer("benchmark")).wait(30)
+        for _ in range(3000):
+            connection.link.request(Ping()).wait(5)
+            time.sleep(0.01)
+    deadline = time.monotonic() + 30
+    while Path(os.environ["SQUALL_HOME"], "run/server.sock").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def server_pid() -> int:
+    """Pid of the server of this home."""
+    wanted = os.environ["SQUALL_HOME"].encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            command = (entry / "cmdline").read_bytes()
+            if b"squall.server" in command and b"SQUALL_HOME=" + wanted in (entry / "environ").read_bytes().split(b"\0"):
+                return int(entry.name)
+    raise RuntimeError("no server found")
+
+
+class Crun:
+    """`crun run` of the machine's own Python on the machine's own root, read-only: the lean container to beat."""
+
+    def __init__(self, directory: Path) -> None:
+        self.bundle = directory / "bundle"
+        self.bundle.mkdir(parents=True)
+        self.counter = 0
+        python = os.path.realpath(sys.executable)
+        namespaces = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")]
+        spec = {
+            "ociVersion": "1.0.0",
+            "process": {"user": {"uid": 0, "gid": 0}, "args": [python, "-c", "pass"], "cwd": "/",
+                        "env": ["PATH=/usr/bin:/bin"], "noNewPrivileges": True},
+            "root": {"path": "/", "readonly": True},
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
+                       {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}],
+            "linux": {"namespaces": namespaces},
+        }  # fmt: skip
+        (self.bundle / "config.json").write_text(json.dumps(spec))
+
+    @staticmethod
+    def present() -> bool:
+        return shutil.which("crun") is not None
+
+    def start(self) -> subprocess.Popen[bytes]:
+        self.counter += 1
+        name = f"squall-bench-{os.getpid()}-{self.counter}"
+        return subprocess.Popen(
+            ["crun", "--cgroup-manager=disabled", "run", "-b", str(self.bundle), name],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def run(self) -> None:
+        if self.start().wait(30) != 0:
+            raise RuntimeError("crun failed")

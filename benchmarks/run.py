@@ -1,0 +1,44 @@
+"""`squall run` of a hello-world: the whole process, with a server running and with none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import common
+
+HELLO = """
+import squall
+app = squall.App("hello")
+
+@app.function()
+def hello(name):
+    return f"hello {name}"
+
+@app.local_entrypoint()
+def main():
+    print(hello.remote("world"))
+"""
+
+
+def main() -> None:
+    squall = str(Path(sys.executable).with_name("squall"))
+    with tempfile.TemporaryDirectory() as scratch:
+        script = Path(scratch, "hello.py")
+        script.write_text(HELLO)
+        command = [squall, "run", str(script)]
+        without = []
+        for _ in range(5):
+            with common.own_home():
+                without.append(common.timed(lambda: subprocess.run(command, check=True, capture_output=True)))
+        common.row("squall run hello.py, no server running", without, "s")
+        with common.own_home():
+            subprocess.run(command, check=True, capture_output=True)
+            running = [common.timed(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(15)]
+        common.row("squall run hello.py, server running", running, "s")
+
+
+if __name__ == "__main__":
+    main()
