@@ -77,7 +77,7 @@ def _verdict(runtime: str) -> str:
 def diagnose(settings: config.Config) -> Diagnosis:
     native = _problems("squall.node.native", "NativeRuntime")
     network = _problems("squall.node.network", "Network")
-    process = _problems("squall.node.process", "ProcessRuntime")
+    process = _problems("squall.node.runtime", "ProcessRuntime")
     checks = [
         Check("python", "ok", f"{platform.python_version()} at {sys.executable}"),
         Check("system", "ok", f"{platform.system()} {platform.release()}, {os.cpu_count()} cores"),

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import click
 
-from squall import config
+from squall import __version__, config
 from squall.exception import Error
 
 COMMANDS = {
@@ -85,9 +85,7 @@ class UsageHint(click.UsageError):
 
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from importlib import metadata
-
-        click.echo(f"squall {metadata.version('squall')}")
+        click.echo(f"squall {__version__}")
         ctx.exit()
 
 

@@ -31,10 +31,10 @@ from squall.protocol.messages import (
     ListObjects,
     LogChunk,
     Message,
+    Notice,
     StartExec,
     StopApp,
     StopContainer,
-    new_id,
 )
 from squall.protocol.transport import Link
 
@@ -137,7 +137,8 @@ NOUNS = {
             _field("FUNCTION", "function"),
             _field("STATE", "state"),
             _field("RUNNING", "running"),
-            _age("CREATED", "created_at"),
+            _age("STARTED", "started_at"),
+            _age("STOPPED", "stopped_at"),
             _field("REASON", "reason"),
         ),
     ),
@@ -252,9 +253,12 @@ def app_stop(app_ref: str) -> None:
 def show_logs(link: Link, request: GetLogs, timestamps: bool, as_json: bool) -> None:
     """Print log chunks as they are pushed, until the server says that there are no more."""
     output = Output(timestamps=timestamps)
+    ended = threading.Event()
 
     def on_push(message: Message, payload: bytes) -> None:
-        if not isinstance(message, LogChunk):
+        if isinstance(message, Notice) and is_last(message, request.container_id):
+            ended.set()
+        if not isinstance(message, LogChunk) or request.container_id not in ("", message.container_id):
             return
         if as_json:
             fields = {"at": message.at, "container_id": message.container_id, "function": message.function}
@@ -264,10 +268,19 @@ def show_logs(link: Link, request: GetLogs, timestamps: bool, as_json: bool) -> 
             output.log(message, payload)
 
     link.on_push = on_push
+    link.on_close = lambda reason: ended.set()
     try:
-        ask(link, request, timeout=None)
+        data = ask(link, request, timeout=None)
+        if request.follow and data.get("state") != "stopped":
+            ended.wait()
     finally:
         output.close()
+
+
+def is_last(notice: Notice, container_id: str) -> bool:
+    """After this notice nothing more is written by the app, or by the one container that is followed."""
+    gone = notice.kind == "container" and notice.data.get("state") == "exited"
+    return notice.kind == "stopped" or (gone and notice.data.get("container_id") == container_id)
 
 
 # ---- container ----------------------------------------------------------------------------------------------------
@@ -342,16 +355,16 @@ class Exec:
 
     def __init__(self, link: Link, container_id: str, argv: list[str], *, pty: bool, workdir: str) -> None:
         self.link = link
-        self.exec_id = new_id("ex")
         rows, cols = _terminal_size()
-        self.request = StartExec(container_id, argv, self.exec_id, pty=pty, rows=rows, cols=cols, workdir=workdir)
+        self.request = StartExec(container_id, argv, pty=pty, rows=rows, cols=cols, workdir=workdir)
+        self.exec_id = ""
         self._done = threading.Event()
-        self._exit = ExecExit(self.exec_id, 1, "the connection to the server broke")
+        self._exit = ExecExit("", 1, "the connection to the server broke")
 
     def run(self) -> int:
         self.link.on_push = self._on_push
         self.link.on_close = lambda reason: self._done.set()
-        ask(self.link, self.request)
+        self.exec_id = str(ask(self.link, self.request)["exec_id"])
         restore = self._raw_terminal() if self.request.pty else None
         threading.Thread(target=self._pump_stdin, name="squall-stdin", daemon=True).start()
         try:
@@ -364,9 +377,10 @@ class Exec:
         return self._exit.code
 
     def _on_push(self, message: Message, payload: bytes) -> None:
-        if isinstance(message, ExecData) and message.exec_id == self.exec_id:
+        # Output may come before the answer that names the exec; it is the only one of this connection.
+        if isinstance(message, ExecData):
             _write_all(2 if message.stream == "stderr" else 1, payload)
-        elif isinstance(message, ExecExit) and message.exec_id == self.exec_id:
+        elif isinstance(message, ExecExit):
             self._exit = message
             self._done.set()
 
@@ -434,16 +448,18 @@ def trace(call: str, limit: int, as_json: bool) -> None:
         print_json(data)
         return
     click.echo(f"{data.get('call_id')}  `{data.get('function')}`  {float(data.get('total_ms') or 0):.1f} ms in all")
-    for entry in data.get("inputs", []):
-        click.echo()
-        for line in waterfall(entry):
-            click.echo(line)
+    inputs = data.get("inputs", [])
+    for entry in inputs:
+        click.echo("\n".join(["", *waterfall(entry)]))
+    more = int(data.get("num_inputs") or len(inputs)) - len(inputs)
+    if more > 0:
+        click.echo(f"\n{more} more inputs; `--limit` shows more", err=True)
 
 
 def waterfall(entry: dict[str, Any]) -> list[str]:
     """The spans of one input as bars on one scale, each with its parts below."""
     spans = entry.get("spans", [])
-    attempts = int(entry.get("attempts") or 1)
+    attempts = int(entry.get("attempts") or entry.get("attempt", 0) + 1)
     again = f", {attempts} attempts" if attempts > 1 else ""
     if not spans:
         return [f"input {entry.get('idx')}: {entry.get('status')}{again}"]

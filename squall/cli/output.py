@@ -75,6 +75,8 @@ class Output:
     def __init__(self, *, quiet: bool = False, timestamps: bool = False) -> None:
         self.quiet = quiet
         self.timestamps = timestamps
+        self.leaving = False
+        """This program ends the app itself: that it stopped is no news."""
         self._lock = threading.RLock()
         self._sources: dict[tuple[str, str], _Source] = {}
         self._writers: set[str] = set()
@@ -97,13 +99,12 @@ class Output:
     def notice(self, notice: Notice) -> None:
         """Something that the server wants known. The same sentence is said once."""
         with self._lock:
+            if self.leaving and notice.kind == "stopped":
+                return
             text = notice_text(notice)
             if text and not self.quiet and text not in self._said:
                 self._said.add(text)
                 self.say(text)
-
-    def progress(self, function: str, **counts: int) -> None:
-        """Counts of a function from this side; plain output has no place for them."""
 
     def say(self, text: str) -> None:
         """A line of Squall's own, on stderr."""
@@ -182,13 +183,18 @@ def notice_text(notice: Notice) -> str:
     """A notice in a sentence, or empty when it is not worth one."""
     function = notice.data.get("function", "")
     reason = notice.data.get("reason", "")
-    if notice.kind == "stopped":
-        return f"app stopped: {reason}"
-    if notice.kind == "waiting":
-        return f"`{function}` is waiting: {reason}" if reason else ""
-    if notice.kind == "backoff":
-        return f"containers of `{function}` keep failing: {reason}"
-    return ""
+    said = _NOTICES.get(notice.kind)
+    if said is None or not reason:
+        return ""
+    hint = notice.data.get("hint", "")
+    return said.format(function=function, reason=reason) + (f"\nhint: {hint}" if hint else "")
+
+
+_NOTICES = {
+    "stopped": "the app was stopped: {reason}",
+    "waiting": "`{function}` is waiting: {reason}",
+    "backoff": "containers of `{function}` keep failing: {reason}",
+}
 
 
 class LiveOutput(Output):
@@ -210,10 +216,6 @@ class LiveOutput(Output):
             else:
                 super().notice(notice)
 
-    def progress(self, function: str, **counts: int) -> None:
-        with self._lock:
-            self._take_stats({function: counts})
-
     def say(self, text: str) -> None:
         with self._lock:
             if self._live is None:
@@ -233,7 +235,8 @@ class LiveOutput(Output):
     # -- numbers
 
     def _take_stats(self, data: dict[str, Any]) -> None:
-        for function, counts in data.items():
+        rows = {str(data["function"]): data} if "function" in data else data
+        for function, counts in rows.items():
             if isinstance(counts, dict):
                 stats = self._stats.setdefault(function, FunctionStats())
                 for name, value in counts.items():

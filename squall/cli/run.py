@@ -19,8 +19,8 @@ from typing import Any
 
 import click
 
+from squall._session import import_ref
 from squall.app import App
-from squall import _session
 from squall.cli import options
 from squall.cli.main import did_you_mean, user_traceback
 from squall.cli.output import Output, make_output
@@ -78,8 +78,7 @@ def run(
     target = find_target(ref, as_module)
     command = options.command_for(target.name, target.raw_f, signature_of(target))
     shown_as = f"squall run {'-m ' if as_module else ''}{ref}"
-    with click.Context(command, info_name=shown_as):
-        kwargs = options.parse(command, list(args), shown_as)
+    kwargs = options.parse(command, list(args), shown_as)
     output = make_output(quiet=quiet, timestamps=timestamps)
     try:
         with interrupts(target.app, name or target.app.name or "", detach, output):
@@ -105,7 +104,7 @@ class UserError(Exception):
 
 def find_target(ref: str, as_module: bool) -> Target:
     """The entrypoint or function that `ref` means; raises with what there is when it means none, or several."""
-    module, path = import_ref(ref, as_module)
+    module, path = import_script(ref, as_module)
     apps = apps_of(module)
     if not apps:
         raise NotFoundError(
@@ -117,10 +116,10 @@ def find_target(ref: str, as_module: bool) -> Target:
     return only_target(ref, apps)
 
 
-def import_ref(ref: str, as_module: bool) -> tuple[ModuleType, str | None]:
+def import_script(ref: str, as_module: bool) -> tuple[ModuleType, str | None]:
     """Import the script; an exception of its own is shown with the user's frames, then told in one line."""
     try:
-        return _session.import_ref(ref, as_module)
+        return import_ref(ref, as_module)
     except (Error, KeyboardInterrupt):
         raise
     except SystemExit as error:
@@ -224,6 +223,8 @@ def execute(target: Target, kwargs: dict[str, Any], *, name: str | None, detach:
             raise
         except BaseException as error:
             raise UserError(error) from None
+        finally:
+            output.leaving = not detach
 
 
 def call(target: Target, kwargs: dict[str, Any]) -> Any:

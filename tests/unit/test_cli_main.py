@@ -114,19 +114,14 @@ def test_user_traceback_has_the_users_frames_and_what_they_called_but_none_of_ou
     assert f'File "{tmp_path}/script.py", line 3, in main' in text
     assert "json.loads('{')" in text
     assert "decoder.py" in text
-    assert "click" not in text
-    assert "test_cli_main" in text  # this test's own frame is a user's as well
+    assert "site-packages/click" not in text
     assert text.rstrip().splitlines()[-1].startswith("json.decoder.JSONDecodeError")
 
 
 def test_user_traceback_shows_causes(tmp_path: Path) -> None:
-    script = "def main():\n    try:\n        1 / 0\n    except ZeroDivisionError as e:\n        raise ValueError('b') from e\n"
+    script = "def main():\n    try:\n        1 / 0\n    except ArithmeticError as e:\n        raise ValueError('b') from e\n"
     text = main.user_traceback(user_error(tmp_path, script))
-    assert (
-        text.index("ZeroDivisionError")
-        < text.index("The above exception was the direct cause")
-        < text.index("ValueError")
-    )
+    assert text.index("ZeroDivisionError") < text.index("was the direct cause") < text.index("ValueError: b")
 
 
 def test_place_of_an_error_is_the_users_innermost_line(tmp_path: Path) -> None:

@@ -102,11 +102,11 @@ def test_waterfall_places_each_span_on_one_scale_with_its_parts() -> None:
     ]
     lines = manage.waterfall({"idx": 0, "status": "ok", "attempts": 2, "spans": spans})
     assert lines[0] == "input 0: ok, 2 attempts, 40.0 ms"
-    assert lines[1].startswith("  submit          10.0 ms  ██████████ ")
+    assert lines[1].startswith("  submit           10.0 ms  ██████████ ")
     assert lines[1].endswith("caller to server")
     assert lines[2].index("█") == lines[1].index("█") + 10
     assert lines[3].split() == ["fork", "12.0"]
-    assert lines[-1].startswith("  run             10.0 ms  ")
+    assert lines[-1].startswith("  run              10.0 ms  ")
 
 
 def test_waterfall_of_an_input_without_spans_is_its_status() -> None:
