@@ -15,6 +15,7 @@ namespace, other tenants' sockets) and whatever lock another of its threads held
 
 from __future__ import annotations
 
+import array
 import os
 import signal
 import socket
@@ -79,7 +80,7 @@ class Nursery:
 def _receive(reply: socket.socket) -> int:
     """The next namespace, or -1 after the last."""
     try:
-        message, fds, _, _ = socket.recv_fds(reply, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+        message, fds = _receive_fds(reply, 1)
     except TimeoutError:
         raise ServiceError(f"making a network namespace: nothing came within {TIMEOUT:g} s") from None
     if fds:
@@ -87,6 +88,17 @@ def _receive(reply: socket.socket) -> int:
     if message:
         raise Error(f"making a network namespace in the workspace's user namespace: {message.decode(errors='replace')}")
     return -1
+
+
+def _receive_fds(connection: socket.socket, count: int) -> tuple[bytes, list[int]]:
+    """Close-on-exec from the start: `socket.recv_fds` takes flags and does not pass them on."""
+    room = socket.CMSG_SPACE(count * 4)
+    message, ancillary, _, _ = connection.recvmsg(4096, room, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return message, list(fds)
 
 
 # ---- inside the nursery -------------------------------------------------------------------------------------------
@@ -98,7 +110,7 @@ def serve(control_fd: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel
     control = socket.socket(fileno=control_fd)
     while True:
-        request, fds, _, _ = socket.recv_fds(control, 64, 2, socket.MSG_CMSG_CLOEXEC)
+        request, fds = _receive_fds(control, 2)
         if not request:
             return
         userns_fd, reply_fd = fds

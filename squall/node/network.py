@@ -25,6 +25,7 @@ limit on neighbours).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import os
@@ -399,17 +400,18 @@ class Network:
         await asyncio.to_thread(self._close_kernel_side)
 
     def _close_kernel_side(self) -> None:
-        if self._host is not None:
-            self._host.close()
-        if self._nursery is not None:
-            self._nursery.close()
-        for workspace in self._workspaces.values():
-            os.close(workspace.userns_fd)
-        self._workspaces.clear()
-        for namespace in self._doomed:
-            os.close(namespace.fd)
-        self._doomed.clear()
-        self._router.close()
+        with contextlib.ExitStack() as steps:  # in reverse; each is done even when another fails
+            steps.callback(self._router.close)
+            for namespace in self._doomed:
+                steps.callback(os.close, namespace.fd)
+            for workspace in self._workspaces.values():
+                steps.callback(os.close, workspace.userns_fd)
+            if self._nursery is not None:
+                steps.callback(self._nursery.close)
+            if self._host is not None:
+                steps.callback(self._host.close)
+            self._doomed, self._workspaces = [], {}
+            self._nursery = self._host = None
 
     # leases
 

@@ -18,6 +18,7 @@ import os
 import re
 import select
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,7 @@ _REMEMBERED = Path("/run/squall-ip-forward")
 _LINK_NAME = re.compile(r"sq[0-9a-f]{8}")
 _LINK_RANGES = [IPv4Network(text) for text in ("100.64.0.0/12", "10.213.0.0/16", "172.30.0.0/16", "192.168.240.0/20")]
 _TRIES_PER_RANGE = 64
+_SIOCGIFMTU = 0x8921
 
 _log = Logger("network")
 
@@ -59,12 +61,15 @@ class HostSide:
         self._rules: list[str] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._restarts = 0
+        self._is_ours = False
+        """Whether what carries this home's name is of this agent: `open` may have been refused."""
         self.mtu = 1500
 
     def open(self) -> Uplink:
         """Put the uplink between host and router, and bring it up once the table that judges it stands."""
         with _machine_lock() as remembered, Netlink() as conversation:
             self._sweep(conversation)
+            self._is_ours = True
             world = default_interfaces()
             self.mtu = min((_mtu(name) for name in world), default=1500)
             uplink = self._make_link(conversation)
@@ -80,6 +85,9 @@ class HostSide:
 
     def close(self) -> None:
         """Take the uplink away first, so that nothing passes while the rules go."""
+        if not self._is_ours:
+            return
+        self._is_ours = False
         with _machine_lock() as remembered, Netlink() as conversation:
             _delete_link(conversation, self._link)
             _delete_foreign_rules(self._table)
@@ -92,9 +100,9 @@ class HostSide:
 
     def _sweep(self, conversation: Netlink) -> None:
         """Remove what an agent of this home left that was killed so hard that not even the kernel cleaned up yet."""
+        self._delete_table()  # first: it tells whether that agent is still alive, and then nothing of it is touched
         _delete_link(conversation, self._link)
         _delete_foreign_rules(self._table)
-        self._delete_table()
 
     def _delete_table(self) -> None:
         """A table with an owner goes with it, a moment later perhaps; one without is deleted."""
@@ -295,15 +303,18 @@ def is_forwarding() -> bool:
 
 def default_interfaces() -> list[str]:
     """The interfaces that have a default route: the ways to the world."""
-    rows = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
+    rows = [line.split() for line in Path("/proc/thread-self/net/route").read_text().splitlines()[1:]]
     return sorted({row[0] for row in rows if len(row) > 7 and row[1] == row[7] == "00000000"})
 
 
 def _mtu(interface: str) -> int:
+    request = struct.pack("16si12x", interface.encode(), 0)
     try:
-        return max(576, min(65535, int(Path(f"/sys/class/net/{interface}/mtu").read_text())))
-    except (OSError, ValueError):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            mtu = int(struct.unpack("16si12x", fcntl.ioctl(probe, _SIOCGIFMTU, request))[1])
+    except OSError:  # gone since it was listed
         return 1500
+    return max(576, min(65535, mtu))
 
 
 def _free_pair(used: Sequence[IPv4Network], taken: Sequence[IPv4Address], mark: str) -> tuple[IPv4Address, IPv4Address]:
