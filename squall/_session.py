@@ -8,7 +8,6 @@ logs and notices go to an `Output`. Tested in `tests/unit/test_session.py` and `
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import io
@@ -299,7 +298,7 @@ def _by_value(app: App, spec: FunctionSpec, prepared: _Prepared) -> FunctionSpec
 
 
 def _add_blob(prepared: _Prepared, data: bytes) -> str:
-    digest = hashlib.blake2b(data, digest_size=32).hexdigest()
+    digest = clients.blob_digest(data)
     prepared.blobs[digest] = data
     return digest
 

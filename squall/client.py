@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import hashlib
 import os
 import socket
 import sys
@@ -105,6 +104,7 @@ class Client:
         self.sinks: dict[str, Sink] = {}
         self.server_id = ""
         self._followers: dict[str, Output] = {}
+        self._uploads: dict[str, Pending[None]] = {}
         self._unclaimed: deque[tuple[str, Message, bytes]] = deque(maxlen=UNCLAIMED_LIMIT)
         self._follow_lock = threading.Lock()
         if link is None:
@@ -255,17 +255,37 @@ class Client:
 
     @both
     async def put_blob(self, data: bytes) -> str:
-        """Upload `data` unless the server has it; its digest."""
-        digest = hashlib.blake2b(data, digest_size=32).hexdigest()
+        """Upload `data` unless the server has it; its digest. Two uploads of the same bytes at once are one."""
+        digest = blob_digest(data)
+        running = self._uploads.get(digest)
+        if running is not None:
+            await running
+            return digest
+        upload = self._uploads[digest] = Pending(self.link)
+        try:
+            await self._upload(digest, data)
+        except BaseException as error:
+            upload.fail(error)
+            raise
+        finally:
+            del self._uploads[digest]
+        upload.set(None)
+        return digest
+
+    async def _upload(self, digest: str, data: bytes) -> None:
         reply, _ = await self.request(HasBlobs([digest]))
         if digest not in reply.data.get("missing", [digest]):
-            return digest
+            return
         view = memoryview(data)
-        last = max(0, len(data) - 1) // BLOB_CHUNK_BYTES * BLOB_CHUNK_BYTES
-        for offset in range(0, last, BLOB_CHUNK_BYTES):
-            self.link.send(PutBlob(digest, offset, last=False), bytes(view[offset : offset + BLOB_CHUNK_BYTES]))
-        await self.request(PutBlob(digest, last, last=True), bytes(view[last:]))
-        return digest
+        under_way: deque[Pending[tuple[Reply, bytes]]] = deque()
+        for offset in range(0, max(1, len(data)), BLOB_CHUNK_BYTES):
+            chunk = bytes(view[offset : offset + BLOB_CHUNK_BYTES])
+            last = offset + len(chunk) >= len(data)
+            under_way.append(self.link.request(PutBlob(digest, offset, last=last), chunk))
+            if len(under_way) >= UPLOAD_WINDOW:
+                await under_way.popleft().within(REQUEST_TIMEOUT)
+        while under_way:
+            await under_way.popleft().within(REQUEST_TIMEOUT)
 
     @both
     async def get_blob(self, digest: str) -> bytes:
@@ -279,7 +299,7 @@ class Client:
             parts.append(chunk)
             offset += len(chunk)
         data = b"".join(parts)
-        if hashlib.blake2b(data, digest_size=32).hexdigest() != digest:
+        if blob_digest(data) != digest:
             raise ServiceError(f"blob `{digest}` arrived damaged")
         return data
 
@@ -322,6 +342,13 @@ _STATUSES: dict[str, tuple[type[Error], str]] = {
     "init_error": (StartupError, "could not start"),
     "rejected": (ResourceExhaustedError, "was refused by the server"),
 }
+
+
+def blob_digest(data: bytes) -> str:
+    """The name of a blob: blake2b of its bytes."""
+    import hashlib  # loads OpenSSL, 5 ms that most programs never need
+
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
 
 
 def check_payload(data: bytes, what: str) -> bool:
