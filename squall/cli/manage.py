@@ -180,7 +180,7 @@ def resolve(link: Link, noun: str, word: str) -> str:
         raise InvalidError(
             f"`{word}` is the beginning of {len(begun)} {noun} ids", hint=f"which: {', '.join(begun[:5])}"
         )
-    hint = did_you_mean(word, {*names, *ids}) or f"there is no {noun}; `squall {noun} list --all` shows what there was"
+    hint = did_you_mean(word, {*names, *ids}) or f"this server has had no {noun} yet"
     raise NotFoundError(f"no {noun} `{word}`", hint=hint)
 
 
