@@ -172,7 +172,7 @@ class Api:
 
     async def stop_app(self, peer: Peer, message: StopApp) -> None:
         app = self.server.objects.find_app(message.app)
-        await self.server.stop_app(app, message.reason)
+        await self.server.stop_app(app, message.reason, asked_by=peer)
         peer.reply(message.id)
 
     async def stop_server(self, peer: Peer, message: StopServer) -> None:

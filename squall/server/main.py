@@ -346,17 +346,18 @@ class Server:
             task = self.loop.create_task(self.stop_app(app, reason))
             task.add_done_callback(lambda done: done.exception())
 
-    async def stop_app(self, app: AppRecord, reason: str) -> None:
-        """Cancel its inputs, end its containers, wait until they are gone. Whoever asks second waits with the first."""
+    async def stop_app(self, app: AppRecord, reason: str, *, asked_by: Peer | None = None) -> None:
+        """Cancel its inputs, end its containers, wait until they are gone. Whoever asks second waits with the first.
+        Its followers are told, but for the one who asked."""
         if app.state == "stopped":
             return
         task = self._stopping.get(app.app_id)
         if task is None:
-            task = self._stopping[app.app_id] = self.loop.create_task(self._stop_app(app, reason))
+            task = self._stopping[app.app_id] = self.loop.create_task(self._stop_app(app, reason, asked_by))
             task.add_done_callback(lambda _: self._stopping.pop(app.app_id, None))
         await asyncio.shield(task)
 
-    async def _stop_app(self, app: AppRecord, reason: str) -> None:
+    async def _stop_app(self, app: AppRecord, reason: str, asked_by: Peer | None) -> None:
         app.state, app.reason = "stopping", reason
         now = time.monotonic()
         mine = [record for record in self.reconciler.containers.values() if record.function.app is app]
@@ -368,7 +369,7 @@ class Server:
             gone = [self.loop.create_task(record.gone.wait()) for record in mine]
             await asyncio.wait(gone, timeout=STOP_TIMEOUT)
         self.objects.set_stopped(app, time.time())
-        for peer in list(app.followers):
+        for peer in app.followers - {asked_by}:
             peer.stream.send(Notice(app.app_id, "stopped", {"reason": reason}))
         app.followers.clear()
         self.logs.close_app(app.app_id)

@@ -59,6 +59,8 @@ ROUND_S = 0.5
 STREAM_GRACE = 5.0
 """A runner's socket may end this long before its node reports why."""
 HISTORY_LIMIT = 5000
+TELL_WAITING_AFTER = 2.0
+"""Seconds without room before the followers of an app hear of it: a start of the machine is not worth a word."""
 Notify = Callable[[FunctionRecord, str, dict[str, Any]], None]
 
 
@@ -80,7 +82,8 @@ class Reconciler:
         self._asked: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
-        self._refusals: dict[str, str] = {}
+        self._refusals: dict[str, tuple[float, str]] = {}
+        """Functions without room: since when, and the reason last told."""
 
     # -- instructions
 
@@ -197,11 +200,12 @@ class Reconciler:
             return
         if permanent:
             self._fail_unplaceable(now, function_id, reason, hint)
-        elif self._refusals.get(function_id) != reason:
-            demand = self.dispatch.demand(now, function_id)
-            if not demand.ready and not demand.starting:
-                self.notify(function, "waiting", {"reason": reason, "hint": hint})
-        self._refusals[function_id] = reason
+            return
+        since, told = self._refusals.setdefault(function_id, (now, ""))
+        demand = self.dispatch.demand(now, function_id)
+        if told != reason and now - since > TELL_WAITING_AFTER and not demand.ready and not demand.starting:
+            self.notify(function, "waiting", {"reason": reason, "hint": hint})
+            self._refusals[function_id] = (since, reason)
 
     def _fail_unplaceable(self, now: float, function_id: str, reason: str, hint: str) -> None:
         """No node could ever hold it: a container that never stood, so that waiting inputs fail and say why."""
