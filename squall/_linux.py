@@ -211,9 +211,7 @@ def mount(source: str | None, target: str, kind: str | None, flags: int = 0, dat
         return None if text is None else os.fsencode(text)
 
     def make(*_: object) -> int:
-        return int(
-            _lib().mount(encode(source), encode(target), encode(kind), ctypes.c_ulong(flags), encode(data))
-        )
+        return int(_lib().mount(encode(source), encode(target), encode(kind), ctypes.c_ulong(flags), encode(data)))
 
     _call("mount", make, source, target, kind, flags, data)
 
@@ -270,7 +268,9 @@ def filesystem(kind: str, options: dict[str, str | None], attributes: int = 0) -
         for key, value in options.items():
             flag = value is None
             data = None if value is None else os.fsencode(value)
-            _syscall("fsconfig", _FSCONFIG, fd, FSCONFIG_SET_FLAG if flag else FSCONFIG_SET_STRING, key.encode(), data, 0)
+            _syscall(
+                "fsconfig", _FSCONFIG, fd, FSCONFIG_SET_FLAG if flag else FSCONFIG_SET_STRING, key.encode(), data, 0
+            )
         _syscall("fsconfig", _FSCONFIG, fd, FSCONFIG_CMD_CREATE, None, None, 0)
         return _syscall("fsmount", _FSMOUNT, fd, FSMOUNT_CLOEXEC, attributes)
     finally:

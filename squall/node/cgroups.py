@@ -92,6 +92,10 @@ class Cgroup(ABC):
         for path in self.paths:
             _write(f"{path}/cgroup.procs", pid)
 
+    @abstractmethod
+    def join_self(self) -> None:
+        """Move the calling process, which has one thread, in; without the wait where the kernel allows it."""
+
     def pids(self) -> list[int]:
         found: set[int] = set()
         for path in self.paths:
@@ -147,6 +151,9 @@ def _remove_tree(path: str) -> bool:
 
 
 class CgroupV2(Cgroup):
+    def join_self(self) -> None:
+        self.join(0)
+
     def limit(self, spec: ContainerSpec) -> None:
         path = self.paths[0]
         self.bound(memory_bytes=spec.memory_limit_mib << 20, pids=spec.pids_limit)
@@ -177,6 +184,10 @@ class CgroupV1(Cgroup):
     def __init__(self, by: dict[str, str]) -> None:
         super().__init__(list(dict.fromkeys(by.values())))
         self.by = by
+
+    def join_self(self) -> None:
+        for path in self.paths:
+            _write(f"{path}/tasks", 0)  # a single task that moves itself needs no lock against its own end
 
     def limit(self, spec: ContainerSpec) -> None:
         self.bound(memory_bytes=spec.memory_limit_mib << 20, pids=spec.pids_limit)
@@ -247,7 +258,9 @@ class Hierarchies:
     def problems(self) -> list[str]:
         places = [self.unified] if self.unified else list(self.v1.values())
         if not self.unified and not {"memory", "pids"} <= set(self.v1):
-            return ["no cgroup hierarchy with the memory and pids controllers is mounted: mount cgroup2 at /sys/fs/cgroup"]
+            return [
+                "no cgroup hierarchy with the memory and pids controllers is mounted: mount cgroup2 at `/sys/fs/cgroup`"
+            ]
         closed = sorted({place for place in places if not _is_writable(place)})
         if closed:
             return [

@@ -87,7 +87,6 @@ def fork_child(body: Callable[[], None]) -> int:
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
     finally:
         os._exit(code)
-    return 0
 
 
 def run_helper(step: str, body: Callable[[socket.socket], None]) -> list[int]:
@@ -151,7 +150,7 @@ def reap(pid: int, timeout: float) -> int:
 
 
 def make_user_namespace(base: int) -> int:
-    """A descriptor of a new user namespace that maps 0..65535 to `base` and up; it lives as long as someone holds it."""
+    """A descriptor of a new user namespace that maps 0..65535 to `base` and up; it lives while someone holds it."""
     ready_r, ready_w = os.pipe()
     done_r, done_w = os.pipe()
 

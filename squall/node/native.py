@@ -3,7 +3,7 @@
 Creating one is: take a shell (one that was made ahead of need, or a new one), dress it, let it seal itself, check its
 walls from the host. Owns what it makes and undoes it: processes, groups, scratch, mounts of zygotes, leases. Keeps no
 truth the kernel does not have; what an earlier life of the same home left is swept at `start`. Must never hand a
-container out that did not pass `zygote.check_walls`. Contract: `tests/contract/test_runtime.py`; walls: `tests/security`.
+container out that did not pass `zygote.check_walls`. Contract: `tests/contract/test_runtime.py`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from squall.node.runtime import (
     Lease,
     NetworkPort,
     Runtime,
+    identity,
     passed_environment,
 )
 from squall.node.zygote import ENVIRONMENT, SHELL_TIMEOUT, Channel, Shell, Zygote, ZygotePlan, check_walls, fork_shell
@@ -169,7 +170,9 @@ class _Nursery:
 
 
 class NativeContainer(Container):
-    def __init__(self, runtime: NativeRuntime, spec: ContainerSpec, shell: Shell, network: tuple[NetworkPort, Lease]) -> None:
+    def __init__(
+        self, runtime: NativeRuntime, spec: ContainerSpec, shell: Shell, network: tuple[NetworkPort, Lease]
+    ) -> None:
         self.container_id = spec.container_id
         self.pid = shell.pid
         self.steps: dict[str, float] = {}
@@ -272,7 +275,7 @@ _JOINED = (
 
 
 def _join_and_exec(shell: Shell, argv: list[str], streams: tuple[int, int, int], workdir: str, tty: bool) -> int:
-    """Start `argv` behind a container's walls. A helper joins; its own child, a sibling of ours, becomes the command."""
+    """Start `argv` behind a container's walls. A helper joins; its sibling, a child of ours, becomes the command."""
     report, answer = os.pipe()
     parent = os.getpid()
 
@@ -280,7 +283,7 @@ def _join_and_exec(shell: Shell, argv: list[str], streams: tuple[int, int, int],
         _linux.prctl(_linux.PR_SET_DUMPABLE, 0)  # nobody inside may look at us or our executable while we join
         step = "join-cgroup"
         try:
-            shell.group.join(os.getpid())
+            shell.group.join_self()
             step = "join-namespaces"
             _linux.setns(shell.pidfd, _JOINED)
             os.setgroups([])
@@ -377,12 +380,20 @@ class NativeRuntime(Runtime):
             (self.node_dir / name).mkdir(parents=True, exist_ok=True)
         self.node_dir.chmod(0o700)
         self._lock = await self._take_lock()
+        try:
+            await self._prepare()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _prepare(self) -> None:
         _linux.prctl(_linux.PR_SET_CHILD_SUBREAPER, 1)
         await asyncio.get_running_loop().run_in_executor(self.executor, self._sweep)
         self.hierarchies.prepare(self.parent).bound(**node_bounds())
         rootfs.make_device_template(self.node_dir / "mounts" / "dev")
-        await self._ready_zygote(self._nursery(ContainerSpec("co-warm")))
-        self._schedule_refill(self._nursery(ContainerSpec("co-warm")))
+        nursery = self._nursery(ContainerSpec("co-warm"))
+        await self._ready_zygote(nursery)
+        self._schedule_refill(nursery)
 
     async def _take_lock(self) -> int:
         """One agent per home: an earlier one may still be dying, so wait a little."""
@@ -411,6 +422,9 @@ class NativeRuntime(Runtime):
 
     async def close(self) -> None:
         self._closed = True
+        deadline = time.monotonic() + 2 * SHELL_TIMEOUT
+        while self._creating and time.monotonic() < deadline:  # noqa: ASYNC110 - a counter, looked at once in a life
+            await asyncio.sleep(0.005)
         for container in list(self._containers.values()):
             container.kill("the node is shutting down")
         waits = [container.wait() for container in list(self._containers.values())]
@@ -494,7 +508,8 @@ class NativeRuntime(Runtime):
                 return nursery.zygote
             if nursery.zygote is not None:
                 await nursery.zygote.close("it died and is made anew")
-                linux.reap_strays(nursery.workspace.first_id, self._known_pids())
+                self._reap_strays()
+                asyncio.get_running_loop().call_later(2 * SHELL_TIMEOUT, self._reap_strays)
             if nursery.tree is None:
                 nursery.tree = self._mount_tree(nursery)
             group = self.hierarchies.group(self.parent, f"zygote-{next(self._numbers)}")
@@ -524,6 +539,10 @@ class NativeRuntime(Runtime):
             devices=mounts / "dev",
         )
         return target
+
+    def _reap_strays(self) -> None:
+        if not self._closed:
+            linux.reap_strays(privileges.id_base(0), self._known_pids())
 
     def _known_pids(self) -> set[int]:
         known = {container.pid for container in self._containers.values()}
@@ -582,6 +601,8 @@ class NativeRuntime(Runtime):
             raise InvalidError(f"make container {spec.container_id!r}: not an id")
         if spec.container_id in self._containers:
             raise ConflictError(f"make container `{spec.container_id}`: it exists")
+        if self._closed:
+            raise ConflictError(f"make container `{spec.container_id}`: the node is shutting down")
         asked = time.monotonic()
         self._creating += 1
         try:
@@ -662,10 +683,6 @@ class NativeRuntime(Runtime):
         }
         targets = self._roots["host"].overrides
         return {targets[name]: text for name, text in texts.items() if name in targets}
-
-
-def identity(spec: ContainerSpec) -> dict[str, str]:
-    return {"SQUALL_IS_REMOTE": "1", "SQUALL_TASK_ID": spec.container_id}
 
 
 def node_bounds() -> dict[str, int]:

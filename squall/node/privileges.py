@@ -24,6 +24,11 @@ _RANGES = 4000
 
 NOFILE = 65536
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 MASKED_PATHS = (
     "/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/sysrq-trigger", "/proc/latency_stats",
     "/proc/sched_debug", "/proc/kmsg", "/proc/kpagecount", "/proc/kpageflags", "/proc/kpagecgroup", "/proc/config.gz",
@@ -116,7 +121,7 @@ _EVERYWHERE = """
     getxattrat listxattrat removexattrat open_tree_attr file_getattr file_setattr
 """
 
-ALLOWED = frozenset(
+ALLOWED = _words(
     """
     accept accept4 access adjtimex alarm arch_prctl bind brk cachestat capget capset chdir chmod chown
     clock_adjtime clock_getres clock_gettime clock_nanosleep close close_range connect copy_file_range creat dup dup2
@@ -145,18 +150,18 @@ ALLOWED = frozenset(
     sync_file_range syncfs sysinfo tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime
     timer_settime timerfd_create timerfd_gettime timerfd_settime times tkill truncate umask uname unlink unlinkat utime
     utimensat utimes vfork vmsplice wait4 waitid write writev
-    """.split()
+    """
 )
 """Docker's list, less what a process without capabilities cannot use or what reads other processes' memory."""
 
-DENIED_EARLY = frozenset(
+DENIED_EARLY = _words(
     """
     bpf io_uring_setup io_uring_enter io_uring_register keyctl add_key request_key userfaultfd perf_event_open ptrace
     process_vm_readv process_vm_writev process_madvise kcmp pidfd_getfd kexec_load kexec_file_load init_module
     finit_module delete_module create_module open_by_handle_at fanotify_init acct swapon swapoff reboot quotactl
     quotactl_fd settimeofday clock_settime iopl ioperm modify_ldt lookup_dcookie nfsservctl syslog vhangup uselib
     _sysctl vserver move_pages migrate_pages mbind set_mempolicy set_mempolicy_home_node
-    """.split()
+    """
 )
 """What a zygote and its containers never need. Mounting stays possible here: that is how a container gets its root."""
 
@@ -244,7 +249,7 @@ def syscalls(machine: str) -> Mapping[str, int]:
     """Name -> number on an architecture."""
     table: dict[str, int] = {}
     number = 0
-    for word in f"{ {'x86_64': _X86_64, 'aarch64': _AARCH64}[machine]} {_EVERYWHERE}".split():
+    for word in f"{ {'x86_64': _X86_64, 'aarch64': _AARCH64}[machine] } {_EVERYWHERE}".split():
         given, _, name = word.rpartition("=")
         number = int(given) if given else number
         table[name] = number

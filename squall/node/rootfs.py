@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +36,14 @@ _SYSTEM = ("/usr", "/etc", "/opt")
 _MERGED = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 """Directories of their own on old systems, links into /usr on new ones."""
 _NEVER = frozenset(
-    "/ /boot /dev /home /media /mnt /proc /root /run /src /srv /sys /tmp /var /var/lib /var/tmp /.squall".split()
-)
+    ("/", "/boot", "/dev", "/home", "/media", "/mnt", "/proc", "/root", "/run", "/src", "/srv", "/sys", "/tmp", "/var",
+     "/var/lib", "/var/tmp", "/.squall")
+)  # fmt: skip
 """Too much, or needed writable: an import path may lie in one of these but not be one."""
 
 _DIRECTORIES = (
-    "dev", "home", "media", "mnt", "opt", "proc", "root", "run", "src", "srv", "sys", "tmp", "var", "var/cache", "var/lib",
-    "var/log", "var/tmp", ".squall", ".squall/lower", ".squall/new", ".squall/scratch",
+    "dev", "home", "media", "mnt", "opt", "proc", "root", "run", "src", "srv", "sys", "tmp", "var", "var/cache",
+    "var/lib", "var/log", "var/tmp", ".squall", ".squall/lower", ".squall/new", ".squall/scratch",
 )  # fmt: skip
 _MODES = {"tmp": 0o1777, "var/tmp": 0o1777, "root": 0o700, ".squall": 0o700}
 _DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
@@ -84,10 +86,11 @@ def import_paths(home: Path, entries: list[str] | None = None) -> tuple[list[str
     entries = list(sys.path) if entries is None else entries
     script = os.path.dirname(os.path.abspath(sys.argv[0])) if sys.argv and sys.argv[0] else ""
     named = [os.path.abspath(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    if entries and not getattr(sys.flags, "safe_path", False) and entries[0] not in named:
-        if entries[0] == "" or os.path.abspath(entries[0]) in (os.getcwd(), script):
-            entries = entries[1:]
-    shown, skipped = [], []
+    is_safe = not entries or getattr(sys.flags, "safe_path", False) or entries[0] in named
+    if not is_safe and (entries[0] == "" or os.path.abspath(entries[0]) in (os.getcwd(), script)):
+        entries = entries[1:]
+    shown: list[str] = []
+    skipped: list[str] = []
     for path in dict.fromkeys(os.path.abspath(entry) for entry in entries if entry and os.path.exists(entry)):
         too_much = path in _NEVER or _is_below(str(home.resolve()), [os.path.realpath(path)])
         (skipped if too_much else shown).append(path)
@@ -141,9 +144,7 @@ def _key(value: object) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _make_skeleton(
-    target: Path, binds: Iterable[str], links: dict[str, str], overrides: dict[str, str]
-) -> Path:
+def _make_skeleton(target: Path, binds: Iterable[str], links: dict[str, str], overrides: dict[str, str]) -> Path:
     """The layer below every container of the image: empty directories, links, and places to mount on."""
     if target.is_dir():
         return target
@@ -213,18 +214,19 @@ def mount_tree(root: Root, target: Path, *, userns: int, scratch: Path, devices:
         raise
 
 
-def _tree_steps(root: Root, target: str, userns: int, scratch: str, devices: str):  # type: ignore[no-untyped-def]
+def _tree_steps(
+    root: Root, target: str, userns: int, scratch: str, devices: str
+) -> Iterator[tuple[str, Callable[[], None]]]:
     skeleton = str(root.skeleton)
     yield "skeleton", lambda: _linux.bind(skeleton, target, HIDDEN, recursive=False, userns=userns)
     for path in root.binds:
-        yield path, lambda path=path: _linux.bind(path, target + path, HIDDEN)
+        yield path, functools.partial(_linux.bind, path, target + path, HIDDEN)
     yield "dev", lambda: _linux.bind(devices, f"{target}/dev", ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC)
     yield "proc", lambda: _linux.attach(linux.make_empty_proc(), f"{target}/proc")
     inside = f"{target}/.squall"
     yield "lower", lambda: _linux.bind(skeleton, f"{inside}/lower", HIDDEN, recursive=False, userns=userns)
-    yield "scratch", lambda: _linux.bind(
-        scratch, f"{inside}/scratch", ATTR_NOSUID | ATTR_NODEV, recursive=False, userns=userns
-    )
+    writable = ATTR_NOSUID | ATTR_NODEV
+    yield "scratch", lambda: _linux.bind(scratch, f"{inside}/scratch", writable, recursive=False, userns=userns)
 
 
 def unmount(target: Path) -> None:

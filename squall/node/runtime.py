@@ -42,6 +42,10 @@ def passed_environment(environment: Mapping[str, str] | None = None) -> dict[str
     }
 
 
+def identity(spec: ContainerSpec) -> dict[str, str]:
+    return {"SQUALL_IS_REMOTE": "1", "SQUALL_TASK_ID": spec.container_id}
+
+
 @dataclass(frozen=True)
 class ContainerIO:
     """Descriptors a container gets, owned by the caller, who closes its copies once `create` has returned.
@@ -161,6 +165,7 @@ class ProcessContainer(Container):
         self.pid = process.pid
         self.steps = {}
         self._process = process
+        self._identity = identity(spec)
         self._workdir = workdir
         self._kill_reason = ""
         self._pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1
@@ -173,7 +178,7 @@ class ProcessContainer(Container):
         await self._ended()
         # Unreaped, so its usage can be read and its number, which is the group's, is nobody else's yet.
         self._signal_group(signal.SIGKILL)
-        _, status, used = os.wait4(self.pid, 0)
+        _, status, used = os.wait4(self.pid, 0)  # noqa: ASYNC222 - it has ended: this does not wait
         code = self._process.returncode = os.waitstatus_to_exitcode(status)
         if self._pidfd >= 0:
             os.close(self._pidfd)
@@ -186,10 +191,10 @@ class ProcessContainer(Container):
         if self._pidfd < 0:  # macOS
             await loop.run_in_executor(None, os.waitid, os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
             return
-        ended = loop.create_future()
-        loop.add_reader(self._pidfd, lambda: ended.done() or ended.set_result(None))
+        ended = asyncio.Event()
+        loop.add_reader(self._pidfd, ended.set)
         try:
-            await ended
+            await ended.wait()
         finally:
             loop.remove_reader(self._pidfd)
 
@@ -226,7 +231,10 @@ class ProcessContainer(Container):
         except OSError:
             return {}
         ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-        return {"cpu_seconds": (int(fields[11]) + int(fields[12])) / ticks, "memory_bytes": float(int(fields[21]) * page)}
+        return {
+            "cpu_seconds": (int(fields[11]) + int(fields[12])) / ticks,
+            "memory_bytes": float(int(fields[21]) * page),
+        }
 
     def exec(self, argv: Sequence[str], *, stdin: int, stdout: int, stderr: int, workdir: str, tty: bool) -> int:
         if self._process.returncode is not None:
@@ -240,7 +248,7 @@ class ProcessContainer(Container):
             stdout=stdout,
             stderr=stderr,
             cwd=workdir or self._workdir,
-            env={**os.environ, "SQUALL_TASK_ID": self.container_id},
+            env={**os.environ, **self._identity},
             start_new_session=True,
         )
         process.returncode = 0  # whoever asked reaps it: keep Popen from doing so
@@ -248,9 +256,7 @@ class ProcessContainer(Container):
 
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-_TAKE_TERMINAL = (
-    f"import fcntl, os, sys; fcntl.ioctl(0, {termios.TIOCSCTTY}, 0); os.execvp(sys.argv[1], sys.argv[1:])"
-)
+_TAKE_TERMINAL = f"import fcntl, os, sys; fcntl.ioctl(0, {termios.TIOCSCTTY}, 0); os.execvp(sys.argv[1], sys.argv[1:])"
 
 
 class ProcessRuntime(Runtime):
@@ -307,7 +313,12 @@ class ProcessRuntime(Runtime):
                 stderr=io.stderr,
                 pass_fds=[runner],
                 cwd=workdir,
-                env={**os.environ, "TMPDIR": str(workdir), "SQUALL_IS_REMOTE": "1", "SQUALL_TASK_ID": spec.container_id},
+                env={
+                    **os.environ,
+                    "TMPDIR": str(workdir),
+                    "SQUALL_IS_REMOTE": "1",
+                    "SQUALL_TASK_ID": spec.container_id,
+                },
                 start_new_session=True,
             )
         finally:

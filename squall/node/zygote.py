@@ -221,9 +221,8 @@ def _redirect(control: int, log: int) -> None:
     """Descriptors 0 to 3 are null, log, log and the socket; there is no other."""
     null = os.open("/dev/null", os.O_RDWR)
     high = [os.dup(fd) for fd in (null, log, log, control)]
-    for wanted, fd in enumerate(high):
-        if fd <= _CONTROL_FD:
-            raise RuntimeError(f"descriptor {fd} is too low to be moved")
+    if min(high) <= _CONTROL_FD:
+        raise RuntimeError(f"descriptors {high} are too low to be moved")
     for wanted, fd in enumerate(high):
         os.dup2(fd, wanted, inheritable=True)
     _linux.close_from(_CONTROL_FD + 1)
@@ -245,7 +244,7 @@ def _become_zygote(plan: ZygotePlan, parent: int, control: socket.socket, log: i
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
         os.setsid()
-        for name, step in _launch_steps(plan, control.fileno(), log):  # noqa: B007
+        for name, step in _launch_steps(plan, control.fileno(), log):
             step()
             if name == "redirect-streams":
                 control = socket.socket(fileno=os.dup(_CONTROL_FD))
@@ -317,7 +316,7 @@ class Zygote:
         """A process with threads must not fork, and one outside its user namespace must not live."""
         status = linux.read_status(self.pid)
         if status.threads != 1:
-            raise StepError("start-zygote", f"it has {status.threads} threads after its imports, so it cannot fork safely")
+            raise StepError("start-zygote", f"it has {status.threads} threads after its imports: it cannot fork safely")
         if linux.namespace_id(self.pid, "user") != os.fstat(self.plan.userns).st_ino:
             raise StepError("start-zygote", "it is not in its workspace's user namespace")
 
@@ -448,11 +447,8 @@ async def fork_shell(zygote: Zygote, shell: Shell, executor: Executor) -> None:
         raise StepError("fork-shell", f"answered with {data[:80]!r} instead of a greeting")
     _adopt(zygote, shell, pid)
     await asyncio.get_running_loop().run_in_executor(executor, _join, shell.group, pid)
-    joined = time.monotonic()
-    message = await shell.receive("build-root")
-    shell.steps = _steps(message, asked)
-    waited = time.monotonic() - max(joined, asked + sum(shell.steps.values()) / 1000)
-    shell.steps["cgroup"] = max(0.0, (time.monotonic() - asked) * 1000 - sum(shell.steps.values()) - max(0, waited) * 1000)
+    shell.steps = _steps(await shell.receive("build-root"), asked)
+    shell.steps["cgroup"] = max(0.0, (time.monotonic() - asked) * 1000 - sum(shell.steps.values()))
 
 
 def _join(group: Cgroup, pid: int) -> None:

@@ -149,6 +149,8 @@ def _be_container(
     entry: Callable[[int, str | None], int],
 ) -> int:
     control.send(b"hello")  # the kernel adds who we are; the agent believes that and nothing else
+    # From here on, so that none that is meant for the container is lost: pid 1 ignores what it has no handler for.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     _linux.set_parent_death_signal(signal.SIGKILL)
     _linux.close_all_but([0, 1, 2, control.fileno()])
     steps = _Steps()
@@ -173,7 +175,7 @@ def _be_container(
 
 
 def _root_steps(config: dict[str, Any], scratch: str) -> list[tuple[str, Callable[[], None]]]:
-    """The ordered making of a root. Everything is attached after the pivot: a link in an image leads nowhere outside."""
+    """The ordered making of a root. All is attached after the pivot: a link in an image leads nowhere outside."""
     trees: dict[str, int] = {}
     return [
         ("overlay", lambda: _mount_overlay(config, scratch)),
@@ -283,6 +285,7 @@ def _dress(control: socket.socket, steps: _Steps) -> _Dress | None:
 # ---- init and runner --------------------------------------------------------------------------------------------
 
 _SYNCHRONOUS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
+_FORWARDED = signal.valid_signals() - _SYNCHRONOUS - {signal.SIGKILL, signal.SIGSTOP}
 
 
 def _run_init(control: socket.socket, dress: _Dress, entry: Callable[[int, str | None], int]) -> int:
@@ -290,16 +293,17 @@ def _run_init(control: socket.socket, dress: _Dress, entry: Callable[[int, str |
 
     Signals are blocked and taken one by one, so none is lost between fork and loop; the runner unblocks them.
     """
-    waited = signal.valid_signals() - _SYNCHRONOUS - {signal.SIGKILL, signal.SIGSTOP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, waited)
     runner = os.fork()
     if runner == 0:
         _end_with(lambda: _run_runner(dress, entry))
     for fd in dress.fds.values():
         os.close(fd)
+    os.dup2(0, 1)
+    os.dup2(0, 2)
     _linux.set_name("squall-init")
+    _linux.prctl(_linux.PR_SET_DUMPABLE, 0)  # nobody inside may look into /proc/1
     while True:
-        signum = signal.sigwaitinfo(waited).si_signo
+        signum = signal.sigwaitinfo(_FORWARDED).si_signo
         if signum != signal.SIGCHLD:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(runner, signum)
@@ -371,4 +375,3 @@ def process(fd: int, source: str | None, entry: str) -> None:
     module, _, function = entry.partition(":")
     serve: Callable[[int, str | None], int] = getattr(importlib.import_module(module), function)
     _end_with(lambda: _serve(serve, fd, source))
-
