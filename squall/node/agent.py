@@ -40,7 +40,7 @@ from squall.protocol.messages import (
     Welcome,
     decode,
 )
-from squall.protocol.transport import FrameStream
+from squall.protocol.transport import FrameStream, widen
 
 log = Logger("agent")
 
@@ -49,7 +49,6 @@ SERVER_GRACE = 5.0
 REPORT_INTERVAL = 5.0
 CREATE_LIMIT = 64
 """Creations waiting or under way; the server bounds them too."""
-SOCKET_BUFFER_BYTES = 1 << 20
 
 
 class Held:
@@ -232,8 +231,8 @@ class Agent:
         out_r, out_w = os.pipe2(os.O_CLOEXEC)
         err_r, err_w = os.pipe2(os.O_CLOEXEC)
         try:
-            for end in (server_end, runner_end):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+            for end in (server_end, runner_end):  # the container could not
+                widen(end)
             self._hand_over(spec.container_id, server_end)
             container = await self.runtime.create(spec, ContainerIO(runner_end.fileno(), out_w, err_w), source)
         except BaseException:

@@ -39,8 +39,20 @@ QUIET_S = 0.02
 """How long the foreground must have been quiet before the background thread takes the lead."""
 HEADER_LIMIT_BYTES = 16 << 20
 
+SOCKET_BUFFER_BYTES = 4 << 20
+"""A large payload then leaves in few pieces; each piece more is two switches between processes."""
+SO_SNDBUFFORCE = 32
+"""Linux: as SO_SNDBUF, beyond the limit for ordinary users; needs a privilege."""
+
 driver = threading.local()
 """`driver.blocking` is true while a thread drives a coroutine with `squall._blocking.run`."""
+
+
+def widen(sock: socket.socket) -> None:
+    """Let as much wait in the socket as the kernel grants."""
+    for option in (socket.SO_SNDBUF, SO_SNDBUFFORCE):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
 
 
 class Pending(Generic[T]):
@@ -217,6 +229,7 @@ class Link:
         background: bool = True,
     ) -> None:
         sock.setblocking(False)
+        widen(sock)
         self.sock = sock
         self.on_push = on_push
         self.on_close = on_close
@@ -501,6 +514,9 @@ class FrameStream:
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         transport.set_write_buffer_limits(high=4 << 20)
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            widen(sock)
 
     def data_received(self, data: bytes) -> None:
         try:
