@@ -33,8 +33,9 @@ import shutil
 import socket
 import sys
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -46,6 +47,7 @@ from squall.node.dns import PORT, Forwarder, HostResolvers
 from squall.node.egress import GATEWAY, UPLINK_NAME, Policy, configuration_files, policy_of_host, router_rules
 from squall.node.netlink import IFF_NOARP, IFF_UP, LOOPBACK, End, Netlink, NetlinkError
 from squall.node.netns import BATCH, Nursery
+from squall.node.runtime import Lease
 from squall.node.uplink import HostSide, is_forwarding, run_nft
 
 MAX_NAMESPACES = 8192
@@ -78,17 +80,6 @@ class _Namespace:
     @property
     def index(self) -> int:
         return _FIRST_INDEX + self.serial
-
-
-@dataclass(eq=False)
-class Lease:
-    """A network namespace for one container. The descriptor belongs to the network: `release` closes it."""
-
-    netns_fd: int
-    resolv_conf: str
-    address: str
-    _namespace: _Namespace = field(repr=False)
-    _released: bool = field(default=False, repr=False)
 
 
 # ---- the router ---------------------------------------------------------------------------------------------------
@@ -249,8 +240,8 @@ class Pool:
     MOST = 128
     IDLE_TICKS = 30
 
-    def __init__(self) -> None:
-        self.target = self.READY
+    def __init__(self, ready: int = READY) -> None:
+        self._least = self.target = ready
         self._asked = self._missed = False
         self._idle_ticks = 0
 
@@ -258,8 +249,8 @@ class Pool:
         self._asked = True
         if ready == 0:
             self._missed = True
-            self.target = min(self.MOST, max(self.READY, self.target) * 2)
-        self.target = max(self.target, self.READY)
+            self.target = min(self.MOST, max(self._least, self.target) * 2)
+        self.target = max(self.target, self._least)
 
     def wanted(self, ready: int, waiting: int) -> int:
         """How many to make now. Waits for a batch worth its fork, unless somebody is waiting."""
@@ -274,29 +265,27 @@ class Pool:
         if self._idle_ticks >= self.IDLE_TICKS:
             self.target = 0
         elif not self._missed and self.target:
-            self.target = max(self.READY, self.target // 2)
+            self.target = max(self._least, self.target // 2)
         self._asked = self._missed = False
 
 
 class _Workspace:
     """The namespaces of one workspace's user namespace: those ready, and who waits for one."""
 
-    def __init__(self, userns_fd: int) -> None:
+    def __init__(self, userns_fd: int, ready: int) -> None:
         # Our own descriptor: it keeps the inode number from being given to another user namespace.
         self.userns_fd = os.dup(userns_fd)
         self.userns = os.fstat(userns_fd).st_ino
-        self.pool = Pool()
+        self.pool = Pool(ready)
         self.ready: deque[_Namespace] = deque()
         self.waiting: deque[asyncio.Future[_Namespace]] = deque()
         self.filling: asyncio.Task[None] | None = None
         self.paused_until = 0.0
 
     def close(self) -> list[_Namespace]:
-        if self.filling is not None:
-            self.filling.cancel()
-        for waiter in self.waiting:
-            if not waiter.done():
-                waiter.set_exception(ServiceError("waiting for a network namespace: the network was closed"))
+        """Turn away who waits, and hand out what was ready. A batch in the making comes to an end by itself."""
+        self.pool.target = 0
+        _fail_waiting(self, ServiceError("waiting for a network namespace: its workspace or the network was closed"))
         left, self.ready = list(self.ready), deque()
         return left
 
@@ -328,7 +317,7 @@ class Network:
         self._serials = itertools.count()
         self._used: set[IPv4Address] = set()
         self._workspaces: dict[str, _Workspace] = {}
-        self._leases: set[Lease] = set()
+        self._leases: dict[int, tuple[Lease, _Namespace]] = {}
         self._doomed: list[_Namespace] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
@@ -389,8 +378,9 @@ class Network:
         if self._ticker is not None:
             self._ticker.cancel()
         fillings = [each.filling for each in self._workspaces.values() if each.filling is not None]
-        self._doomed += [namespace for each in self._workspaces.values() for namespace in each.close()]
-        for lease in list(self._leases):
+        for workspace in self._workspaces.values():
+            self._doomed += workspace.close()
+        for lease, _ in list(self._leases.values()):
             self.release(lease)
         if self._forwarder is not None:
             await self._forwarder.close()
@@ -415,8 +405,8 @@ class Network:
 
     # leases
 
-    async def prepare(self, workspace: str, userns_fd: int) -> None:
-        """Begin to make namespaces for a workspace that will soon ask for some. Returns at once."""
+    def prepare(self, workspace: str, userns_fd: int) -> None:
+        """Begin to make namespaces for a workspace that will soon ask for some."""
         self._fill(self._workspace(workspace, userns_fd))
 
     async def lease(self, workspace: str, userns_fd: int) -> Lease:
@@ -429,17 +419,16 @@ class Network:
         if namespace is None:
             assert waiter is not None
             namespace = await self._wait(pool, waiter)
-        lease = Lease(namespace.fd, self._resolv_conf(), str(namespace.address), namespace)
-        self._leases.add(lease)
+        lease = Lease(namespace.fd, self._resolv_conf(), str(namespace.address))
+        self._leases[lease.netns_fd] = lease, namespace
         return lease
 
     def release(self, lease: Lease) -> None:
-        """Give a namespace up; it is destroyed soon, off the hot path. Harmless when it was released before."""
-        if lease._released:
-            return
-        lease._released = True
-        self._leases.discard(lease)
-        self._doom([lease._namespace])
+        """Give a namespace up and close its descriptor; it is destroyed soon, off the hot path. Twice is harmless."""
+        known, namespace = self._leases.get(lease.netns_fd, (None, None))
+        if known is lease and namespace is not None:  # the same number may be another lease's descriptor by now
+            del self._leases[lease.netns_fd]
+            self._doom([namespace])
 
     def _workspace(self, name: str, userns_fd: int) -> _Workspace:
         if not self._open:
@@ -449,8 +438,7 @@ class Network:
             return known
         if known is not None:  # the workspace has got a new user namespace: the old one's are of no use to it
             self._drop(name)
-        new = self._workspaces[name] = _Workspace(userns_fd)
-        new.pool.READY = new.pool.target = self._ready
+        new = self._workspaces[name] = _Workspace(userns_fd, self._ready)
         return new
 
     def _drop(self, name: str) -> None:
@@ -467,11 +455,11 @@ class Network:
         try:
             return await asyncio.wait_for(asyncio.shield(waiter), LEASE_TIMEOUT)
         except asyncio.TimeoutError:
+            _give_back(waiter, lambda namespace: self._take_in(pool, namespace))
             raise ServiceError(f"waiting for a network namespace: none was made within {LEASE_TIMEOUT:g} s") from None
-        finally:
-            # Cancelled or late: a namespace that came at the same moment was never used and goes back.
-            if not waiter.cancel() and sys.exc_info()[0] is not None and waiter.exception() is None:
-                self._take_in(pool, waiter.result())
+        except asyncio.CancelledError:
+            _give_back(waiter, lambda namespace: self._take_in(pool, namespace))
+            raise
 
     def _resolv_conf(self) -> str:
         return "".join(f"{line}\n" for line in [f"nameserver {GATEWAY}", *self._resolvers.options()])
@@ -566,7 +554,12 @@ class Network:
         try:
             while self._doomed and self._open:
                 batch, self._doomed = self._doomed, []
-                await loop.run_in_executor(self._router.destroying, self._router.destroy, batch)
+                try:
+                    await loop.run_in_executor(self._router.destroying, self._router.destroy, batch)
+                except OSError as error:  # out of descriptors, say: tried again with the next that is released
+                    _log.warning("could not destroy network namespaces", error=str(error), number=len(batch))
+                    self._doomed += batch
+                    return
                 self._used.difference_update(namespace.address for namespace in batch)
         finally:
             self._destroying = False
@@ -581,6 +574,12 @@ class Network:
                 self._drop(name)
             else:
                 self._fill(workspace)
+
+
+def _give_back(waiter: asyncio.Future[_Namespace], take_in: Callable[[_Namespace], None]) -> None:
+    """Nobody waits any more. A namespace that came at that very moment was never used, and goes to somebody else."""
+    if not waiter.cancel() and not waiter.cancelled() and waiter.exception() is None:
+        take_in(waiter.result())
 
 
 def _fail_waiting(pool: _Workspace, error: Exception) -> None:

@@ -32,7 +32,8 @@ from squall.node.dns import HostResolvers
 from squall.node.egress import Opening, Policy
 from squall.node.linux import make_user_namespace
 from squall.node.netlink import LOOPBACK, End, Netlink
-from squall.node.network import Lease, Network
+from squall.node.network import Network
+from squall.node.runtime import Lease
 
 T = TypeVar("T")
 

@@ -93,7 +93,7 @@ def test_namespace_belongs_to_the_workspaces_user_namespace(run_in_fake_host: Ru
 def test_lease_on_a_warm_pool_takes_no_time(run_in_fake_host: Run) -> None:
     async def scenario(world: World) -> None:
         async with world.network() as network:
-            await network.prepare("w", world.userns)
+            network.prepare("w", world.userns)
             workspace = network._workspaces["w"]
             await world.until(lambda: len(workspace.ready) >= Pool.READY, "the pool is full")
             began = time.perf_counter()
