@@ -9,11 +9,14 @@ becomes a future of the running loop. Tested in `tests/unit/test_blocking.py`.
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import types
 import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
+from squall.exception import Error
 from squall.protocol.transport import driver
 
 P = ParamSpec("P")
@@ -40,6 +43,27 @@ def run(coroutine: Coroutine[Any, Any, R]) -> R:
             error = caught
 
 
+_OWN_DIR = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def trimmed(error: BaseException) -> BaseException:
+    """`error` without Squall's frames in its traceback, where something is left: the user's frames in a container.
+
+    An error that is not from there keeps them all unless it is one that Squall raises on purpose."""
+    theirs: list[types.TracebackType] = []
+    step = error.__traceback__
+    while step is not None:
+        if not step.tb_frame.f_code.co_filename.startswith(_OWN_DIR):
+            theirs.append(step)
+        step = step.tb_next
+    if not theirs and not isinstance(error, Error):
+        return error
+    rebuilt: types.TracebackType | None = None
+    for step in reversed(theirs):
+        rebuilt = types.TracebackType(rebuilt, step.tb_frame, step.tb_lasti, step.tb_lineno)
+    return error.with_traceback(rebuilt)
+
+
 def run_generator(generator: AsyncGenerator[R, None]) -> Generator[R, None, None]:
     """Drive an async generator of the SDK from a plain `for`."""
     try:
@@ -48,6 +72,8 @@ def run_generator(generator: AsyncGenerator[R, None]) -> Generator[R, None, None
                 value = run(generator.__anext__())  # type: ignore[arg-type]
             except StopAsyncIteration:
                 return
+            except BaseException as error:
+                raise trimmed(error)
             yield value
     finally:
         run(generator.aclose())  # type: ignore[arg-type]
@@ -75,7 +101,10 @@ class _Bound(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         warn_if_in_loop(self._name)
-        return run(self.aio(*args, **kwargs))
+        try:
+            return run(self.aio(*args, **kwargs))
+        except BaseException as error:
+            raise trimmed(error)
 
 
 class both(Generic[S, P, R]):

@@ -489,7 +489,7 @@ def _launch(settings: Config, path: str, deadline: float) -> socket.socket:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     try:
         server = subprocess.Popen(
-            [sys.executable, "-m", "squall.server"],
+            [sys.executable, *_SAFE_PATH, "-m", "squall.server"],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/", env=env,
         )  # fmt: skip
     finally:
@@ -515,6 +515,10 @@ def _launch(settings: Config, path: str, deadline: float) -> socket.socket:
             )
         time.sleep(step)
         step = min(step * 1.2, 0.02)
+
+
+_SAFE_PATH = ["-P"] if sys.version_info >= (3, 11) else []
+"""Keeps the working directory off the server's import path, all of which containers get to see."""
 
 
 def _pause(deadline: float, complaint: str) -> None:
