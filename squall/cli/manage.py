@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -180,7 +181,7 @@ def resolve(link: Link, noun: str, word: str) -> str:
         raise InvalidError(
             f"`{word}` is the beginning of {len(begun)} {noun} ids", hint=f"which: {', '.join(begun[:5])}"
         )
-    hint = did_you_mean(word, {*names, *ids}) or f"this server has had no {noun} yet"
+    hint = did_you_mean(word, set(names) or set(ids)) or f"this server has had no {noun} yet"
     raise NotFoundError(f"no {noun} `{word}`", hint=hint)
 
 
@@ -237,7 +238,7 @@ def app_logs(app_ref: str, follow: bool, tail: int, timestamps: bool, as_json: b
     """Print what the containers of an app have written. APP is its name or id."""
     client = connect()
     app = resolve(client.link, "app", app_ref)
-    show_logs(client.link, GetLogs(app=app, follow=follow, tail=tail), timestamps, as_json)
+    LogPrinter(client.link, GetLogs(app=app, follow=follow), tail, timestamps, as_json).run()
 
 
 @app.command("stop")
@@ -250,31 +251,47 @@ def app_stop(app_ref: str) -> None:
     click.echo(f"app `{ref}` is stopped", err=True)
 
 
-def show_logs(link: Link, request: GetLogs, timestamps: bool, as_json: bool) -> None:
-    """Print log chunks as they are pushed, until the server says that there are no more."""
-    output = Output(timestamps=timestamps)
-    ended = threading.Event()
+class LogPrinter:
+    """Prints log chunks as they are pushed, until the server says that there are no more."""
 
-    def on_push(message: Message, payload: bytes) -> None:
-        if isinstance(message, Notice) and is_last(message, request.container_id):
-            ended.set()
-        if not isinstance(message, LogChunk) or request.container_id not in ("", message.container_id):
+    def __init__(self, link: Link, request: GetLogs, tail: int, timestamps: bool, as_json: bool) -> None:
+        self.link = link
+        self.request = request
+        self.as_json = as_json
+        self._output = Output(timestamps=timestamps)
+        self._ended = threading.Event()
+        self._kept: deque[tuple[LogChunk, bytes]] | None = deque(maxlen=tail) if tail else None
+        """The newest lines of what was written before now; None once they are printed, or when all are wanted."""
+
+    def run(self) -> None:
+        self.link.on_push = self._on_push
+        self.link.on_close = lambda reason: self._ended.set()
+        try:
+            data = ask(self.link, self.request, timeout=None)
+            kept, self._kept = self._kept or (), None
+            for chunk, line in kept:
+                self._print(chunk, line)
+            if self.request.follow and data.get("state") != "stopped":
+                self._ended.wait()
+        finally:
+            self._output.close()
+
+    def _on_push(self, message: Message, payload: bytes) -> None:
+        if isinstance(message, Notice) and is_last(message, self.request.container_id):
+            self._ended.set()
+        if not isinstance(message, LogChunk) or self.request.container_id not in ("", message.container_id):
             return
-        if as_json:
-            fields = {"at": message.at, "container_id": message.container_id, "function": message.function}
-            text = payload.decode("utf-8", "replace")
-            click.echo(json.dumps({**fields, "stream": message.stream, "text": text}))
+        if self._kept is not None:
+            self._kept.extend((message, line) for line in payload.splitlines(keepends=True))
         else:
-            output.log(message, payload)
+            self._print(message, payload)
 
-    link.on_push = on_push
-    link.on_close = lambda reason: ended.set()
-    try:
-        data = ask(link, request, timeout=None)
-        if request.follow and data.get("state") != "stopped":
-            ended.wait()
-    finally:
-        output.close()
+    def _print(self, chunk: LogChunk, data: bytes) -> None:
+        if not self.as_json:
+            self._output.log(chunk, data)
+            return
+        fields = {"at": chunk.at, "container_id": chunk.container_id, "function": chunk.function}
+        click.echo(json.dumps({**fields, "stream": chunk.stream, "text": data.decode("utf-8", "replace")}))
 
 
 def is_last(notice: Notice, container_id: str) -> bool:
@@ -307,7 +324,7 @@ def container_logs(container_id: str, follow: bool, tail: int, timestamps: bool,
     """Print what a container has written."""
     client = connect()
     found = resolve(client.link, "container", container_id)
-    show_logs(client.link, GetLogs(container_id=found, follow=follow, tail=tail), timestamps, as_json)
+    LogPrinter(client.link, GetLogs(container_id=found, follow=follow), tail, timestamps, as_json).run()
 
 
 @container.command("stop")

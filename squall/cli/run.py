@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from squall._session import import_ref
+from squall._session import AppRun, import_ref
 from squall.app import App
 from squall.cli import options
 from squall.cli.main import did_you_mean, user_traceback
@@ -80,12 +80,17 @@ def run(
     shown_as = f"squall run {'-m ' if as_module else ''}{ref}"
     kwargs = options.parse(command, list(args), shown_as)
     output = make_output(quiet=quiet, timestamps=timestamps)
+    app_run = target.app.run(name=name, detach=detach, output=output)
     try:
-        with interrupts(target.app, name or target.app.name or "", detach, output):
-            result = execute(target, kwargs, name=name, detach=detach, output=output)
+        with interrupts(app_run, output):
+            result = execute(target, kwargs, app_run, output)
+        if detach and not quiet:
+            output.say(f"app `{app_run.name}` is left running; `squall app stop {app_run.name}` stops it")
     except UserError as error:
         sys.stderr.write(user_traceback(error.cause))
         return 1
+    except KeyboardInterrupt:  # said already; caught here since click would add an empty line
+        return 130
     finally:
         output.close()
     return finish(target, result, write_result)
@@ -212,9 +217,9 @@ def signature_of(target: Target) -> inspect.Signature:
 # ---- running it ---------------------------------------------------------------------------------------------------
 
 
-def execute(target: Target, kwargs: dict[str, Any], *, name: str | None, detach: bool, output: Output) -> Any:
+def execute(target: Target, kwargs: dict[str, Any], app_run: AppRun, output: Output) -> Any:
     """Run it inside its app. An exception of the user's code comes out as UserError, Squall's own as they are."""
-    with target.app.run(name=name, detach=detach, output=output):
+    with app_run:
         try:
             return call(target, kwargs)
         except (Error, KeyboardInterrupt, SystemExit):
@@ -224,7 +229,7 @@ def execute(target: Target, kwargs: dict[str, Any], *, name: str | None, detach:
         except BaseException as error:
             raise UserError(error) from None
         finally:
-            output.leaving = not detach
+            output.leaving = not app_run.detach
 
 
 def call(target: Target, kwargs: dict[str, Any]) -> Any:
@@ -273,7 +278,7 @@ def finish(target: Target, result: Any, write_result: str | None) -> int:
 
 
 @contextlib.contextmanager
-def interrupts(app: App, name: str, detach: bool, output: Output) -> Iterator[None]:
+def interrupts(app_run: AppRun, output: Output) -> Iterator[None]:
     """Ctrl-C once: the app is stopped cleanly and the exit code is 130. Twice: out at once; the server, which sees
     the connection close, stops the app. SIGTERM counts as one Ctrl-C."""
     pressed = 0
@@ -285,7 +290,8 @@ def interrupts(app: App, name: str, detach: bool, output: Output) -> Iterator[No
             if sys.stderr.isatty():
                 os.write(2, b"\x1b[?25h")  # the live view hides the cursor, and will not get to show it again
             os._exit(128 + signum)
-        if detach:
+        name = app_run.name
+        if app_run.detach:
             output.say(f"leaving app `{name}` running; `squall app stop {name}` stops it")
         else:
             output.say(f"stopping app `{name}` (Ctrl-C again: at once)")
@@ -295,5 +301,6 @@ def interrupts(app: App, name: str, detach: bool, output: Output) -> Iterator[No
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        if not pressed:  # else this process is on its way out, and a second Ctrl-C on that way means: at once
+            for number, handler in previous.items():
+                signal.signal(number, handler)

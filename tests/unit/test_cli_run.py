@@ -198,8 +198,19 @@ def test_first_interrupt_says_what_happens_and_how_to_leave_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     app = run.find_target(script(tmp_path, ONE_APP), False).app
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), run.interrupts(app, "one", False, Output()):
-        signal.raise_signal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(KeyboardInterrupt), run.interrupts(app.run(), Output()):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert capsys.readouterr().err == "stopping app `one` (Ctrl-C again: at once)\n"
+
+
+def test_run_without_an_interrupt_leaves_the_signals_as_they_were(tmp_path: Path) -> None:
+    app = run.find_target(script(tmp_path, ONE_APP), False).app
+    before = signal.getsignal(signal.SIGINT)
+    with run.interrupts(app.run(), Output()):
+        assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before
