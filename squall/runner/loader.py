@@ -43,6 +43,7 @@ def load(message: Load, source: str | None, read_blob: ReadBlob) -> UserFunction
     if source and source not in sys.path:
         sys.path.insert(0, source)
     call = _load_by_value(spec, read_blob) if spec.serialized_blob else _load_by_name(message)
+    _hydrate(message)
     imported = (time.perf_counter() - started) * 1000
     return UserFunction(call, spec.is_async, spec.is_generator, {"import": imported})
 
@@ -68,9 +69,7 @@ def _load_by_value(spec: FunctionSpec, read_blob: ReadBlob) -> Callable[..., Any
 
 def _load_by_name(message: Load) -> Callable[..., Any]:
     spec = message.spec
-    module = import_user_module(spec)
-    _hydrate(module, message)
-    target: Any = module
+    target: Any = import_user_module(spec)
     for part in spec.qualname.split("."):
         try:
             target = getattr(target, part)
@@ -90,11 +89,12 @@ def import_user_module(spec: FunctionSpec) -> ModuleType:
     return module
 
 
-def _hydrate(module: ModuleType, message: Load) -> None:
-    """Give the handles of the app that the import has just made the ids they have on the server."""
-    from squall.app import hydrate_apps
+def _hydrate(message: Load) -> None:
+    """Give the handles of the app that loading has just made the ids they have on the server."""
+    if "squall.function" in sys.modules:  # else the code that was sent by value knows of no handle
+        from squall.app import hydrate_apps
 
-    hydrate_apps(message.app_name, message.app_id, message.functions)
+        hydrate_apps(message.app_name, message.app_id, message.functions)
 
 
 def raw_function(target: Any) -> Callable[..., Any]:
