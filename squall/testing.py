@@ -30,9 +30,23 @@ from typing import Any
 
 from squall.server import dispatch as brain
 from squall.server.autoscaler import decide
-from squall.server.dispatch import Dispatch, FunctionOptions, Input, Instructions
-from squall.server.inputs import Container, Function
-from squall.server.scheduler import Node, Placement, Reclaim, Refusal, Request, Scheduler
+from squall.server.dispatch import Dispatch
+from squall.server.inputs import (
+    CancelRunning,
+    Container,
+    DemandChanged,
+    Fault,
+    Finish,
+    Function,
+    FunctionOptions,
+    Input,
+    Instructions,
+    KillContainer,
+    Notice,
+    Push,
+    StopContainer,
+)
+from squall.server.scheduler import Node, Placement, Refusal, Request, Scheduler
 
 CROWD_RETRIES = 1
 BYSTANDER_RETRIES = brain.INFRA_RETRIES // 2 + 1
@@ -381,31 +395,31 @@ class Simulation:
 
     def _carry_out(self, instructions: Instructions) -> None:
         for instruction in instructions:
-            if isinstance(instruction, brain.KillContainer):
+            if isinstance(instruction, KillContainer):
                 for key in self.machines[instruction.container_id].given:
                     self.records[key].hurt = True
         for instruction in instructions:
             match instruction:
-                case brain.Push():
+                case Push():
                     self._push(instruction)
-                case brain.Finish():
+                case Finish():
                     self._finish(instruction)
-                case brain.CancelRunning():
+                case CancelRunning():
                     self._at(self._lag(), self._hear_cancel, instruction.container_id, _key(instruction.input))
-                case brain.KillContainer():
+                case KillContainer():
                     self._at(self._lag(), self._die, instruction.container_id, "was killed", "infra")
-                case brain.StopContainer():
+                case StopContainer():
                     self._stop(instruction)
-                case brain.DemandChanged():
+                case DemandChanged():
                     self._scale(instruction.function_id)
-                case brain.Notice():
+                case Notice():
                     require(instruction.message, "a notice says something")
         deadline = self.dispatch.next_deadline()
         if deadline is not None and deadline < self._wake_at:
             self._wake_at = deadline
             self._at(max(0.0, deadline - self.now), self._wake)
 
-    def _push(self, push: brain.Push) -> None:
+    def _push(self, push: Push) -> None:
         machine = self.machines[push.container_id]
         require(not machine.was_stopped, "a stopped container gets nothing", push.container_id)
         for input_ in push.inputs:
@@ -424,7 +438,7 @@ class Simulation:
         tries = 1 + max(brain.CRASH_RETRIES, options.max_retries)
         return tries + brain.INFRA_RETRIES + CROWD_RETRIES + BYSTANDER_RETRIES
 
-    def _finish(self, finish: brain.Finish) -> None:
+    def _finish(self, finish: Finish) -> None:
         record = self.records[_key(finish.input)]
         require(not record.status, "an input is finished once", finish.input, record.status, finish.status)
         record.status = finish.status
@@ -448,7 +462,7 @@ class Simulation:
         options, nature, _ = self.scenario.functions[record.function]
         return (nature.duration + 2 * self.scenario.latency) * 25 > min(options.timeout, 2.0) or record.hurt
 
-    def _stop(self, stop: brain.StopContainer) -> None:
+    def _stop(self, stop: StopContainer) -> None:
         machine = self.machines[stop.container_id]
         machine.was_stopped = True
         require(stop.reason, "a stop has a reason", stop.container_id)
@@ -465,13 +479,14 @@ class Simulation:
         for container_id in decision.stop:
             self._at(self._lag(), self._drain, container_id)
         self.scheduler.want(self.now, function_id, decision.start, self.scenario.functions[number][2])
-        plan = self.scheduler.plan(self.now, self._new_container_ids())
+        plan = self.scheduler.plan(self.now, self._new_container_ids(), self.dispatch.surplus)
         for grant in plan.grants:
             self._start(grant.function_id, grant.placement)
         for refused, refusal in plan.refusals.items():
             require(refusal.reason and not refusal.permanent, "a refusal says why", refused, refusal)
         for reclaim in plan.reclaims:
-            self._reclaim(reclaim)
+            require(reclaim.container_id in self.dispatch.containers, "what is reclaimed is there", reclaim)
+            self._at(self._lag(), self._drain, reclaim.container_id)
         self._watch_starvation(plan.refusals)
 
     def _new_container_ids(self) -> Iterator[str]:
@@ -499,15 +514,6 @@ class Simulation:
         nature = self.scenario.functions[number][1]
         self._at(self._lag() + self.rng.expovariate(1 / nature.start_time), self._stand, machine)
 
-    def _reclaim(self, reclaim: Reclaim) -> None:
-        function = self.dispatch.functions.get(reclaim.function_id)
-        if function is None:
-            return
-        candidates = [c for c in function.containers.values() if c.state != "draining"]
-        if candidates:
-            chosen = min(candidates, key=lambda c: (len(c.running), c.idle_since, c.container_id))
-            self._drain(chosen.container_id)
-
     def _drain(self, container_id: str) -> None:
         self._carry_out(self.dispatch.drain(self.now, container_id, "not needed"))
 
@@ -532,7 +538,7 @@ class Simulation:
         if machine.is_alive:
             self._carry_out(self.dispatch.container_ready(self.now, machine.container_id))
 
-    def _die(self, container_id: str, reason: str, fault: brain.Fault, init_error: Any = None) -> None:
+    def _die(self, container_id: str, reason: str, fault: Fault, init_error: Any = None) -> None:
         """The container is gone now; the server hears of it a little later."""
         machine = self.machines.get(container_id)
         if machine is None or not machine.is_alive:
@@ -542,7 +548,7 @@ class Simulation:
         if not machine.is_cut_off:
             self._at(self._lag(), self._gone, container_id, reason, fault, init_error)
 
-    def _gone(self, container_id: str, reason: str, fault: brain.Fault, init_error: Any) -> None:
+    def _gone(self, container_id: str, reason: str, fault: Fault, init_error: Any) -> None:
         container = self.dispatch.containers.get(container_id)
         for input_ in container.running if container is not None else ():
             self.records[_key(input_)].hurt = True
@@ -627,7 +633,7 @@ class Simulation:
     def _kill_some(self) -> None:
         alive = [machine.container_id for machine in self.machines.values() if machine.is_alive]
         if alive:
-            fault: brain.Fault = self.rng.choice(("infra", "container"))
+            fault: Fault = self.rng.choice(("infra", "container"))
             self._die(self.rng.choice(alive), "was killed by SIGKILL", fault)
 
     def _join(self, cpus: float, memory_mib: int) -> None:

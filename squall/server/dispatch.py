@@ -64,7 +64,6 @@ from squall.server.inputs import (
     Function,
     FunctionOptions,
     Input,
-    Instruction,
     Instructions,
     KillContainer,
     Notice,
@@ -74,27 +73,6 @@ from squall.server.inputs import (
     Status,
     StopContainer,
 )
-
-__all__ = [
-    "Call",
-    "CancelRunning",
-    "Container",
-    "Demand",
-    "DemandChanged",
-    "Dispatch",
-    "Fault",
-    "Finish",
-    "Function",
-    "FunctionOptions",
-    "Input",
-    "Instruction",
-    "Instructions",
-    "KillContainer",
-    "Notice",
-    "Push",
-    "Result",
-    "StopContainer",
-]
 
 INFRA_RETRIES = 8
 CRASH_RETRIES = 1
@@ -257,7 +235,7 @@ class Dispatch:
         for call_id, idx, status, attempt, output in results:
             call = self.calls.get(call_id)
             input_ = call.inputs.get(idx) if call is not None else None
-            if input_ is None or input_.container is not container or input_.attempt != attempt:
+            if input_ is None or container is None or input_.container is not container or input_.attempt != attempt:
                 self.stale_outputs += 1
                 continue
             function = input_.call.function
@@ -456,6 +434,16 @@ class Dispatch:
         """All functions, for the autoscaler's periodic round."""
         for function_id in list(self.functions):
             yield self.demand(now, function_id)
+
+    def surplus(self) -> Iterator[str]:
+        """Idle containers that their functions need not keep, for the scheduler when room is short."""
+        for function in self.functions.values():
+            containers = function.containers.values()
+            alive = sum(1 for container in containers if container.state != "draining")
+            idle = [c for c in containers if c.state == "ready" and not c.running]
+            idle.sort(key=lambda c: c.idle_since)
+            for container in idle[: max(0, alive - function.options.min_containers)]:
+                yield container.container_id
 
     def _stalled_for(self, now: float, function: Function) -> float:
         if not function.running:

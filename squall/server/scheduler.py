@@ -11,8 +11,10 @@ large requests still find a node, and nodes with GPUs only when nothing else has
 containers start on a node at once: more of them only make each other slower.
 
 Whose turn. Functions state how many containers they `want`; `plan` gives to the one that holds fewest, ties in turn.
-So ten thousand inputs of one function cannot keep another from its first container. When that function holds all
-there is, it is asked to give one back (`Reclaim`) after RECLAIM_AFTER seconds.
+So ten thousand inputs of one function cannot keep another from its first container. When there is no room, idle
+containers of others give theirs back at once (`Reclaim`), and busy ones of functions that hold several do so for a
+function that has had none for RECLAIM_AFTER seconds. The node is then kept for that function, as otherwise smaller
+requests would take what comes free piece by piece.
 
 Tested in `tests/unit/test_scheduler.py`.
 """
@@ -20,8 +22,8 @@ Tested in `tests/unit/test_scheduler.py`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Literal, TypeAlias
 
@@ -65,8 +67,9 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Reclaim:
-    """Drain one container of `function_id`: `for_function_id` has none and there is no room."""
+    """Drain this container of `function_id`: `for_function_id` waits and there is no room."""
 
+    container_id: str
     function_id: str
     for_function_id: str
     reason: str
@@ -88,6 +91,8 @@ class Node:
         "free_memory",
         "free_millicpu",
         "gpus",
+        "kept_for",
+        "leaving",
         "memory_mib",
         "millicpu",
         "node_id",
@@ -106,6 +111,10 @@ class Node:
             self.free_gpus.setdefault(kind, []).append(index)
         self.containers = 0
         self.starting = 0
+        self.kept_for = ""
+        """The function for which room is being made here; no other gets any meanwhile."""
+        self.leaving: dict[str, _Reservation] = {}
+        """What was reclaimed and has not ended yet."""
 
     @property
     def load(self) -> float:
@@ -148,7 +157,6 @@ class _Want:
     since: float = 0.0
     turn: int = 0
     held: int = 0
-    reclaimed_at: float = field(default=float("-inf"))
 
 
 class Scheduler:
@@ -195,7 +203,7 @@ class Scheduler:
         if held is not None:
             return Placement(container_id, held.node.node_id, held.gpus)
         for wish in request.gpu or ("",):
-            node = self._choose(request, wish)
+            node = self._choose(request, wish, function_id)
             if node is not None:
                 return self._reserve(container_id, function_id, node, request, wish)
         return self.explain(request)
@@ -214,6 +222,7 @@ class Scheduler:
         if held is None:
             return
         node = held.node
+        node.leaving.pop(container_id, None)
         node.containers -= 1
         node.free_millicpu += held.millicpu
         node.free_memory += held.memory_mib
@@ -237,14 +246,14 @@ class Scheduler:
             self._wants.setdefault(function_id, _Want(request)).held += 1
         return Placement(container_id, node.node_id, gpus)
 
-    def _choose(self, request: Request, wish: str) -> Node | None:
+    def _choose(self, request: Request, wish: str, function_id: str) -> Node | None:
         """The best of the first few nodes with room, going round."""
         best: tuple[float, ...] = ()
         chosen: Node | None = None
         found = 0
         for step in range(len(self._ring)):
             node = self._ring[(self._at + step) % len(self._ring)]
-            if not self._fits(node, request, wish):
+            if node.kept_for not in ("", function_id) or not self._fits(node, request, wish):
                 continue
             found += 1
             spare = sum(len(free) for free in node.free_gpus.values())
@@ -279,8 +288,10 @@ class Scheduler:
             return Refusal("every node that could hold it is being drained")
         if request.gpu and not any(node.gpu_type(wish) for node in nodes for wish in request.gpu):
             return Refusal(f"all GPUs of type {_either(request.gpu)} are taken")
-        with_room = [node for node in nodes if node.has_room(request)]
-        if with_room:
+        kept = {node.kept_for for node in nodes if self._has_room(node, request)}
+        if kept and "" not in kept:
+            return Refusal(f"what is free is kept for function `{min(kept)}`, which has waited longer")
+        if kept:
             return Refusal(f"{self.starts_per_node} containers are starting on each node that has room")
         cpus = max(node.free_millicpu for node in nodes) / 1000
         memory = max(node.free_memory for node in nodes)
@@ -305,11 +316,16 @@ class Scheduler:
             want.since = now
         want.request = request
         want.count = count
+        if not count:
+            self._keep_nothing_for(function_id)
         self._forget_if_idle(function_id, want)
 
-    def plan(self, now: float, new_container_ids: Iterable[str]) -> Plan:
+    def plan(
+        self, now: float, new_container_ids: Iterable[str], idle: Callable[[], Iterable[str]] = lambda: ()
+    ) -> Plan:
         """Give room to the functions that want it, one container at a time, until no id, wish or room is left. The
-        reservations of the grants are made."""
+        reservations of the grants are made. `idle` is asked only when room is short: containers that do nothing and
+        that their function need not keep."""
         ids = iter(new_container_ids)
         grants: list[Grant] = []
         refusals: dict[str, Refusal] = {}
@@ -326,27 +342,74 @@ class Scheduler:
                 refusals[function_id] = result
                 continue
             grants.append(Grant(function_id, result))
+            self._keep_nothing_for(function_id)
             self._turn += 1
             want.turn, want.since, want.count = self._turn, now, want.count - 1
             if want.count:
                 heappush(queue, (want.held, want.turn, function_id))
-        return Plan(tuple(grants), refusals, tuple(self._reclaims(now, refusals)))
+        return Plan(tuple(grants), refusals, tuple(self._reclaims(now, refusals, idle)))
 
-    def _reclaims(self, now: float, refusals: dict[str, Refusal]) -> list[Reclaim]:
-        """One container back from the largest holder, for each function that has waited without any."""
-        reclaims: list[Reclaim] = []
-        for function_id, refusal in refusals.items():
+    def _reclaims(
+        self, now: float, refusals: dict[str, Refusal], idle: Callable[[], Iterable[str]]
+    ) -> Iterator[Reclaim]:
+        """Containers whose end makes room for one container of each function that was refused for want of room."""
+        short = [name for name, refusal in refusals.items() if not refusal.permanent and self._is_short(name)]
+        surplus = self._by_node(idle()) if short else {}
+        for function_id in short:
             want = self._wants[function_id]
-            waited = now - max(want.since, want.reclaimed_at)
-            if want.held or refusal.permanent or waited < RECLAIM_AFTER or not self.nodes:
-                continue
-            holder = max(self._wants, key=lambda other: self._wants[other].held)
-            if self._wants[holder].held < 2:
-                continue
-            want.reclaimed_at = now
-            reason = f"function `{function_id}` has no container and there is no room: {refusal.reason}"
-            reclaims.append(Reclaim(holder, function_id, reason))
-        return reclaims
+            chosen = self._make_room(function_id, surplus)
+            if not chosen and not want.held and now - want.since >= RECLAIM_AFTER:
+                several = [name for name, held in self._reserved.items() if self._holds_several(held)]
+                chosen = self._make_room(function_id, self._by_node(several))
+            for container_id, held in chosen:
+                held.node.leaving[container_id] = held
+                held.node.kept_for = function_id
+                reason = f"function `{function_id}` needs the room: {refusals[function_id].reason}"
+                yield Reclaim(container_id, held.function_id, function_id, reason)
+
+    def _is_short(self, function_id: str) -> bool:
+        """Whether room is what it lacks, and none is on its way."""
+        request = self._wants[function_id].request
+        return not any(
+            (node.kept_for == function_id and node.leaving) or self._has_room(node, request) for node in self._ring
+        )
+
+    def _has_room(self, node: Node, request: Request) -> bool:
+        gpu = not request.gpu or any(node.gpu_type(wish) for wish in request.gpu)
+        return node.state == "up" and node.has_room(request) and gpu
+
+    def _holds_several(self, held: _Reservation) -> bool:
+        want = self._wants.get(held.function_id)
+        return want is not None and want.held > 1
+
+    def _by_node(self, container_ids: Iterable[str]) -> dict[Node, list[tuple[str, _Reservation]]]:
+        """Reservations that may be taken back, those of the largest holders first."""
+        found: dict[Node, list[tuple[str, _Reservation]]] = {}
+        for container_id in container_ids:
+            held = self._reserved.get(container_id)
+            if held is not None and held.function_id in self._wants and container_id not in held.node.leaving:
+                found.setdefault(held.node, []).append((container_id, held))
+        for victims in found.values():
+            victims.sort(key=lambda one: -self._wants[one[1].function_id].held)
+        return found
+
+    def _make_room(
+        self, function_id: str, victims: dict[Node, list[tuple[str, _Reservation]]]
+    ) -> list[tuple[str, _Reservation]]:
+        """The fewest victims on one node whose end makes room there, or none."""
+        best: list[tuple[str, _Reservation]] = []
+        for node, candidates in victims.items():
+            if node.state == "up" and node.kept_for in ("", function_id):
+                others = [one for one in candidates if one[1].function_id != function_id]
+                chosen = _enough(node, self._wants[function_id].request, others)
+                if chosen and (not best or len(chosen) < len(best)):
+                    best = chosen
+        return best
+
+    def _keep_nothing_for(self, function_id: str) -> None:
+        for node in self._ring:
+            if node.kept_for == function_id:
+                node.kept_for = ""
 
     def _forget_if_idle(self, function_id: str, want: _Want) -> None:
         if not want.count and not want.held:
@@ -372,6 +435,28 @@ def _gpu_type(free: dict[str, int], wish: str) -> str:
 
 def _is_kind(name: str, kind: str) -> bool:
     return kind == "ANY" or name == kind or name.startswith(f"{kind}-")
+
+
+def _enough(node: Node, request: Request, victims: list[tuple[str, _Reservation]]) -> list[tuple[str, _Reservation]]:
+    """The first of the victims that together with what is free and leaving make room, or none."""
+    millicpu, memory = node.free_millicpu, node.free_memory
+    gpus = Counter({kind: len(free) for kind, free in node.free_gpus.items()})
+    chosen: list[tuple[str, _Reservation]] = []
+    for container_id, held in [*((None, held) for held in node.leaving.values()), *victims]:
+        lacks_cpu = millicpu < _millicpu(request) or memory < request.memory_mib
+        lacks_gpu = bool(request.gpu) and not any(_gpu_type(gpus, wish) for wish in request.gpu)
+        if not lacks_cpu and not lacks_gpu:
+            break
+        if container_id is not None:
+            if not lacks_cpu and not held.gpus:
+                continue
+            chosen.append((container_id, held))
+        millicpu += held.millicpu
+        memory += held.memory_mib
+        gpus[held.gpu_type] += len(held.gpus)
+    fits = millicpu >= _millicpu(request) and memory >= request.memory_mib
+    has_gpu = not request.gpu or any(_gpu_type(gpus, wish) for wish in request.gpu)
+    return chosen if fits and has_gpu else []
 
 
 def _millicpu(request: Request) -> int:

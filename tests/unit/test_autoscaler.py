@@ -74,7 +74,7 @@ def test_short_inputs_get_only_containers_that_start_sooner_than_the_rest_drains
 
 
 def test_inputs_that_turn_out_long_are_believed_before_they_end() -> None:
-    forgotten = {"backlog": 40, "running": 2, "ready": 2, "exec_time": 0.001}
+    forgotten: dict[str, Any] = {"backlog": 40, "running": 2, "ready": 2, "exec_time": 0.001}
     assert asked(**forgotten).start == 0
     assert asked(**forgotten, stalled_for=1.0).start == 40
 

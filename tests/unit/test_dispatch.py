@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from squall.server import dispatch as brain
-from squall.server.dispatch import (
+from squall.server.dispatch import Dispatch
+from squall.server.inputs import (
     CancelRunning,
     DemandChanged,
-    Dispatch,
     Finish,
     FunctionOptions,
     Input,
@@ -180,6 +180,11 @@ def test_result_from_a_container_that_does_not_hold_the_input_is_ignored() -> No
 def test_runner_cannot_declare_statuses_that_are_the_servers() -> None:
     hand = Hand().container("co-1").submit().output("co-1", status="rejected")
     assert hand.status() == "error"
+
+
+def test_result_from_an_unknown_container_for_a_waiting_input_is_ignored() -> None:
+    hand = Hand().submit().output("co-none")
+    assert hand.status() == "" and hand.input().state == "queued"
 
 
 # ---- retries ----------------------------------------------------------------------------------------------------

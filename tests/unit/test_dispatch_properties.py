@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from squall.server.dispatch import Dispatch, Finish, FunctionOptions, Instructions, Push
+from squall.server.dispatch import Dispatch
+from squall.server.inputs import Finish, FunctionOptions, Instructions, Push
 from squall.testing import check_dispatch
 
 OPTIONS = st.builds(

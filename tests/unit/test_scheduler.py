@@ -200,7 +200,44 @@ def test_function_without_a_container_gets_one_back_from_the_largest_holder() ->
     assert plan(scheduler, 1.0).reclaims == ()
     (reclaim,) = plan(scheduler, 1.0 + RECLAIM_AFTER).reclaims
     assert (reclaim.function_id, reclaim.for_function_id) == ("fu-1", "fu-2") and "all nodes are full" in reclaim.reason
-    assert plan(scheduler, 2.0 + RECLAIM_AFTER).reclaims == ()
+    assert plan(scheduler, 20.0 + RECLAIM_AFTER).reclaims == ()
+    scheduler.release(reclaim.container_id)
+    assert [grant.function_id for grant in plan(scheduler, 30.0).grants] == ["fu-2"]
+
+
+def test_idle_containers_of_others_make_room_at_once() -> None:
+    scheduler = cluster(Node("no-1", 4, 9000))
+    scheduler.want(0.0, "fu-1", 4, ONE_CPU)
+    idle = [grant.placement.container_id for grant in plan(scheduler).grants][1:3]
+    scheduler.want(1.0, "fu-2", 3, ONE_CPU)
+    (reclaim,) = scheduler.plan(1.0, ["co-new"], lambda: idle).reclaims
+    assert reclaim.container_id in idle
+    scheduler.release(reclaim.container_id)
+    assert [grant.function_id for grant in scheduler.plan(1.1, ["co-new"], lambda: idle).grants] == ["fu-2"]
+
+
+def test_room_is_kept_for_a_large_request_until_all_of_it_is_free() -> None:
+    scheduler = cluster(Node("no-1", 4, 9000))
+    scheduler.want(0.0, "fu-1", 10_000, ONE_CPU)
+    plan(scheduler)
+    scheduler.want(0.0, "fu-2", 1, Request(cpu=3.0))
+    reclaims = plan(scheduler, RECLAIM_AFTER).reclaims
+    assert [reclaim.function_id for reclaim in reclaims] == ["fu-1"] * 3
+    for number, reclaim in enumerate(reclaims):
+        assert plan(scheduler, 10.0 + number).grants == ()
+        scheduler.release(reclaim.container_id)
+    assert [grant.function_id for grant in plan(scheduler, 20.0).grants] == ["fu-2"]
+
+
+def test_gpu_is_taken_back_from_who_has_one() -> None:
+    scheduler = cluster(Node("no-1", 64, 9000, gpus("T4", 2)))
+    scheduler.want(0.0, "fu-1", 2, Request(gpu=("T4",)))
+    plan(scheduler)
+    scheduler.want(0.0, "fu-2", 5, ONE_CPU)
+    plan(scheduler)
+    scheduler.want(0.0, "fu-3", 1, Request(gpu=("T4",)))
+    (reclaim,) = plan(scheduler, RECLAIM_AFTER).reclaims
+    assert reclaim.function_id == "fu-1"
 
 
 def test_wish_that_is_taken_back_is_forgotten() -> None:

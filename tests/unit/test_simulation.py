@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from squall.server.dispatch import Dispatch, FunctionOptions, Instructions
+from squall.server.dispatch import Dispatch
+from squall.server.inputs import FunctionOptions, Instructions
 from squall.server.scheduler import Request
 from squall.testing import Nature, Scenario, main, simulate
 
