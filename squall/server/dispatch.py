@@ -17,7 +17,7 @@ What the hand tells (events)                                        and when
   cancel / owner_gone                                               the caller changed its mind, or went away
   reject_queued                                                     no node could ever hold its containers
   tick(now)                                                         when `next_deadline()` has come
-`demand(now, function_id)` is the view the autoscaler decides on.
+`demand(now, function_id)` is the view the autoscaler decides on; `surplus` are idle containers others may have.
 
 Rules, checked by `squall.testing.check_dispatch`:
 
@@ -73,6 +73,8 @@ from squall.server.inputs import (
     Status,
     StopContainer,
 )
+
+__all__ = ["Call", "Dispatch", "Finish", "FunctionOptions", "Input"]
 
 INFRA_RETRIES = 8
 CRASH_RETRIES = 1
@@ -459,7 +461,8 @@ class Dispatch:
             # The least recently used one is the likeliest to be empty. This either gives it a suspect or reserves it.
             self._isolate(now, next(iter(free)), out)
         while function.queued and free:
-            self._fill(now, next(reversed(free)), out)
+            # Taken out even if it stays: only `popitem` leaves no holes at a dict's end that the next search must pass.
+            self._fill(now, free.popitem()[0], out)
 
     def _settle(self, now: float, out: Instructions) -> None:
         """Fill slots after an event that may have killed several containers. Only now: a push to one that the same
