@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -71,6 +72,7 @@ class Agent:
         self.network = network
         self.loop = asyncio.get_running_loop()
         self.stream: FrameStream
+        self.handoff_path = config.run_dir / "handoff.sock"
         self.handoff: socket.socket
         self.held: dict[str, Held] = {}
         self.ended = asyncio.Event()
@@ -106,7 +108,7 @@ class Agent:
     async def _connect(self) -> None:
         self.handoff = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.handoff.setblocking(False)
-        self.handoff.connect(str(self.config.run_dir / "handoff.sock"))
+        self.handoff.connect(str(self.handoff_path))
         stream = FrameStream(self.loop, self._on_frame, self._on_lost)
         await self.loop.create_unix_connection(lambda: stream, str(self.config.socket_path))  # type: ignore[type-var]
         self.stream = stream
@@ -199,7 +201,16 @@ class Agent:
                 future.set_exception(ServiceError(f"connection to the server broke: {reason}"))
         # The server of an embedded home does not come back under the same agent: containers hold sockets to the old
         # one. Ending at once frees the machine; the next server starts a fresh agent.
+        self._remove_dead_sockets()
         self.end(f"connection to the server broke: {reason}")
+
+    def _remove_dead_sockets(self) -> None:
+        """A server that was killed leaves its sockets in the home. Whether it was shows by nobody listening."""
+        for path, kind in ((self.config.socket_path, socket.SOCK_STREAM), (self.handoff_path, socket.SOCK_SEQPACKET)):
+            with socket.socket(socket.AF_UNIX, kind) as probe, contextlib.suppress(OSError):
+                probe.setblocking(False)
+                if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
+                    path.unlink()
 
     # -- containers
 
