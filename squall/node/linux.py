@@ -267,7 +267,7 @@ class NetworkMaker:
         _linux.set_parent_death_signal(signal.SIGKILL)  # entering cleared it
         if os.getppid() != parent:
             return
-        while requests.recv(16):
+        while _has_request(requests):
             try:
                 _linux.unshare(_linux.CLONE_NEWNET)
                 bring_up_loopback()
@@ -277,6 +277,13 @@ class NetworkMaker:
                 continue
             socket.send_fds(requests, [b"net"], [fd])
             os.close(fd)
+
+
+def _has_request(requests: socket.socket) -> bool:
+    try:
+        return bool(requests.recv(16))
+    except ConnectionResetError:  # the agent died with something of ours unread
+        return False
 
 
 # ---- what /proc says about a process ----------------------------------------------------------------------------

@@ -376,15 +376,18 @@ class NativeRuntime(Runtime):
     async def start(self) -> None:
         if not linux.has_private_mounts():
             raise InternalError("the native runtime was started outside a private mount namespace")
-        for name in ("layers", "scratch", "mounts", "sources"):
-            (self.node_dir / name).mkdir(parents=True, exist_ok=True)
-        self.node_dir.chmod(0o700)
-        self._lock = await self._take_lock()
+        await self._open_home()
         try:
             await self._prepare()
         except BaseException:
             await self.close()
             raise
+
+    async def _open_home(self) -> None:
+        for name in ("layers", "scratch", "mounts"):
+            (self.node_dir / name).mkdir(parents=True, exist_ok=True)
+        self.node_dir.chmod(0o700)  # it holds tenants' files, setuid ones too
+        self._lock = await self._take_lock()
 
     async def _prepare(self) -> None:
         _linux.prctl(_linux.PR_SET_CHILD_SUBREAPER, 1)
@@ -421,6 +424,8 @@ class NativeRuntime(Runtime):
             rootfs.remove_tree(workspace)
 
     async def close(self) -> None:
+        if self._closed:
+            return
         self._closed = True
         deadline = time.monotonic() + 2 * SHELL_TIMEOUT
         while self._creating and time.monotonic() < deadline:  # noqa: ASYNC110 - a counter, looked at once in a life
@@ -554,7 +559,17 @@ class NativeRuntime(Runtime):
         return known
 
     async def _fork_shell(self, nursery: _Nursery) -> Shell:
+        """A new shell; when the zygote dies or hangs over it, once more from a new zygote."""
         zygote = await self._ready_zygote(nursery)
+        try:
+            return await self._fork_shell_from(nursery, zygote)
+        except StepError as error:
+            if zygote.is_alive:
+                raise
+            _log.warning("a zygote failed and is made anew", error=error.message)
+        return await self._fork_shell_from(nursery, await self._ready_zygote(nursery))
+
+    async def _fork_shell_from(self, nursery: _Nursery, zygote: Zygote) -> Shell:
         name = f"c{next(self._numbers)}"
         shell = Shell(name, self.hierarchies.group(self.parent, name), nursery.workspace.scratch / name, Channel())
         try:
@@ -562,8 +577,8 @@ class NativeRuntime(Runtime):
             return shell
         except BaseException as error:
             await shell.undo(self.executor)
-            if isinstance(error, StepError) and zygote.is_alive and shell.pid == 0:
-                zygote.kill()  # it did not fork in time, or lied: the next creation gets a new one
+            if isinstance(error, StepError) and error.step == "fork-shell":
+                zygote.kill()  # it is gone, did not fork in time, or lied
             raise
 
     # -- spares --

@@ -272,10 +272,11 @@ class Zygote:
         self.log_tail = bytearray()
         self.status = 0
         self._log_fd = -1
+        self._is_doomed = False
 
     @property
     def is_alive(self) -> bool:
-        return self.pidfd >= 0 and not self.ended.done()
+        return self.pidfd >= 0 and not self._is_doomed and not self.ended.done()
 
     async def start(self) -> None:
         """Fork, contain, exec, warm up. On failure nothing of it is left."""
@@ -350,7 +351,8 @@ class Zygote:
             raise StepError("fork-shell", f"the zygote takes no request: {error}") from error
 
     def kill(self) -> None:
-        if self.is_alive:
+        self._is_doomed = True
+        if self.pidfd >= 0 and not self.ended.done():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 

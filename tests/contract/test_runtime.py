@@ -1,4 +1,4 @@
-"""What every runtime promises: a container runs, is fed, heard, signalled, measured, ends with a reason, leaves nothing."""
+"""What every runtime promises: a container runs, is fed, heard, signalled, measured, and ends with a reason."""
 
 from __future__ import annotations
 
