@@ -31,7 +31,7 @@ TEXT_LIMIT = 64 << 10
 EXCEPTION_LIMIT_BYTES = 64 << 20
 """A pickled exception above this comes back as a RemoteError."""
 FRAMES_LIMIT = 256
-CHAIN_LIMIT = 32
+CHAIN_LIMIT = 64
 LINES_LIMIT = 200_000
 """Line number above which no source is kept for files that are missing here."""
 
@@ -58,7 +58,7 @@ def pack(value: Any, what: str, *, main_by_value: bool = True) -> bytes:
         return BY_VALUE + _dumps_by_value(value, what)
     if main_by_value and _MAIN in data:
         try:
-            return BY_VALUE + _cloudpickle().dumps(value, 5)
+            return BY_VALUE + bytes(_cloudpickle().dumps(value, 5))
         except Exception:  # only the text `__main__` was in there, beside something plain pickle alone can do
             return PLAIN + data
     return PLAIN + data
@@ -169,6 +169,8 @@ def _cloudpickle() -> Any:
 
 def _explain(value: Any, what: str, error: Exception) -> str:
     head = f"cannot pickle {what} (a `{_type_name(type(value))}`)"
+    if "recursion" in f"{type(error).__name__} {error}".lower():
+        return f"{head}: it is nested too deeply"
     try:
         found = _culprit(value, "", 6, [500])
     except Exception:  # a hostile `__iter__` or `__dict__`: the plain reason must do
@@ -206,7 +208,8 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from (("{...}", inner) for inner in value)
     elif isinstance(value, types.FunctionType) and value.__closure__:
         yield from (
-            (f".{name}", cell.cell_contents) for name, cell in zip(value.__code__.co_freevars, value.__closure__)
+            (f".{name}", cell.cell_contents)
+            for name, cell in zip(value.__code__.co_freevars, value.__closure__, strict=True)
         )
     else:
         state = getattr(value, "__dict__", None)
@@ -318,8 +321,10 @@ def _state_of(error: Exception) -> Any:
         isinstance(getattr(cls, name, None), types.FunctionType)
         for name in ("__reduce__", "__reduce_ex__", "__setstate__", "__getstate__", "__getnewargs__")
     )
-    if own_pickling or _members_of(error):
+    if own_pickling:
         return error
+    if _members_of(error):
+        return cls, (error.args[0],), vars(error)  # its members are entries of their own
     reduced: Any = error.__reduce__()
     if type(reduced) is not tuple or len(reduced) > 3 or reduced[0] is not cls or type(reduced[1]) is not tuple:
         return error
@@ -378,20 +383,25 @@ def unpack_exception(
         if memoryview(data)[:1] != EXCEPTION:
             raise ValueError("it is not a packed exception")
         entries = pickle.loads(memoryview(data)[1:])
-        rebuilt = [_rebuild(entry, where, source_map or {}) for entry in entries[:CHAIN_LIMIT]]
-        for entry, error in zip(entries, rebuilt):
-            _tie(entry, error, rebuilt, source_map or {}, entries)
+        rebuilt: dict[int, BaseException] = {}
+        for index in reversed(range(min(len(entries), CHAIN_LIMIT))):  # a group comes before its members
+            rebuilt[index] = _rebuild(entries[index], where, source_map or {}, rebuilt)
+        for index, error in rebuilt.items():
+            _tie(entries[index], error, rebuilt)
         return rebuilt[0]
     except Exception as failure:
         return RemoteError(f"{where} raised an exception that cannot be shown here: {_reason(failure)}")
 
 
-def _rebuild(entry: Mapping[str, Any], where: str, source_map: Mapping[str, str]) -> BaseException:
+def _rebuild(
+    entry: Mapping[str, Any], where: str, source_map: Mapping[str, str], later: Mapping[int, BaseException]
+) -> BaseException:
     why = entry["why"]
     error: BaseException | None = None
     if not why:
         try:
-            error = _from_state(unpack(entry["value"], "it"))
+            members = [later[index] for index in entry["members"] if index in later]
+            error = _from_state(unpack(entry["value"], "it"), members)
         except Exception as failure:
             why = failure.message if isinstance(failure, Error) else f"cannot load it: {_reason(failure)}"
     if error is None:
@@ -412,17 +422,19 @@ def _stand_in(entry: Mapping[str, Any], where: str, why: str) -> RemoteError:
     return error
 
 
-def _from_state(state: Any) -> BaseException:
+def _from_state(state: Any, members: list[BaseException]) -> BaseException:
     if isinstance(state, Exception):
         return state
     cls, args, attributes = state
     if not (isinstance(cls, type) and issubclass(cls, Exception)):
         raise TypeError(f"`{cls!r}` is no exception class")
+    if members:
+        args = (*args, members)
     # `__new__` and `__init__` of the nearest C class only: they fill what C code reads (errno, value, encoding ...)
     # and the Python ones, which may want other arguments, have had their say when it was raised.
     static = next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
     error: BaseException = static.__new__(cls, *args)
-    static.__init__(error, *args)
+    static.__init__(error, *args)  # type: ignore[misc]  # unsound for instances of subclasses, and wanted
     if error.args != args and not isinstance(error, OSError):
         error.args = args
     if attributes:
@@ -433,23 +445,13 @@ def _from_state(state: Any) -> BaseException:
 _HEAP_TYPE = 1 << 9
 
 
-def _tie(
-    entry: Mapping[str, Any],
-    error: BaseException,
-    rebuilt: Sequence[BaseException],
-    source_map: Mapping[str, str],
-    entries: Sequence[Mapping[str, Any]],
-) -> None:
-    """Give back what is not in the pickle: cause, context, notes, and the tracebacks of a group's members."""
-    cause, context = entry["cause"], entry["context"]
-    error.__cause__ = rebuilt[cause] if 0 <= cause < len(rebuilt) else None
-    error.__context__ = rebuilt[context] if 0 <= context < len(rebuilt) else None
+def _tie(entry: Mapping[str, Any], error: BaseException, rebuilt: Mapping[int, BaseException]) -> None:
+    """Give back what is not in the pickle: cause, context and notes."""
+    error.__cause__ = rebuilt.get(entry["cause"])
+    error.__context__ = rebuilt.get(entry["context"])
     error.__suppress_context__ = bool(entry["suppress"])
     if entry["notes"] and not getattr(error, "__notes__", None):
         error.__notes__ = list(entry["notes"])  # type: ignore[attr-defined]
-    for member, index in zip(_members_of(error), entry["members"]):
-        if 0 <= index < len(entries):
-            member.__traceback__ = _build_traceback(entries[index]["frames"], source_map)
 
 
 class _Stop(Exception):
@@ -522,7 +524,7 @@ def _map_path(file: str, source_map: Mapping[str, str]) -> str:
 
 def _remember_source(file: str, lines: Mapping[int, str]) -> None:
     """Let `traceback` and `pdb` find the lines of a file that is not on this machine."""
-    if file in linecache.cache and linecache.cache[file][0] is not _REMOTE:  # type: ignore[comparison-overlap]
+    if file in linecache.cache and linecache.cache[file][0] is not _REMOTE:
         return
     known = linecache.cache.get(file)
     if known is None and (os.path.exists(file) or not any(lines.values())):
