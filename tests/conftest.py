@@ -5,6 +5,7 @@ Must stay small: builders belong in `squall.testing`, a room's own fixtures besi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -61,19 +62,34 @@ def mounts_under(home: Path) -> list[str]:
     return [line for line in lines if line.split()[4].startswith(f"{home}/")]
 
 
-@pytest.fixture
-def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+@contextlib.contextmanager
+def temporary_home() -> Iterator[Path]:
     """A new, empty SQUALL_HOME. At the end its server is stopped, and no process and no mount of it may be left."""
     path = Path(tempfile.mkdtemp(prefix="squall-"))  # short: sockets live in it
-    monkeypatch.setenv("SQUALL_HOME", str(path))
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SQUALL_HOME", str(path))
+        try:
+            yield path
+            _stop_server(path)
+            wait_until(lambda: not processes_of(path), "no process of this home is left")
+            assert mounts_under(path) == []
+        finally:
+            _kill(processes_of(path))
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A Squall of this test's own."""
+    with temporary_home() as path:
         yield path
-        _stop_server(path)
-        wait_until(lambda: not processes_of(path), "no process of this home is left")
-        assert mounts_under(path) == []
-    finally:
-        _kill(processes_of(path))
-        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def shared_home() -> Iterator[Path]:
+    """A Squall that the tests of a module share, where none of them depends on what another left."""
+    with temporary_home() as path:
+        yield path
 
 
 def _stop_server(home: Path) -> None:
