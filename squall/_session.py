@@ -439,4 +439,5 @@ _NOTICES = {
     "stopped": "the app was stopped: {reason}",
     "waiting": "`{function}` is waiting: {reason}",
     "backoff": "containers of `{function}` keep failing: {reason}",
+    "warning": "warning: {reason}",
 }

@@ -18,22 +18,21 @@ from squall.node.runtime import ProcessRuntime, Runtime
 log = _observe.Logger("agent")
 
 
-def choose_runtime(settings: Config) -> tuple[Runtime, Network | None]:
+def choose_runtime(settings: Config) -> tuple[Runtime, Network | None, list[str]]:
     """The best runtime that works here, or the one asked for. Raises InvalidError when that one cannot work."""
     problems = NativeRuntime.problems()
     if settings.runtime == "process" or (settings.runtime == "auto" and problems):
         for problem in problems if settings.runtime == "auto" else []:
             log.warning("the native runtime does not work here", problem=problem)
-        return ProcessRuntime(settings.node_dir), None
+        return ProcessRuntime(settings.home), None, []
     if problems:
         raise InvalidError(f"runtime `native` does not work here: {problems[0]}", hint="`squall doctor` says more")
     network_problems = Network.problems()
-    for problem in network_problems:
-        log.warning("containers get no network", problem=problem)
     # Before any thread: every mount of ours stays in a namespace of the agent's own and ends with it.
     linux.enter_private_mounts()
-    network = None if network_problems else Network(settings.node_dir)
-    return NativeRuntime(settings.node_dir, network), network
+    network = None if network_problems else Network(settings.home)
+    warnings = [f"containers have no network: {problem}" for problem in network_problems]
+    return NativeRuntime(settings.home, network), network, warnings
 
 
 async def serve(settings: Config) -> None:

@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from squall._observe import Logger
@@ -66,10 +67,13 @@ class Held:
 
 
 class Agent:
-    def __init__(self, config: Config, runtime: Runtime, network: Network | None = None) -> None:
+    def __init__(
+        self, config: Config, runtime: Runtime, network: Network | None = None, warnings: Sequence[str] = ()
+    ) -> None:
         self.config = config
         self.runtime = runtime
         self.network = network
+        self.warnings = list(warnings)
         self.loop = asyncio.get_running_loop()
         self.stream: FrameStream
         self.handoff_path = config.run_dir / "handoff.sock"
@@ -116,8 +120,11 @@ class Agent:
 
     async def _register(self) -> None:
         machine = reports.inventory(self.config)
+        warnings = self.warnings + self.runtime.warnings()
+        if self.network is not None:
+            warnings += self.network.warnings()
         message = Register(
-            machine.hostname, machine.cpus, machine.memory_mib, machine.gpus, self.runtime.name, self.runtime.warnings()
+            machine.hostname, machine.cpus, machine.memory_mib, machine.gpus, self.runtime.name, warnings
         )
         await self.request(message)
         log.info("registered", runtime=self.runtime.name, cpus=machine.cpus, memory_mib=machine.memory_mib)
@@ -228,9 +235,7 @@ class Agent:
         steps = dict(container.steps)
         steps["agent"] = (time.perf_counter() - began) * 1000 - sum(steps.values())
         held.container = container
-        self.stream.send(
-            ContainerEvent(spec.container_id, "starting", at=time.time(), steps=steps, pid=container.pid)
-        )
+        self.stream.send(ContainerEvent(spec.container_id, "starting", at=time.time(), steps=steps, pid=container.pid))
         if held.stop_reason:
             container.kill(held.stop_reason)
         await self._follow(held, container)

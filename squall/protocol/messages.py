@@ -223,7 +223,8 @@ class Notice(Message):
 
     `kind`: `container` (`data`: container_id, function, state, reason), `stopped` (the app ended by someone else's
     hand; reason), `waiting` (inputs of `function` cannot be placed; reason), `backoff` (containers of `function`
-    keep dying; reason), `stats` (per function: queued, running, done, failed, containers).
+    keep dying; reason), `warning` (a protection that is missing on a node; reason),
+    `stats` (of `function`, a few times a second while they change: queued, running, done, failed, containers).
     """
 
     TAG = "notice"

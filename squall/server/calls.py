@@ -101,9 +101,7 @@ class Calls:
             "app_id": function.app.app_id,
             "created_at": time.time(),
         }
-        rows = [
-            {"call_id": message.call_id, "idx": idx, **_columns("args", data)} for idx, data in items
-        ]
+        rows = [{"call_id": message.call_id, "idx": idx, **_columns("args", data)} for idx, data in items]
 
         def work(connection: Any) -> list[int]:
             from squall.server import tables
@@ -340,4 +338,3 @@ def _insert_call(connection: Any, tables: Any, call_row: dict[str, Any], rows: l
     if fresh:
         connection.execute(inputs.insert(), fresh)
     return [row["idx"] for row in fresh]
-

@@ -236,6 +236,8 @@ class Server:
             node = self.nodes.register(stream, message)
             reply(stream, message.id, {"node_id": node.node_id})
             self.reconciler.node_joined(node)
+            for app in self.objects.apps.values():
+                self._warn(app, node)
         elif not isinstance(node, Node):
             stream.abort("it did not register")
         elif isinstance(message, ContainerEvent):
@@ -336,6 +338,8 @@ class Server:
         peer.apps.add(app.app_id)
         if message.follow:
             app.followers.add(peer)
+        for node in self.nodes.nodes.values():
+            self._warn(app, node)
         now = time.monotonic()
         for function in app.functions.values():
             self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function.spec)))
@@ -398,6 +402,12 @@ class Server:
             note = Record(entry.at, entry.container_id, entry.function, "system", text.encode())
             peer.stream.send(log_chunk(app, note), note.data)
         peer.stream.send(log_chunk(app, entry), entry.data)
+
+    def _warn(self, app: AppRecord, node: Node) -> None:
+        """What protection is missing is said to whoever runs code there, each time."""
+        for warning in node.machine.warnings:
+            for peer in app.followers:
+                peer.stream.send(Notice(app.app_id, "warning", {"reason": warning}))
 
     def notify(self, function: FunctionRecord, kind: str, data: dict[str, Any]) -> None:
         app = function.app

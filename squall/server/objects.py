@@ -43,7 +43,8 @@ class FunctionRecord:
     function_id: str
     app: AppRecord
     spec: FunctionSpec
-    gpu_refusal: str = ""
+    told_stats: dict[str, int] = field(default_factory=dict)
+    """What its followers were last told."""
 
 
 def options_of(spec: FunctionSpec) -> FunctionOptions:

@@ -35,6 +35,7 @@ from squall.server.dispatch import Dispatch
 from squall.server.inputs import (
     CancelRunning,
     DemandChanged,
+    Fault,
     Finish,
     Instructions,
     KillContainer,
@@ -178,13 +179,30 @@ class Reconciler:
             now = time.monotonic()
             for function_id in list(self.dispatch.functions):
                 self._scale(now, function_id)
+                self._tell_stats(function_id)
             self.place(now)
+
+    def _tell_stats(self, function_id: str) -> None:
+        state, function = self.dispatch.functions.get(function_id), self.objects.functions.get(function_id)
+        if state is None or function is None or not function.app.followers:
+            return
+        stats = {
+            "queued": state.queued + state.suspected + state.waiting,
+            "running": len(state.running),
+            "done": state.finished - state.failed,
+            "failed": state.failed,
+            "containers": len(state.containers),
+        }
+        if function.told_stats != stats:
+            function.told_stats = stats
+            self.notify(function, "stats", stats)
 
     def place(self, now: float) -> None:
         """Give the scheduler's room to whoever wants it."""
         if not self._wanting:
             return
-        plan = self.scheduler.plan(now, (new_id("co") for _ in itertools.repeat(None)))
+        new_ids = (new_id("co") for _ in itertools.repeat(None))
+        plan = self.scheduler.plan(now, new_ids, self.dispatch.surplus)
         for grant in plan.grants:
             self._start(now, grant)
         for function_id in [fid for fid in self._refusals if fid not in plan.refusals]:
@@ -192,14 +210,14 @@ class Reconciler:
         for function_id, refusal in plan.refusals.items():
             self._refuse(now, function_id, refusal.reason, refusal.hint, refusal.permanent)
         for reclaim in plan.reclaims:
-            self._reclaim(now, reclaim.function_id, reclaim.reason)
+            self.apply(self.dispatch.drain(now, reclaim.container_id, reclaim.reason))
 
     def _refuse(self, now: float, function_id: str, reason: str, hint: str, permanent: bool) -> None:
         function = self.objects.functions.get(function_id)
         if function is None:
             return
         if permanent:
-            self._fail_unplaceable(now, function_id, reason, hint)
+            self._reject(now, function_id, reason, hint)
             return
         since, told = self._refusals.setdefault(function_id, (now, ""))
         demand = self.dispatch.demand(now, function_id)
@@ -207,25 +225,11 @@ class Reconciler:
             self.notify(function, "waiting", {"reason": reason, "hint": hint})
             self._refusals[function_id] = (since, reason)
 
-    def _fail_unplaceable(self, now: float, function_id: str, reason: str, hint: str) -> None:
-        """No node could ever hold it: a container that never stood, so that waiting inputs fail and say why."""
-        container_id = new_id("co")
-        self.apply(self.dispatch.container_starting(now, container_id, function_id))
-        error = Result(b"", container_id, 0.0, 0.0)
-        self.apply(
-            self.dispatch.container_gone(now, container_id, reason, fault="container", hint=hint, init_error=error)
-        )
+    def _reject(self, now: float, function_id: str, reason: str, hint: str) -> None:
+        """No node could ever hold it: waiting inputs fail and say why."""
         self.scheduler.want(now, function_id, 0, Request())
         self._wanting.discard(function_id)
-
-    def _reclaim(self, now: float, function_id: str, reason: str) -> None:
-        state = self.dispatch.functions.get(function_id)
-        if state is None:
-            return
-        ready = [c for c in state.containers.values() if c.state == "ready"]
-        if ready:
-            victim = min(ready, key=lambda c: len(c.running))
-            self.apply(self.dispatch.drain(now, victim.container_id, reason))
+        self.apply(self.dispatch.reject_queued(now, function_id, reason, hint))
 
     # -- a container's life
 
@@ -364,12 +368,17 @@ class Reconciler:
         record.timeline.exited_at = time.time()
         if record.stream is not None:
             record.stream.abort("the container ended")
-        fault = "infra" if infra or record.stopped_by_operator else "container"
+        fault: Fault = "infra" if infra or record.stopped_by_operator else "container"
         hint = _oom_hint(record) if oom else ""
         count("containers_ended")
         self.apply(
             self.dispatch.container_gone(
-                time.monotonic(), record.container_id, reason, fault=fault, hint=hint, init_error=record.init_error  # type: ignore[arg-type]
+                time.monotonic(),
+                record.container_id,
+                reason,
+                fault=fault,
+                hint=hint,
+                init_error=record.init_error,
             )
         )
         self._tell(record)
