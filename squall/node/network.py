@@ -350,6 +350,11 @@ class Network:
         """Sweep what an earlier agent of this home left, then set everything up; undo it all if a step fails."""
         try:
             await self._start()
+        except OSError as error:
+            await self.close()
+            raise ServiceError(
+                f"setting up the containers' network: {error}", hint="`squall doctor` says more"
+            ) from None
         except BaseException:
             await self.close()
             raise

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from squall._observe import Logger
-from squall.exception import ConflictError, ServiceError
+from squall.exception import ConflictError, Error, ServiceError
 from squall.node import netlink
 from squall.node.egress import UPLINK_NAME, Opening, Uplink, host_rules
 from squall.node.netlink import End, Netlink, NetlinkError
@@ -162,23 +162,31 @@ class HostSide:
         if owner is None or not owner.has_ended():
             return
         loop.remove_reader(owner.fd)
-        with Netlink() as conversation:  # here and now: a few microseconds, and every packet until then is unjudged
-            conversation.run(netlink.set_link(socket.if_nametoindex(self._link), up=False))
+        try:
+            with Netlink() as conversation:  # here and now: until then, the host's own addresses are not closed
+                conversation.run(netlink.set_link(socket.if_nametoindex(self._link), up=False))
+        except OSError as error:  # the uplink is gone as well: nothing passes
+            _log.debug("the uplink could not be taken down", error=str(error))
         _log.error("the nft that owns the host's rules was killed; containers have no network until it is back")
-        loop.run_in_executor(None, self._restore, loop)
+        loop.run_in_executor(None, self._restore)
 
-    def _restore(self, loop: asyncio.AbstractEventLoop) -> None:
-        with _machine_lock(), Netlink() as conversation:
-            if self._owner is None:
-                return
-            self._restarts += 1
-            if self._restarts > RESTARTS:
-                _log.error("the host's rules were removed too often; the network stays down", restarts=RESTARTS)
-                return
-            self._owner.close()
-            self._owner = _TableOwner(self._table, self._rules)
-            conversation.run(netlink.set_link(socket.if_nametoindex(self._link)))
-            loop.call_soon_threadsafe(self._watch_again)
+    def _restore(self) -> None:
+        self._restarts += 1
+        if self._restarts > RESTARTS:
+            _log.error("the host's rules were removed too often; the network stays down", restarts=RESTARTS)
+            return
+        try:
+            with _machine_lock(), Netlink() as conversation:
+                if self._owner is None:  # closed meanwhile
+                    return
+                self._owner.close()
+                self._owner = _TableOwner(self._table, self._rules)
+                conversation.run(netlink.set_link(socket.if_nametoindex(self._link)))
+        except (Error, OSError) as error:
+            _log.error("the host's rules could not be put back; the network stays down", error=str(error))
+        else:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._watch_again)
 
     def _watch_again(self) -> None:
         if self._loop is not None:  # not closed meanwhile

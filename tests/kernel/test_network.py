@@ -7,18 +7,22 @@ import fcntl
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
+from squall._observe import counters
 from squall.exception import ConflictError
+from squall.node import netlink
 from squall.node.linux import make_user_namespace
 from squall.node.network import Network, Pool
-from tests.kernel.fake_internet import HOST, SERVER, World, run_in_fake_host, shell, tcp
+from tests.kernel.fake_internet import HOST, SERVER, World, in_namespace, run_in_fake_host, shell, tcp
 
 __all__ = ["run_in_fake_host"]  # a fixture
 
@@ -28,11 +32,14 @@ Run = Callable[..., None]
 _NS_GET_USERNS = 0xB701
 _VICTIM = """
 import asyncio, os, sys
+from ipaddress import IPv4Address
 from pathlib import Path
 from squall.node import uplink
 from squall.node.dns import HostResolvers
 from squall.node.egress import Policy
+from squall._observe import counters
 from squall.exception import ConflictError
+from squall.node import netlink
 from squall.node.linux import make_user_namespace
 from squall.node.network import Network
 async def main():
@@ -152,6 +159,34 @@ def test_release_cuts_off_what_is_left_in_the_namespace(run_in_fake_host: Run) -
             survivor.communicate()
 
     run_in_fake_host(scenario)
+
+
+def test_connections_of_a_released_address_are_forgotten(run_in_fake_host: Run) -> None:
+    async def scenario(world: World) -> None:
+        refused = counters().get("network_undo_refused", 0)
+        listener = world.internet.listen_udp(9999)
+        async with world.network() as network:
+            lease = await network.lease("w", world.userns)
+            server = await world.inside(lease, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            with server:
+                server.sendto(b"hello", (SERVER, 9999))
+                _, seen_from = await asyncio.to_thread(listener.recvfrom, 100)
+                assert seen_from[0] == HOST
+            assert in_namespace(network._router.fd, lambda: tracked(lease.address)) == 1
+            network.release(lease)
+            await world.until(lambda: not network._destroying, "the namespace is destroyed")
+            assert in_namespace(network._router.fd, lambda: tracked(lease.address)) == 0
+        assert counters().get("network_undo_refused", 0) == refused
+
+    run_in_fake_host(scenario)
+
+
+def tracked(address: str) -> int:
+    """Connections from an address that are tracked in the namespace of this thread."""
+    head = struct.pack("=BBH", socket.AF_INET, 0, 0)
+    with netlink.Netlink(netlink.NETFILTER) as conversation:
+        bodies = conversation.dump(netlink.Request("list connections", 1 << 8 | 1, 0x300, head))
+        return sum(IPv4Address(address).packed in body for body in bodies)
 
 
 def test_a_cancelled_lease_loses_no_namespace(run_in_fake_host: Run) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from functools import partial
+from ipaddress import IPv4Address
 
 import pytest
 
@@ -24,6 +25,7 @@ from tests.kernel.fake_internet import (
     ask_by_tcp,
     ask_by_udp,
     greeter,
+    in_namespace,
     query,
     run_in_fake_host,
     send_raw,
@@ -105,14 +107,21 @@ def test_containers_cannot_reach_each_other_even_in_one_workspace(run_in_fake_ho
 
 def test_container_cannot_be_reached_from_outside(run_in_fake_host: Run) -> None:
     async def scenario(world: World) -> None:
+        shell("sysctl -qw net.ipv4.ip_forward=1")  # a host that passes on what others send it
         async with world.network() as network:
             lease = await network.lease("w", world.userns)
             with await world.inside(lease, lambda: greeter("0.0.0.0", 80)):
-                shown = shell("ip -4 route")
-                router = next(line for line in shown.splitlines() if " dev sq" in line).split("/")[0]
-                host, _, last = router.rpartition(".")
-                for address in (lease.address, f"{host}.{int(last) + 2}"):
+                link = next(line for line in shell("ip -4 route").splitlines() if " dev sq" in line).split("/")[0]
+                router = str(IPv4Address(link) + 2)
+                shell(f"ip route add {lease.address} via {router}")  # as a neighbour of the host could, too
+                for address in (lease.address, router):
                     assert await asyncio.to_thread(tcp, address, 80, 1.0) in REFUSED, address
+
+                def from_the_internet() -> str:
+                    shell(f"ip route add {lease.address} via {HOST}")
+                    return tcp(lease.address, 80, 1.0)
+
+                assert await asyncio.to_thread(in_namespace, world.internet.fd, from_the_internet) in REFUSED
 
     run_in_fake_host(scenario)
 

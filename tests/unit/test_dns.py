@@ -67,8 +67,8 @@ def test_failure_is_a_well_formed_answer_to_the_query() -> None:
 
 
 def test_resolv_conf_gives_three_resolvers_at_most_and_the_lines_about_names() -> None:
-    text = "# x\nnameserver 10.0.0.1\nnameserver 127.0.0.53\nsearch a b\nnameserver ::1\nnameserver 9.9.9.9\noptions x\n"
-    servers, options = parse_resolv_conf(text)
+    lines = ["# x", "nameserver 10.0.0.1", "search a b", "nameserver 127.0.0.53", "options x"]
+    servers, options = parse_resolv_conf("\n".join([*lines, "nameserver ::1", "nameserver 9.9.9.9"]))
     assert servers == [("10.0.0.1", 53), ("127.0.0.53", 53), ("::1", 53)]
     assert options == ["search a b", "options x"]
 
