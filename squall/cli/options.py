@@ -170,5 +170,10 @@ def parse(command: click.Command, words: list[str], shown_as: str) -> dict[str, 
     """Keyword arguments (or `{"args": ...}` for raw ones) from the command line's words."""
     if command.params and command.params[0].name == "args" and isinstance(command.params[0], click.Argument):
         return {"args": tuple(words)}
-    with command.make_context(shown_as, list(words)) as ctx:
-        return dict(ctx.params)
+    try:
+        with command.make_context(shown_as, list(words)) as ctx:
+            return dict(ctx.params)
+    except click.UsageError as error:
+        # Errors of click's parser carry no context, and would be taken for errors of `squall run` itself.
+        error.ctx = error.ctx or click.Context(command, info_name=shown_as)
+        raise

@@ -78,7 +78,14 @@ def run(
     target = find_target(ref, as_module)
     command = options.command_for(target.name, target.raw_f, signature_of(target))
     shown_as = f"squall run {'-m ' if as_module else ''}{ref}"
-    kwargs = options.parse(command, list(args), shown_as)
+    check_writable(target.name, write_result)
+    try:
+        kwargs = options.parse(command, list(args), shown_as)
+    except click.NoSuchOption as error:
+        if any(error.option_name in option.opts for option in ctx.command.params):
+            hint = f"`{error.option_name}` is an option of `squall run`: put it before `{ref}`"
+            raise UsageHint(error.format_message(), hint, error.ctx) from None
+        raise
     output = make_output(quiet=quiet, timestamps=timestamps)
     app_run = target.app.run(name=name, detach=detach, output=output)
     try:
@@ -254,6 +261,16 @@ def call_function(function: Any, words: tuple[str, ...], kwargs: dict[str, Any])
     if result is not None:
         print(result)
     return result
+
+
+def check_writable(name: str, path: str | None) -> None:
+    """Refuse a place for the result before the work is done, not after."""
+    if path is None:
+        return
+    directory = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(directory) or not os.access(directory, os.W_OK):
+        why = "it is not writable" if os.path.isdir(directory) else "there is no such directory"
+        raise InvalidError(f"cannot write the result of `{name}` to `{path}`: {why}", hint=f"see `{directory}`")
 
 
 def finish(target: Target, result: Any, write_result: str | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_part_that_cannot_be_imported_is_a_problem_and_no_crash() -> None:
 
 
 def test_home_that_cannot_be_written_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admin.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     check = admin._home_check(config.Config(home=tmp_path / "none" / "deep"))
     assert (check.status, "SQUALL_HOME" in check.detail) == ("missing", True)
 

@@ -176,6 +176,30 @@ def test_unknown_and_missing_options_are_usage_errors(tmp_path: Path, capsys: py
     assert "--m" in capsys.readouterr().err
 
 
+def test_option_of_run_after_the_reference_is_answered_with_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = script(tmp_path, ONE_APP)
+    assert main.execute(["run", path, "--quiet"]) == 2
+    assert f"hint: `--quiet` is an option of `squall run`: put it before `{path}`" in capsys.readouterr().err
+
+
+def test_option_without_its_value_points_to_the_help_of_the_function(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = script(tmp_path, ONE_APP)
+    assert main.execute(["run", path, "--n"]) == 2
+    assert f"hint: `squall run {path} --help`" in capsys.readouterr().err
+
+
+def test_place_for_the_result_is_checked_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = script(tmp_path, ONE_APP)
+    assert main.execute(["run", "-w", str(tmp_path / "none" / "out"), path]) == 1
+    assert "there is no such directory" in capsys.readouterr().err
+
+
 def test_help_after_the_reference_is_that_of_the_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.execute(["run", script(tmp_path, ONE_APP), "--help"]) == 0
     assert "--n INTEGER" in capsys.readouterr().out
