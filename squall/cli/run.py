@@ -22,7 +22,7 @@ import click
 from squall._session import AppRun, import_ref
 from squall.app import App
 from squall.cli import options
-from squall.cli.main import did_you_mean, user_traceback
+from squall.cli.main import UsageHint, did_you_mean, user_traceback
 from squall.cli.output import Output, make_output
 from squall.exception import Error, InvalidError, NotFoundError
 
