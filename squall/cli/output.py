@@ -15,6 +15,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -61,12 +62,15 @@ class FunctionStats:
 
 @dataclass
 class _Source:
-    """One stream of one container: what it wrote after its last line end."""
+    """One stream of one container, or of this program when `container_id` is empty."""
 
     container_id: str
     function: str
     stream: str
     held: bytes = b""
+    """Written by it, and not yet by us: its line has not ended."""
+    tail: bytes = b""
+    """Written by us since its last line end; kept for a terminal only."""
 
 
 class Output:
@@ -110,7 +114,7 @@ class Output:
         """A line of Squall's own, on stderr."""
         with self._lock:
             self._end_open_line("stderr")
-            _write_bytes(sys.stderr, f"{text}\n".encode())
+            _write_bytes(self._stream("stderr"), f"{text}\n".encode())
 
     def close(self) -> None:
         """Write what is held. Idempotent."""
@@ -153,12 +157,15 @@ class Output:
         if self._open.get(source.stream) not in (None, source):
             self._end_open_line(source.stream)
         self._open[source.stream] = None if data.endswith((b"\n", b"\r")) else source
-        _write_bytes(sys.stdout if source.stream == "stdout" else sys.stderr, data)
+        _write_bytes(self._stream(source.stream), data)
 
     def _end_open_line(self, stream: str) -> None:
         if self._open.get(stream) is not None:
             self._open[stream] = None
-            _write_bytes(sys.stdout if stream == "stdout" else sys.stderr, b"\n")
+            _write_bytes(self._stream(stream), b"\n")
+
+    def _stream(self, stream: str) -> Any:
+        return sys.stdout if stream == "stdout" else sys.stderr
 
 
 def _stamp(at: float) -> bytes:
@@ -199,16 +206,51 @@ _NOTICES = {
 
 
 class LiveOutput(Output):
-    """For a terminal on stderr. Until the live view shows it writes plainly, as its parent does."""
+    """For a terminal on stderr. Until the live view shows it writes plainly, as its parent does.
+
+    From the start it stands between this program's own prints and the terminal: a print must go above the live view,
+    and a line that the program has begun must not be overwritten when the view comes up.
+    """
 
     def __init__(self, *, timestamps: bool = False) -> None:
         super().__init__(timestamps=timestamps)
         self._live: Live | None = None
+        self._timer: threading.Timer | None = None
         self._stats: dict[str, FunctionStats] = {}
         self._began = time.monotonic()
         self._closed = False
-        self._capture_stdout = is_terminal(sys.stdout)
-        """Both streams are the terminal, so stdout too must go above the live view."""
+        self._last: _Source | None = None
+        """Whose text stands where the cursor is."""
+        self._streams: dict[str, Any] = {"stdout": sys.stdout, "stderr": sys.stderr}
+        self._terminals = {name for name, stream in self._streams.items() if is_terminal(stream)}
+        """stdout may be a pipe or a file; it then gets its bytes as they are, live view or not."""
+        self._taps = {name: _Tap(self, name, self._streams[name]) for name in self._terminals}
+        for name, tap in self._taps.items():
+            setattr(sys, name, tap)
+
+    def _stream(self, stream: str) -> Any:
+        return self._streams[stream]
+
+    # -- what comes in
+
+    def log(self, chunk: LogChunk, data: bytes) -> None:
+        with self._lock:
+            source = self._source(chunk)
+            if self._is_above(source):
+                self._writers.add(chunk.container_id)
+                self._feed(source, data, chunk.at)
+            else:
+                super().log(chunk, data)
+
+    def local(self, stream: str, text: str) -> None:
+        """Text that this program itself prints to the terminal."""
+        with self._lock:
+            source = self._sources.setdefault(("", stream), _Source("", "", stream))
+            data = text.encode("utf-8", "replace")
+            if self._is_above(source):
+                self._feed(source, data, 0.0)
+            else:
+                self._write(source, data)
 
     def notice(self, notice: Notice) -> None:
         with self._lock:
@@ -222,29 +264,35 @@ class LiveOutput(Output):
             if self._live is None:
                 super().say(text)
             else:
-                self._print(_text(text.encode(), style="dim"))
+                for line in text.splitlines():
+                    self._print(_text(line.encode(), style="dim"))
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
             live, self._live = self._live, None
+            if self._timer is not None:
+                self._timer.cancel()
         # Outside the lock: stopping joins the refresh thread, which may be waiting for the lock to draw.
         if live is not None:
             live.stop()
+        for name, tap in self._taps.items():
+            if getattr(sys, name) is tap:
+                setattr(sys, name, self._streams[name])
         super().close()
 
     # -- numbers
 
     def _take_stats(self, data: dict[str, Any]) -> None:
-        rows = {str(data["function"]): data} if "function" in data else data
-        for function, counts in rows.items():
-            if isinstance(counts, dict):
-                stats = self._stats.setdefault(function, FunctionStats())
-                for name, value in counts.items():
-                    if hasattr(stats, name) and isinstance(value, int):
-                        setattr(stats, name, value)
-        if self._live is None and not self._closed and time.monotonic() - self._began > LIVE_AFTER_S:
-            self._show()
+        stats = self._stats.setdefault(str(data.get("function", "")), FunctionStats())
+        for name in vars(stats):
+            if isinstance(data.get(name), int):
+                setattr(stats, name, data[name])
+        if self._timer is None and not self._closed:
+            wait = max(0.0, self._began + LIVE_AFTER_S - time.monotonic())
+            self._timer = threading.Timer(wait, self._show)
+            self._timer.daemon = True
+            self._timer.start()
 
     # -- the view
 
@@ -252,47 +300,49 @@ class LiveOutput(Output):
         from rich.console import Console
         from rich.live import Live
 
-        for stream in ("stdout", "stderr"):
-            if stream == "stderr" or self._capture_stdout:
-                self._end_open_line(stream)
-        self._live = Live(
-            _View(self),
-            console=Console(stderr=True, highlight=False),
-            refresh_per_second=REFRESH_PER_SECOND,
-            transient=True,
-            redirect_stdout=self._capture_stdout,
-            redirect_stderr=True,
-        )
-        self._live.start()
+        with self._lock:
+            if self._closed:
+                return
+            last = self._last
+            if last is not None and last.tail:
+                # The line under the cursor moves into the view, which would otherwise draw over it.
+                _write_bytes(self._streams["stderr"], b"\r\x1b[2K")
+                last.held = last.tail
+                self._open.clear()
+            self._live = Live(
+                _View(self),
+                console=Console(file=self._streams["stderr"], highlight=False),
+                refresh_per_second=REFRESH_PER_SECOND,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
 
     def _is_above(self, source: _Source) -> bool:
-        """This stream's lines are printed above the live view; a stdout that is a pipe or file gets them raw."""
-        return self._live is not None and (source.stream == "stderr" or self._capture_stdout)
+        """This stream's lines are printed above the live view."""
+        return self._live is not None and source.stream in self._terminals
 
-    def log(self, chunk: LogChunk, data: bytes) -> None:
-        with self._lock:
-            source = self._source(chunk)
-            self._writers.add(chunk.container_id)
-            if not self._is_above(source):
-                super().log(chunk, data)
-                return
-            *lines, held = (source.held + data).split(b"\n")
-            source.held = _since_last_return(held)
-            for line in lines:
-                self._print(self._line(source, line, chunk.at))
-            if len(source.held) > HELD_LIMIT_BYTES:
-                held, source.held = source.held, b""
-                self._print(self._line(source, held, chunk.at))
+    def _feed(self, source: _Source, data: bytes, at: float) -> None:
+        """Print the lines that have ended; the rest is drawn in the view."""
+        *lines, held = (source.held + data).split(b"\n")
+        source.held = _since_last_return(held)
+        if len(source.held) > HELD_LIMIT_BYTES:
+            lines.append(source.held)
+            source.held = b""
+        for line in lines:
+            self._print(self._line(source, line, at))
 
     def _write(self, source: _Source, data: bytes) -> None:
-        if self._is_above(source):  # what was held when the view came up
-            for line in data.splitlines():
-                self._print(self._line(source, line, 0.0))
-        else:
-            super()._write(source, data)
+        super()._write(source, data)
+        if source.stream in self._terminals:
+            self._last = source
+            source.tail = _since_last_return((source.tail + data).rpartition(b"\n")[2])[-HELD_LIMIT_BYTES:]
 
     def _line(self, source: _Source, line: bytes, at: float) -> Text:
         text = _text(_visible(line))
+        if not source.container_id:
+            return text
         stamp = _stamp(at or time.time()).decode() if self.timestamps else ""
         prefix = stamp + (f"{source.function} {source.container_id[-4:]} | " if len(self._writers) > 1 else "")
         return _text(prefix.encode(), style="dim").append_text(text) if prefix else text
@@ -305,14 +355,33 @@ class LiveOutput(Output):
             pass
 
     def render(self) -> list[Text]:
-        """The lines of the live view: unfinished lines of containers, then the functions.
+        """The lines of the live view: unfinished lines, then the functions that have had work.
 
         Takes no lock: rich draws under a lock of its own, which `_print` takes while it holds ours.
         """
         bars = [self._line(source, source.held, 0.0) for source in list(self._sources.values()) if source.held]
-        stats = list(self._stats.items())
+        stats = [(name, counts) for name, counts in list(self._stats.items()) if any(vars(counts).values())]
         width = max((len(name) for name, _ in stats), default=0)
         return bars[:BARS_LIMIT] + [_text(_row(name, counts, width).encode()) for name, counts in stats]
+
+
+class _Tap:
+    """Stands in for sys.stdout or sys.stderr while a live output is open; all but writing is the real stream's."""
+
+    def __init__(self, output: LiveOutput, name: str, stream: Any) -> None:
+        self._output = output
+        self._name = name
+        self._real = stream
+
+    def write(self, text: str) -> int:
+        self._output.local(self._name, text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
 
 
 class _View:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,19 +114,18 @@ def a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     stream = Terminal()
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(output, "LIVE_AFTER_S", -1.0)
+    monkeypatch.setattr(output, "LIVE_AFTER_S", 60.0)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     return stream
 
 
 def stats(**counts: int) -> Notice:
-    return Notice("ap-1", "stats", {"square": counts})
+    return Notice("ap-1", "stats", {"function": "square", **counts})
 
 
 def test_short_run_on_a_terminal_does_not_load_rich(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = a_terminal(monkeypatch)
-    monkeypatch.setattr(output, "LIVE_AFTER_S", 60.0)
     out = output.make_output()
     assert isinstance(out, LiveOutput)
     out.notice(stats(done=1))
@@ -134,10 +134,17 @@ def test_short_run_on_a_terminal_does_not_load_rich(monkeypatch: pytest.MonkeyPa
     assert terminal.written.getvalue() == b"10%\rdone\n"
 
 
+def shown(**counts: int) -> LiveOutput:
+    """A live output whose view is up."""
+    out = LiveOutput()
+    out.notice(stats(**counts))
+    out._show()
+    return out
+
+
 def test_live_view_shows_a_line_for_each_function(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = a_terminal(monkeypatch)
-    out = LiveOutput()
-    out.notice(stats(queued=5, running=2, done=1, containers=1))
+    out = shown(queued=5, running=2, done=1, containers=1)
     rows = [text.plain for text in out.render()]
     out.close()
     assert rows == ["square  5 queued  2 running  1 done  1 container"]
@@ -146,8 +153,7 @@ def test_live_view_shows_a_line_for_each_function(monkeypatch: pytest.MonkeyPatc
 
 def test_lines_go_above_the_live_view_and_say_who_wrote_when_several_do(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = a_terminal(monkeypatch)
-    out = LiveOutput()
-    out.notice(stats(running=1))
+    out = shown(running=1)
     out.log(chunk("co-aaaa"), b"alone\n")
     out.log(chunk("co-bbbb"), b"together\n")
     out.close()
@@ -158,8 +164,7 @@ def test_lines_go_above_the_live_view_and_say_who_wrote_when_several_do(monkeypa
 
 def test_progress_bar_stays_in_the_live_view_until_its_line_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = a_terminal(monkeypatch)
-    out = LiveOutput()
-    out.notice(stats(running=1))
+    out = shown(running=1)
     out.log(chunk("co-a", "stderr"), b"\r 10%")
     out.log(chunk("co-a", "stderr"), b"\r 50%")
     assert out.render()[0].plain == " 50%"
@@ -171,8 +176,7 @@ def test_progress_bar_stays_in_the_live_view_until_its_line_ends(monkeypatch: py
 
 def test_container_cannot_move_the_cursor_of_the_live_view(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = a_terminal(monkeypatch)
-    out = LiveOutput()
-    out.notice(stats(running=1))
+    out = shown(running=1)
     out.log(chunk("co-a"), b"\x1b[2J\x1b[31mred\x1b[0m\x07\x00 \xff\n")
     out.close()
     assert b"\x1b[2J" not in terminal.written.getvalue()
@@ -183,8 +187,7 @@ def test_container_cannot_move_the_cursor_of_the_live_view(monkeypatch: pytest.M
 
 def test_unfinished_line_is_not_lost_when_the_view_closes(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = a_terminal(monkeypatch)
-    out = LiveOutput()
-    out.notice(stats(running=1))
+    out = shown(running=1)
     out.log(chunk("co-a"), b"last words")
     out.close()
     assert terminal.shown().rstrip().endswith("last words")
@@ -192,10 +195,53 @@ def test_unfinished_line_is_not_lost_when_the_view_closes(monkeypatch: pytest.Mo
 
 def test_held_text_does_not_grow_under_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = a_terminal(monkeypatch)
-    out = LiveOutput()
-    out.notice(stats(running=1))
-    for n in range(20_000):
+    out = shown(running=1)
+    for n in range(2_000):
         out.log(chunk("co-a"), b"\r%5d" % n)
-    assert out.render()[0].plain == "19999"
+    assert out.render()[0].plain == " 1999"
     out.close()
     assert "    7" not in terminal.shown()
+
+
+def test_own_prints_go_above_the_live_view_and_are_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = a_terminal(monkeypatch)
+    out = shown(running=1)
+    print("x" * 300)
+    out.close()
+    print("after")
+    assert "x" * 300 in terminal.shown()
+    assert sys.stdout is terminal
+    assert terminal.shown().endswith("after\n")
+
+
+def test_line_that_the_program_has_begun_survives_the_live_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = a_terminal(monkeypatch)
+    out = LiveOutput()
+    print("2 3 5", end=" ")
+    out.notice(stats(running=1))
+    out._show()
+    assert out.render()[0].plain == "2 3 5 "
+    print("7")
+    out.close()
+    assert terminal.shown().count("2 3 5 7") == 1
+
+
+def test_function_without_any_work_has_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_terminal(monkeypatch)
+    out = shown(running=1)
+    out.notice(Notice("ap-1", "stats", {"function": "idle", "queued": 0, "containers": 0}))
+    rows = out.render()
+    out.close()
+    assert [row.plain.split()[0] for row in rows] == ["square"]
+
+
+def test_stdout_that_is_no_terminal_gets_its_bytes_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    terminal = a_terminal(monkeypatch)
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        out = shown(running=1)
+        out.log(chunk("co-a"), b"\xff\x00\rdata")
+        print("mine", file=sys.stdout)
+        out.close()
+    assert (tmp_path / "out").read_bytes() == b"\xff\x00\rdatamine\n"
+    assert "data" not in terminal.shown()
