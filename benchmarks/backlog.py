@@ -6,9 +6,10 @@ import threading
 import time
 from pathlib import Path
 
-import common
-
 import squall
+
+if squall.is_local():  # a container sees this file alone
+    import common
 
 app = squall.App("bench-backlog")
 COUNT = 100_000
@@ -36,9 +37,9 @@ def main() -> None:
         thread = threading.Thread(target=lambda: slow.spawn_map(range(COUNT)), daemon=True)
         thread.start()
         thread.join(120)
-        while slow.get_current_stats()["backlog"] < COUNT - 1 and time.perf_counter() - began < 120:
+        while slow.get_current_stats().backlog < COUNT - 1 and time.perf_counter() - began < 120:
             time.sleep(0.1)
-        backlog = slow.get_current_stats()["backlog"]
+        backlog = slow.get_current_stats().backlog
         grown = rss_kib(pid) - before
         print(f"{backlog} queued inputs in {time.perf_counter() - began:.1f} s: {grown / backlog:.2f} KiB of server memory each")
 

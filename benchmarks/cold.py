@@ -6,9 +6,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import common
-
 import squall
+
+if squall.is_local():  # a container sees this file alone
+    import common
 
 app = squall.App("bench-cold")
 ROUNDS = 60
@@ -20,7 +21,7 @@ def one() -> int:
 
 
 def wait_gone() -> None:
-    while one.get_current_stats()["num_total_runners"]:
+    while one.get_current_stats().num_total_runners:
         time.sleep(0.005)
     time.sleep(0.05)
 

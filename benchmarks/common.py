@@ -104,6 +104,7 @@ class Crun:
             ["crun", "--cgroup-manager=disabled", "run", "-b", str(self.bundle), name],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     def run(self) -> None:

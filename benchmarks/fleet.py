@@ -6,12 +6,14 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
-import common
-
 import squall
+
+if squall.is_local():  # a container sees this file alone
+    import common
 
 app = squall.App("bench-fleet")
 LIVE = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
@@ -22,7 +24,7 @@ def one(i: int) -> int:
     return i
 
 
-@app.function(cpu=0.001, memory=1, scaledown_window=300, max_containers=LIVE)
+@app.function(cpu=0.001, memory=1, scaledown_window=300, max_containers=max(LIVE, 1))
 def hold(i: int, until: float) -> int:
     time.sleep(max(0.0, until - time.time()))
     return i
@@ -69,16 +71,12 @@ def container_pids(server: int) -> list[int]:
 def live(count: int) -> None:
     until = time.time() + 25 + count / 40
     began = time.perf_counter()
-    calls = hold.spawn_map if False else None
-    del calls
     results = hold.map(range(count), kwargs={"until": until})
-    import threading
-
     consumer = threading.Thread(target=lambda: list(results))
     consumer.start()
-    while hold.get_current_stats()["num_running_inputs"] < count and time.perf_counter() - began < 120:
+    while hold.get_current_stats().num_running_inputs < count and time.perf_counter() - began < 120:
         time.sleep(0.1)
-    alive = hold.get_current_stats()["num_running_inputs"]
+    alive = hold.get_current_stats().num_running_inputs
     print(f"0 to {alive} live containers: {time.perf_counter() - began:.2f} s")
     pids = container_pids(common.server_pid())
     print(f"{alive} live containers: {pss_mib(pids) / max(1, alive):.2f} MiB of PSS each ({len(pids)} processes)")

@@ -276,7 +276,7 @@ class Calls:
             {**data, "created_at": row.created_at, "num_inputs": sum(by_status.values()), "counts": by_status},
         )
 
-    def close_stale(self, now_wall: float) -> None:
+    def close_stale(self, started_at: float, now_wall: float) -> None:
         """Unfinished spawned inputs of an earlier server, whose app ended with it; and results past their days."""
 
         def work(connection: Any) -> None:
@@ -289,7 +289,10 @@ class Calls:
                 "hint": "spawn it again",
                 "finished_at": now_wall,
             }
-            connection.execute(table.update().where(table.c.status.is_(None)).values(lost))
+            earlier = tables.calls.select().with_only_columns(tables.calls.c.call_id)
+            earlier = earlier.where(tables.calls.c.created_at < started_at)
+            unfinished = table.c.status.is_(None) & table.c.call_id.in_(earlier)
+            connection.execute(table.update().where(unfinished).values(lost))
             old = (table.c.finished_at < now_wall - RESULT_DAYS * 86400) & (table.c.status != "expired")
             gone = {"status": "expired", "result": None, "result_blob": None, "args": None, "args_blob": None}
             connection.execute(table.update().where(old).values(gone))

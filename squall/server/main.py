@@ -88,6 +88,7 @@ class Server:
         self.peers: set[Peer] = set()
         self.ended = asyncio.Event()
         self.busy_at = time.monotonic()
+        self.started_at = time.time()
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._listener: asyncio.AbstractServer | None = None
         self.calls.apply = self.reconciler.apply
@@ -116,8 +117,8 @@ class Server:
     def _open_store(self) -> None:
         if not self.ended.is_set():
             now = time.time()
-            self.metering.close_stale(now)
-            self.calls.close_stale(now)
+            self.metering.close_stale(self.started_at, now)
+            self.calls.close_stale(self.started_at, now)
             self.database.start()
 
     async def _listen(self) -> None:
@@ -153,6 +154,7 @@ class Server:
         await self.provider.stop()
         self.nodes.close()
         self.logs.close()
+        self.metering.flush()
         await self.database.close()
         for peer in list(self.peers):
             peer.stream.close("the server ended")
