@@ -69,14 +69,14 @@ def run_generator(generator: AsyncGenerator[R, None]) -> Generator[R, None, None
     try:
         while True:
             try:
-                value = run(generator.__anext__())  # type: ignore[arg-type]
+                value = run(generator.__anext__())
             except StopAsyncIteration:
                 return
             except BaseException as error:
                 raise trimmed(error)
             yield value
     finally:
-        run(generator.aclose())  # type: ignore[arg-type]
+        run(generator.aclose())
 
 
 def warn_if_in_loop(name: str, instead: str = "") -> None:

@@ -82,7 +82,8 @@ class Inputs:
             return tuple(value)
         except TypeError:
             raise InvalidError(
-                f"`{self.verb}` got the item {value!r:.80}, a `{type(value).__name__}`, where it needs a tuple of arguments"
+                f"`{self.verb}` got the item {value!r:.80}, a `{type(value).__name__}`, "
+                "where it needs a tuple of arguments"
             ) from None
 
 
@@ -507,7 +508,8 @@ class YieldStream(_Stream):
                 item, data = self.ready.popleft()
                 if item.status != "yield":
                     finished = True
-                    await self.client.value_of(item, data, self.name, self.source_map)  # raises unless it is `ok`
+                    if item.status != "ok":
+                        await self.client.value_of(item, data, self.name, self.source_map)  # raises what it was
                     return
                 owed += 1
                 if item.seq >= seq:  # else a lost container's successor starts over, and it was yielded already

@@ -37,7 +37,18 @@ BUNDLE_LIMIT_FILES = 20_000
 STOP_TIMEOUT = 60.0
 INTERRUPTED_STOP_TIMEOUT = 10.0
 _IGNORED = frozenset(
-    ["__pycache__", ".git", ".hg", ".svn", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".ipynb_checkpoints", "node_modules"]
+    {
+        "__pycache__",
+        ".git",
+        ".hg",
+        ".svn",
+        ".venv",
+        ".mypy_cache",
+        ".ruff_cache",
+        ".pytest_cache",
+        ".ipynb_checkpoints",
+        "node_modules",
+    }
 )
 
 

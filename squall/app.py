@@ -32,7 +32,20 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _NOT_YET = frozenset(
-    ["cls", "server", "deploy", "include", "lookup", "set_tags", "get_tags", "stop", "info", "stats", "logs", "get_dashboard_url"]
+    {
+        "cls",
+        "server",
+        "deploy",
+        "include",
+        "lookup",
+        "set_tags",
+        "get_tags",
+        "stop",
+        "info",
+        "stats",
+        "logs",
+        "get_dashboard_url",
+    }
 )
 
 _apps: weakref.WeakSet[App] = weakref.WeakSet()

@@ -168,7 +168,7 @@ class Client:
                 if _state.in_container:
                     raise ServiceError(
                         "this process has no connection to the server",
-                        hint="in a container, only the process that runs the function can call others, not its children",
+                        hint="in a container, only the function's own process can call others, not its children",
                     )
                 client = _state.client = Client.connect()
         return client
@@ -483,10 +483,7 @@ def _launch(settings: Config, path: str, deadline: float) -> socket.socket:
     log_path = str(settings.state_dir / "server.log")
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     began = os.fstat(log).st_size
-    env = {**os.environ, "SQUALL_HOME": str(settings.home)}
-    package_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    if not package_root.endswith("-packages"):  # not installed: imported from a checkout, which the server must find
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "SQUALL_HOME": str(settings.home), "PYTHONPATH": _python_path()}
     try:
         server = subprocess.Popen(
             [sys.executable, *_SAFE_PATH, "-m", "squall.server"],
@@ -515,6 +512,15 @@ def _launch(settings: Config, path: str, deadline: float) -> socket.socket:
             )
         time.sleep(step)
         step = min(step * 1.2, 0.02)
+
+
+def _python_path() -> str:
+    """Where the server finds what this program finds by PYTHONPATH, and Squall where it is not installed."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    entries = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    if not root.endswith("-packages") and root not in entries:
+        entries.insert(0, root)
+    return os.pathsep.join(entries)
 
 
 _SAFE_PATH = ["-P"] if sys.version_info >= (3, 11) else []

@@ -75,7 +75,7 @@ class ResourceExhaustedError(Error):
 
 
 class RemoteError(Error):
-    """`remote_type` and `remote_traceback` tell of the original exception, where there was one that could not travel."""
+    """`remote_type` and `remote_traceback` tell of the original exception where one could not travel."""
 
     code, status = "remote", 502
     remote_type = ""
@@ -123,7 +123,7 @@ class InternalError(Error):
 
 
 class InputCancellation(BaseException):
-    """Raised inside a running function when its input is cancelled. A BaseException, so `except Exception` lets it by."""
+    """Raised in a running function when its input is cancelled; a BaseException, so `except Exception` lets it by."""
 
 
 def all_errors() -> dict[str, type[Error]]:

@@ -88,7 +88,7 @@ class Function(Handle, Generic[P, R]):
         self._is_generator = is_generator
         self._parameters: tuple[str, ...] = ()
         if raw_f is not None:
-            functools.update_wrapper(self, raw_f)  # type: ignore[arg-type]
+            functools.update_wrapper(self, raw_f)
             del self.__wrapped__  # type: ignore[attr-defined]  # `inspect` would take us for the plain function
             code = getattr(raw_f, "__code__", None)
             if isinstance(code, types.CodeType):

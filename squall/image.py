@@ -13,7 +13,40 @@ from squall.exception import InvalidError
 from squall.protocol.messages import ImageSpec
 
 _NOT_YET = frozenset(
-    ["debian_slim", "from_registry", "from_dockerfile", "from_aws_ecr", "from_gcp_artifact_registry", "from_name", "from_id", "from_scratch", "micromamba", "pip_install", "uv_pip_install", "pip_install_from_requirements", "pip_install_from_pyproject", "uv_sync", "poetry_install_from_file", "pip_install_private_repos", "apt_install", "run_commands", "run_function", "dockerfile_commands", "env", "workdir", "shell", "entrypoint", "cmd", "add_local_file", "add_local_dir", "add_local_python_source", "imports", "pipe", "publish", "build"]
+    {
+        "debian_slim",
+        "from_registry",
+        "from_dockerfile",
+        "from_aws_ecr",
+        "from_gcp_artifact_registry",
+        "from_name",
+        "from_id",
+        "from_scratch",
+        "micromamba",
+        "pip_install",
+        "uv_pip_install",
+        "pip_install_from_requirements",
+        "pip_install_from_pyproject",
+        "uv_sync",
+        "poetry_install_from_file",
+        "pip_install_private_repos",
+        "apt_install",
+        "run_commands",
+        "run_function",
+        "dockerfile_commands",
+        "env",
+        "workdir",
+        "shell",
+        "entrypoint",
+        "cmd",
+        "add_local_file",
+        "add_local_dir",
+        "add_local_python_source",
+        "imports",
+        "pipe",
+        "publish",
+        "build",
+    }
 )
 
 

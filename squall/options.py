@@ -45,7 +45,22 @@ class FunctionOptions(TypedDict, total=False):
 
 
 NOT_YET = frozenset(
-    ["schedule", "volumes", "ephemeral_disk", "proxy", "cloud", "region", "routing_region", "nonpreemptible", "enable_memory_snapshot", "restrict_modal_access", "i6pn", "experimental_options", "mounts", "network_file_systems"]
+    {
+        "schedule",
+        "volumes",
+        "ephemeral_disk",
+        "proxy",
+        "cloud",
+        "region",
+        "routing_region",
+        "nonpreemptible",
+        "enable_memory_snapshot",
+        "restrict_modal_access",
+        "i6pn",
+        "experimental_options",
+        "mounts",
+        "network_file_systems",
+    }
 )
 
 

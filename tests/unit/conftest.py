@@ -72,7 +72,10 @@ class Peer:
             for header, payload in reader.feed(data):
                 message = m.decode(header)
                 self.received.append(message)
-                self._answer(message, payload)
+                try:
+                    self._answer(message, payload)
+                except OSError:  # the client left
+                    return
 
     def _answer(self, message: m.Message, payload: bytes) -> None:
         if type(message) in self.answers:
