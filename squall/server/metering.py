@@ -74,7 +74,7 @@ class Metering:
             if new:
                 connection.execute(table.insert(), new)
             if ended:
-                columns = {name: sa.bindparam(name) for name in ENDS}
+                columns: dict[str, Any] = {name: sa.bindparam(name) for name in ENDS}
                 mine = table.c.container_id == sa.bindparam("which")
                 connection.execute(table.update().where(mine).values(columns), ended)
 
