@@ -23,7 +23,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from squall import client as sdk
 from squall.exception import InputCancellation, ServiceError
 from squall.protocol import payload as payloads
 from squall.protocol.messages import (
@@ -45,6 +44,7 @@ from squall.protocol.messages import (
 )
 from squall.protocol.transport import Link, Pending
 from squall.runner import loader
+from squall.runner.loader import sdk
 
 CANCEL_SIGNAL = getattr(signal, "SIGRTMIN", signal.SIGUSR2) + (5 if hasattr(signal, "SIGRTMIN") else 0)
 LOAD_TIMEOUT = 120.0

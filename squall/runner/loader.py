@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from squall import client as sdk
 from squall.exception import NotFoundError, VersionError
 from squall.protocol import payload as payloads
 from squall.protocol.messages import FunctionSpec, Load
+
+__all__ = ["UserFunction", "load", "sdk"]
+"""`sdk`: the client of this process, through which user code calls functions; the runner gets it from here."""
 
 ReadBlob = Callable[[str], bytes]
 

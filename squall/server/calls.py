@@ -131,6 +131,7 @@ class Calls:
         result: Result | None = instruction.output
         data: Payload = b"" if result is None else result.data
         self._record(input_, call, instruction.status, result)
+        input_.payload = None  # a cancelled input stays in its queue until it is reached
         if call.kind == "spawn":
             self._store(call, input_.idx, instruction, data)
         elif call.owner is not None:
