@@ -109,10 +109,14 @@ def print_found(results: list[dict[str, object]]) -> None:
     print(f"\n{'what':<34}{'files':>7}{'share':>8}   for example")
     for what, count in kinds.most_common(15):
         example = next(str(result["path"]) for result in results if result["what"] == what)
-        print(f"{what[:32]:<34}{count:>7}{count / len(results):>8.1%}   {example[-50:]}")
+        print(f"{what[:32]:<34}{count:>7}{count / len(results):>8.1%}   {shortened(example)}")
     others = kinds.most_common()[15:]
     if others:
         print(f"{f'{len(others)} more kinds':<34}{sum(count for _, count in others):>7}")
+
+
+def shortened(path: str, width: int = 36) -> str:
+    return path if len(path) <= width else "…" + path[1 - width :]
 
 
 def print_phases(results: list[dict[str, object]], *, find: float, first: float, rest: float) -> None:
@@ -122,7 +126,7 @@ def print_phases(results: list[dict[str, object]], *, find: float, first: float,
     shares = ", ".join(str(count) for _, count in containers.most_common())
     print(f"\n{'phase':<34}{'seconds':>9}")
     print(f"{'find the files':<34}{find:>9.2f}")
-    print(f"{'to the first result':<34}{first:>9.2f}   start of containers, and of the model in the first")
+    print(f"{'to the first result':<34}{first:>9.2f}   containers start, the model loads")
     print(f"{'to the last result':<34}{rest:>9.2f}   {len(results) / max(rest, 1e-9):.0f} files/s")
     print(f"{'model at work, all containers':<34}{model:>9.2f}   {1000 * model / len(results):.1f} ms a file")
     print(f"{'loading the model, all containers':<34}{sum(loads):>9.2f}   once in each of {len(loads)}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -179,7 +181,7 @@ def test_exception_of_a_function_shows_the_users_lines_and_none_of_ours(script: 
         (["fail", "--how", "own"], "many.MyError: mine"),
         (["fail", "--how", "exit"], "error: `fail` lost its container"),
         (["fail", "--how", "segfault"], "SIGSEGV"),
-        (["fail", "--how", "result"], "error: the result of `fail`"),
+        (["fail", "--how", "result"], "error: cannot pickle"),
         (["late"], "error: `late` took longer than its timeout"),
     ],
 )
@@ -210,6 +212,33 @@ def test_second_interrupt_leaves_at_once_and_the_server_stops_the_app(script: Pa
     deadline = time.monotonic() + SECONDS
     while any(row["name"] == "twice" for row in listed("app", "list")):
         assert time.monotonic() < deadline, "the app is still running"
+
+
+def on_a_terminal(*words: object) -> tuple[int, str]:
+    """Exit code and everything that one command writes to a terminal of its own."""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "90", "LINES": "24"}
+    with subprocess.Popen([*SQUALL, *map(str, words)], stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        written = bytearray()
+        with contextlib.suppress(OSError):  # EIO: the last process that had the terminal open has ended
+            while piece := os.read(ours, 65536):
+                written += piece
+        os.close(ours)
+    return process.returncode, written.decode()
+
+
+def test_long_call_on_a_terminal_has_a_live_view_that_leaves_only_the_output(script: Path) -> None:
+    code, written = on_a_terminal("run", f"{script}::ticks", "--n", "40")
+    assert code == 0
+    assert "ticks  0 queued  1 running  0 done  1 container" in written
+    assert written.count("tick 39") == 1
+    assert written.rstrip().endswith("\x1b[2K")
+
+
+def test_short_call_on_a_terminal_writes_only_its_output(script: Path) -> None:
+    squall("run", f"{script}::square", "--x", "1")
+    assert on_a_terminal("run", f"{script}::square", "--x", "3") == (0, "9\r\n")
 
 
 def test_reader_that_goes_away_ends_no_run_badly(script: Path) -> None:
