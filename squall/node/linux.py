@@ -73,7 +73,7 @@ def fork() -> int:
         return os.fork()
 
 
-def fork_child(body: Callable[[], None]) -> int:
+def fork_child(body: Callable[[], object]) -> int:
     """Run `body` in a child that ends after it; its failure is exit code 1 and a line on stderr."""
     pid = fork()
     if pid:
@@ -129,6 +129,13 @@ def _receive_from_helper(step: str, ours: socket.socket) -> list[int]:
             raise StepError(step, data[1:].decode(errors="replace"))
 
 
+def is_readable(fd: int, timeout: float) -> bool:
+    """Wait for a descriptor of any number (`select` knows those below 1024 only)."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
+
+
 def close_fds(fds: list[int]) -> None:
     for fd in fds:
         with contextlib.suppress(OSError):
@@ -139,7 +146,7 @@ def reap(pid: int, timeout: float) -> int:
     """Wait for a child of ours, killing it after `timeout` seconds. Its exit code, negative for a signal."""
     fd = os.pidfd_open(pid)
     try:
-        if not select.select([fd], [], [], timeout)[0]:
+        if not is_readable(fd, timeout):
             os.kill(pid, signal.SIGKILL)
     finally:
         os.close(fd)
@@ -164,7 +171,7 @@ def make_user_namespace(base: int) -> int:
     try:
         os.close(ready_w)
         os.close(done_r)
-        if not select.select([ready_r], [], [], _HELPER_TIMEOUT)[0] or os.read(ready_r, 1) != b"1":
+        if not is_readable(ready_r, _HELPER_TIMEOUT) or os.read(ready_r, 1) != b"1":
             raise StepError(
                 "make-user-namespace",
                 "unshare(CLONE_NEWUSER) failed",

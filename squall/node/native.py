@@ -17,14 +17,16 @@ import json
 import os
 import re
 import signal
+import socket
 import struct
+import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from squall import _linux
+from squall import _linux, config
 from squall._observe import Logger
 from squall.exception import ConflictError, Error, InternalError, InvalidError
 from squall.node import linux, privileges, rootfs
@@ -603,7 +605,7 @@ class NativeRuntime(Runtime):
     async def _take_shell(self, nursery: _Nursery) -> Shell:
         while nursery.spares:
             shell = nursery.spares.popleft()
-            if shell.is_alive:
+            if not shell.has_ended():
                 shell.steps = {}
                 return shell
             await shell.undo(self.executor)
@@ -619,19 +621,34 @@ class NativeRuntime(Runtime):
         if self._closed:
             raise ConflictError(f"make container `{spec.container_id}`: the node is shutting down")
         asked = time.monotonic()
+        nursery = self._nursery(spec)
         self._creating += 1
         try:
             async with self._slots:
-                nursery = self._nursery(spec)
                 waited = time.monotonic()
-                container = await self._create(nursery, spec, io, source)
+                container = await self._create_from_any(nursery, spec, io, source)
         except OSError as error:
             raise StepError(f"make container `{spec.container_id}`", error) from error
         finally:
             self._creating -= 1
-        self._schedule_refill(nursery)
+            if not self._closed:
+                self._schedule_refill(nursery)
         container.steps = {"queue": (waited - asked) * 1000, **container.steps}
         return container
+
+    async def _create_from_any(
+        self, nursery: _Nursery, spec: ContainerSpec, io: ContainerIO, source: Path | None
+    ) -> NativeContainer:
+        """A shell made ahead may have been killed while it waited: then another is taken, the last one made now."""
+        for _ in range(SPARE_SHELLS + 1):
+            is_spare = bool(nursery.spares)
+            try:
+                return await self._create(nursery, spec, io, source)
+            except StepError as error:
+                if not is_spare or error.step != "dress":
+                    raise
+                _log.warning("a container made ahead failed and another is taken", error=error.message)
+        raise StepError("dress", "all containers made ahead failed")
 
     async def _create(
         self, nursery: _Nursery, spec: ContainerSpec, io: ContainerIO, source: Path | None
@@ -656,7 +673,8 @@ class NativeRuntime(Runtime):
         container = NativeContainer(self, spec, shell, (port, lease))
         done = time.monotonic()
         container.steps = {
-            **(shell.steps or {"shell": (stood - started) * 1000}),
+            "shell": (stood - started) * 1000 - sum(shell.steps.values()),
+            **shell.steps,
             "network": (leased - stood) * 1000,
             "dress": (sealed - leased) * 1000,
             "check": (done - sealed) * 1000,
@@ -681,7 +699,10 @@ class NativeRuntime(Runtime):
                 "environment": {**ENVIRONMENT, **passed_environment(), **identity(spec)},
                 "files": self._files(lease, hostname),
             }
-            shell.channel.send(message, list(fds.values()))
+            try:
+                shell.channel.send(message, list(fds.values()))
+            except OSError as error:
+                raise StepError("dress", f"it takes no message: {error}") from error
         finally:
             if tree >= 0:
                 os.close(tree)
@@ -709,10 +730,10 @@ def node_bounds() -> dict[str, int]:
 
 
 def find_problems(home: Path | None) -> list[str]:
-    """Why this runtime cannot work here, each with its fix. Looks at what it can see without making anything."""
+    """Why this runtime cannot work here, each with its fix. What no file tells is tried, and undone, in a helper."""
     if os.uname().sysname != "Linux":
         return [f"containers are made of Linux namespaces, and this is {os.uname().sysname}"]
-    found = []
+    found: list[str] = []
     if os.geteuid() != 0:
         found.append("it needs root: run `squall` as root, or use the `process` runtime")
     if not privileges.is_supported_machine():
@@ -722,7 +743,7 @@ def find_problems(home: Path | None) -> list[str]:
     if "overlay" not in Path("/proc/filesystems").read_text():
         found.append("the kernel has no overlayfs: `modprobe overlay`")
     found += _namespace_problems() + Hierarchies.detect().problems()
-    return found
+    return found or _attempt_problems(home or config.load().home)
 
 
 def _kernel_version() -> tuple[int, int]:
@@ -737,3 +758,69 @@ def _namespace_problems() -> list[str]:
     if int(path.read_text()) == 0:
         return ["user namespaces are switched off: `sysctl user.max_user_namespaces=65536`"]
     return []
+
+
+_ATTEMPT_FIXES = {
+    "private-mounts": "inside Docker, run with `--privileged`",
+    "idmapped-mount": "set SQUALL_HOME to a directory on ext4, xfs, btrfs or tmpfs (an overlay, as Docker's, cannot)",
+    "overlay": "set SQUALL_HOME to a directory on ext4, xfs, btrfs or tmpfs, on kernel 5.19 or newer",
+    "mount-empty-proc": "inside Docker, run with `--privileged`: parts of its /proc are masked",
+    "proc": "inside Docker, run with `--privileged`: parts of its /proc are masked",
+}
+
+
+def _attempt_problems(home: Path) -> list[str]:
+    """Make the mounts of a container once, where they would be made, and say what failed."""
+    place = next(path for path in (home, *home.resolve().parents) if path.is_dir())
+    try:
+        trial = Path(tempfile.mkdtemp(prefix=".squall-trial-", dir=place))
+    except OSError as error:
+        return [f"`{place}` is not writable ({error.strerror}): set SQUALL_HOME to a directory that is"]
+    try:
+        linux.close_fds(linux.run_helper("try-mounts", lambda answer: _attempt(trial, answer)))
+    except StepError as error:
+        step, _, cause = error.message.removeprefix("try-mounts: ").partition(": ")
+        fix = _ATTEMPT_FIXES.get(step, "see what the kernel refused")
+        return [f"a container's mounts cannot be made in `{place}` ({step}: {cause}): {fix}"]
+    finally:
+        rootfs.remove_tree(trial)
+    return []
+
+
+def _attempt(trial: Path, answer: socket.socket) -> None:
+    """In a helper: the kernel's harder demands, in the order a container makes them."""
+    for name in ("lower", "u", "w", "root", "proc"):
+        (trial / name).mkdir()
+    userns = linux.make_user_namespace(privileges.id_base(0))
+
+    def idmap() -> None:
+        _linux.bind(str(trial), str(trial), recursive=False, userns=userns)
+        os.chdir(trial)
+
+    def overlay() -> None:
+        _linux.unshare(_linux.CLONE_NEWNS | _linux.CLONE_NEWPID | _linux.CLONE_NEWIPC | _linux.CLONE_NEWUTS)
+        _linux.mount("overlay", "root", "overlay", 0, "lowerdir=lower,upperdir=u,workdir=w,userxattr")
+
+    steps: list[tuple[str, Callable[[], object]]] = [
+        ("private-mounts", lambda: _linux.unshare(_linux.CLONE_NEWNS)),
+        ("private-mounts", lambda: _linux.mount(None, "/", None, _linux.MS_REC | _linux.MS_PRIVATE)),
+        ("idmapped-mount", idmap),
+        ("mount-empty-proc", lambda: _linux.attach(linux.make_empty_proc(), "proc")),
+        ("user-namespace", lambda: linux.enter_user_namespace(userns)),
+        ("overlay", overlay),
+        ("no-new-privileges", _linux.no_new_privileges),
+        ("zygote-filter", lambda: _linux.install_filter(privileges.zygote_filter())),
+        ("proc", lambda: _in_child(lambda: _linux.mount("proc", "root", "proc", 0))),
+        ("container-filter", lambda: _linux.install_filter(privileges.container_filter())),
+    ]
+    for name, step in steps:
+        try:
+            step()
+        except OSError as error:
+            answer.send(f"!{name}: {error}".encode())
+            return
+
+
+def _in_child(step: Callable[[], object]) -> None:
+    if linux.reap(linux.fork_child(step), SHELL_TIMEOUT):
+        raise PermissionError(errno.EPERM, "refused")

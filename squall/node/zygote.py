@@ -411,6 +411,10 @@ class Shell:
     def is_alive(self) -> bool:
         return self.pidfd >= 0 and not self.ended.done()
 
+    def has_ended(self) -> bool:
+        """Asks the kernel, as our loop may not have heard of it yet."""
+        return not self.is_alive or linux.is_readable(self.pidfd, 0)
+
     def send_signal(self, signum: int) -> None:
         if self.is_alive:
             with contextlib.suppress(ProcessLookupError):

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from squall.exception import Error
 from squall.node import linux
+from squall.node.linux import StepError
 from squall.node.native import NativeRuntime
+from squall.node.zygote import Channel, Shell, check_walls
 from tests.conftest import wait_until
 from tests.kernel.containers import Cell, Node, a_node, make_native
 
@@ -373,13 +374,58 @@ result = (time.process_time() - used) / (time.monotonic() - started)
 
 
 def test_container_is_refused_when_its_check_fails(own: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_wall(*_: object) -> None:
+        raise StepError("check-walls", "not true of process 1: no_new_privs is set")
+
+    monkeypatch.setattr("squall.node.native.check_walls", no_wall)
+    with pytest.raises(StepError, match="check-walls: not true of"):
+        own.make(container_id="co-refused")
+    assert isinstance(own.runtime, NativeRuntime)
+    assert "co-refused" not in own.runtime._containers
+
+
+def test_check_finds_every_wall_missing_in_a_plain_process(own: Node) -> None:
     runtime = own.runtime
     assert isinstance(runtime, NativeRuntime)
-    nursery = runtime._workspaces["main"].nurseries["host"]
-    assert nursery.zygote is not None
-    monkeypatch.setattr(nursery.zygote.plan, "first_id", 5)
-    with pytest.raises(Error, match="not a new container|its ids are in the workspace's range"):
-        own.make()
+    zygote = runtime._workspaces["main"].nurseries["host"].zygote
+    assert zygote is not None
+
+    async def judge() -> None:
+        shell = Shell("c0", runtime.hierarchies.group("none"), Path("none"), Channel(), pid=os.getpid())
+        try:
+            check_walls(shell, zygote, zygote.plan.userns)
+        finally:
+            shell.channel.close()
+
+    with pytest.raises(StepError) as found:
+        own.run(judge())
+    for fact in (
+        "it has no capability in any set",
+        "no_new_privs is set",
+        "both system call filters are on",
+        "its ids are in the workspace's range",
+        "it is in the workspace's user namespace",
+        "it is in its own network namespace",
+        "it shares no namespace with the node",
+    ):
+        assert fact in found.value.message
+
+
+def test_zygote_itself_would_not_pass_for_a_container(own: Node) -> None:
+    runtime = own.runtime
+    assert isinstance(runtime, NativeRuntime)
+    zygote = runtime._workspaces["main"].nurseries["host"].zygote
+    assert zygote is not None
+
+    async def judge() -> None:
+        shell = Shell("c0", runtime.hierarchies.group("none"), Path("none"), Channel(), pid=zygote.pid)
+        try:
+            check_walls(shell, zygote, zygote.plan.userns)
+        finally:
+            shell.channel.close()
+
+    with pytest.raises(StepError, match=r"no capability in any set.*both system call filters.*with its zygote"):
+        own.run(judge())
 
 
 def test_zygote_that_dies_is_made_anew(own: Node) -> None:
@@ -469,7 +515,9 @@ from pathlib import Path
 sys.path.append({here!r})
 from squall.node import linux
 linux.enter_private_mounts()
+from squall.node.linux import StepError
 from squall.node.native import NativeRuntime
+from squall.node.zygote import Channel, Shell, check_walls
 from squall.node.runtime import ContainerIO
 from squall.protocol.messages import ContainerSpec
 async def main():
