@@ -6,6 +6,8 @@ import asyncio
 import signal
 import sys
 
+import uvloop
+
 from squall import _observe, config
 from squall.config import Config
 from squall.exception import Error, InvalidError
@@ -48,7 +50,7 @@ def main() -> int:
         settings = config.load()
         _observe.configure(settings.log_level, format=settings.log_format)
         settings.node_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
-        asyncio.run(serve(settings))
+        uvloop.run(serve(settings))
     except Error as error:
         log.error(str(error))
         return 1
