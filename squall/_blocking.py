@@ -49,14 +49,14 @@ _OWN_DIR = os.path.dirname(os.path.abspath(__file__)) + os.sep
 def trimmed(error: BaseException) -> BaseException:
     """`error` without Squall's frames in its traceback, where something is left: the user's frames in a container.
 
-    An error that is not from there keeps them all unless it is one that Squall raises on purpose."""
+    One that is not from there keeps them all, unless Squall raises it on purpose or it is Ctrl-C."""
     theirs: list[types.TracebackType] = []
     step = error.__traceback__
     while step is not None:
         if not step.tb_frame.f_code.co_filename.startswith(_OWN_DIR):
             theirs.append(step)
         step = step.tb_next
-    if not theirs and not isinstance(error, Error):
+    if not theirs and not isinstance(error, (Error, KeyboardInterrupt)):
         return error
     rebuilt: types.TracebackType | None = None
     for step in reversed(theirs):

@@ -200,6 +200,7 @@ class Mapping(_Stream):
         self._parts: list[bytes] = []
         self._part_bytes = 0
         self._flushed_at = 0.0
+        self._told_last = False
         self._batch_lock = threading.Lock()
         self._room = threading.Event()
         self._room_async: Pending[None] | None = None
@@ -221,11 +222,7 @@ class Mapping(_Stream):
             if self.input_error is not None:
                 raise self.input_error
         finally:
-            self.stopped = True
-            self._room.set()
-            self._late.set()
-            if self._task is not None:
-                self._task.cancel()
+            self._stop_feeding()
             self.leave(cancel=not finished)
 
     async def _as_they_come(self) -> AsyncGenerator[Pair, None]:
@@ -305,6 +302,19 @@ class Mapping(_Stream):
             waiter, self._room_async = self._room_async, None
             if waiter is not None:
                 waiter.set(None)
+
+    def _stop_feeding(self) -> None:
+        with self._batch_lock:  # after this no frame of the feeder follows what is sent next
+            self.stopped = True
+        self._room.set()
+        self._late.set()
+        if self._task is not None:
+            self._task.cancel()
+        if self.count and not self._told_last and not self.client.link.closed:
+            try:
+                self._send([], [], last=True)
+            except Error:  # the connection is gone, and the call with it
+                pass
 
     def _has_room(self, share: float = 1.0) -> bool:
         if not self._sizes:
@@ -424,16 +434,17 @@ class Mapping(_Stream):
         """Send what was collected."""
         with self._batch_lock:
             items, parts = self._items, self._parts
-            if not items and not last:
+            if self.stopped or (not items and not last):
                 return
             self._items, self._parts, self._part_bytes = [], [], 0
-            submit = self.submit
-            frame = Submit(
-                submit.call_id, submit.function_id, items, kind=submit.kind, parent=submit.parent,
-                sent_at=time.time(), last=last,
-            )  # fmt: skip
             self._flushed_at = time.monotonic()
-            self.client.link.send(frame, b"".join(parts))
+            self._send(items, parts, last)
+
+    def _send(self, items: list[InputItem], parts: list[bytes], last: bool) -> None:
+        submit = self.submit
+        self._told_last = last
+        frame = Submit(submit.call_id, submit.function_id, items, submit.kind, submit.parent, time.time(), last)
+        self.client.link.send(frame, b"".join(parts))
 
     def _flush_soon(self) -> None:
         import asyncio

@@ -160,7 +160,7 @@ def test_inputs_travel_many_to_a_frame_and_the_first_alone(f: Any, peer: Peer) -
     sizes = [len(s.items) for s in peer.of(m.Submit) if s.items]
     assert sizes[0] == 1
     assert 1000 / len(sizes) > 49
-    assert peer.of(m.Submit)[-1].last
+    assert told(peer, m.Submit)[-1].last
 
 
 def test_input_leaves_though_the_iterator_blocks_after_it(f: Any, peer: Peer) -> None:
@@ -282,7 +282,9 @@ def test_consumer_that_stops_early_cancels_the_rest_and_ends_the_feeder(f: Any, 
     for value in f.map(i for i in itertools.count()):
         if value > 100:
             break
-    assert len(told(peer, m.CancelCall)) == 1
+    told_last = told(peer, m.Submit)[-1]
+    assert told_last.last and not told_last.items
+    assert isinstance(peer.received[-2], m.CancelCall) and peer.received[-3] is told_last
     assert peer.client.sinks == {}
     wait_for(lambda: not [t for t in threading.enumerate() if t.name in ("squall-map", "squall-flush")])
 
