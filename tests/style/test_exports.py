@@ -34,3 +34,8 @@ def test_static_tools_see_every_exported_name() -> None:
 def test_exported_objects_have_a_docstring() -> None:
     bare = [name for name in squall.__all__ if not name.startswith("__") and not getattr(squall, name).__doc__]
     assert bare == []
+
+
+def test_version_is_the_same_here_and_in_the_package() -> None:
+    project = (INIT.parents[1] / "pyproject.toml").read_text()
+    assert f'\nversion = "{squall.__version__}"\n' in project
