@@ -283,13 +283,16 @@ def filesystem(kind: str, options: dict[str, str | None], attributes: int = 0) -
 
 def drop_bounding_set() -> None:
     """No later execve can give a capability back. Stops at the first number this kernel does not know."""
+    if _recorded is not None:
+        _recorded.append(("prctl", PR_CAPBSET_DROP, "all"))
+        return
+    drop = _lib().prctl
     for capability in range(64):
-        try:
-            prctl(PR_CAPBSET_DROP, capability)
-        except KernelError as error:
-            if error.errno == _errno.EINVAL and capability > 0:
+        if drop(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
+            number = ctypes.get_errno()
+            if number == _errno.EINVAL and capability > 0:
                 return
-            raise
+            raise KernelError(number, f"prctl(PR_CAPBSET_DROP, {capability})")
 
 
 def drop_capabilities() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import select
 import signal
@@ -59,6 +60,16 @@ def has_private_mounts() -> bool:
 
 def namespace_id(pid: int, kind: str) -> int:
     return os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+
+
+@functools.lru_cache(maxsize=4)
+def _namespaces(pid: int) -> dict[str, int]:
+    return {kind: namespace_id(pid, kind) for kind in NAMESPACES}
+
+
+def own_namespaces() -> dict[str, int]:
+    """Kind -> id of this process's, which stay what they are once its mounts are private."""
+    return _namespaces(os.getpid())
 
 
 def open_namespace(pid: int, kind: str) -> int:

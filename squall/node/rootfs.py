@@ -29,7 +29,7 @@ from squall._linux import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY
 from squall.node import linux
 from squall.node.linux import StepError
 
-SKELETON_VERSION = 1
+SKELETON_VERSION = 2
 HIDDEN = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV
 
 _SYSTEM = ("/usr", "/etc", "/opt")
@@ -43,7 +43,7 @@ _NEVER = frozenset(
 
 _DIRECTORIES = (
     "dev", "home", "media", "mnt", "opt", "proc", "root", "run", "src", "srv", "sys", "tmp", "var", "var/cache",
-    "var/lib", "var/log", "var/tmp", ".squall", ".squall/lower", ".squall/new", ".squall/scratch",
+    "var/lib", "var/log", "var/tmp", ".squall", ".squall/box", ".squall/lower", ".squall/new", ".squall/scratch",
 )  # fmt: skip
 _MODES = {"tmp": 0o1777, "var/tmp": 0o1777, "root": 0o700, ".squall": 0o700}
 _DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}

@@ -271,6 +271,8 @@ class Zygote:
         self.ended = asyncio.get_running_loop().create_future()
         self.log_tail = bytearray()
         self.status = 0
+        self.namespaces: dict[str, int] = {}
+        """Kind -> id, from the moment it was ready: nothing it may call can change them."""
         self._log_fd = -1
         self._is_doomed = False
 
@@ -318,7 +320,8 @@ class Zygote:
         status = linux.read_status(self.pid)
         if status.threads != 1:
             raise StepError("start-zygote", f"it has {status.threads} threads after its imports: it cannot fork safely")
-        if linux.namespace_id(self.pid, "user") != os.fstat(self.plan.userns).st_ino:
+        self.namespaces = {kind: linux.namespace_id(self.pid, kind) for kind in linux.NAMESPACES}
+        if self.namespaces["user"] != os.fstat(self.plan.userns).st_ino:
             raise StepError("start-zygote", "it is not in its workspace's user namespace")
 
     def _read_log(self) -> None:
@@ -494,8 +497,7 @@ def check_walls(shell: Shell, zygote: Zygote, network: int) -> None:
     first = zygote.plan.first_id
     mine = range(first, first + ID_RANGE)
     namespaces = {kind: linux.namespace_id(shell.pid, kind) for kind in linux.NAMESPACES}
-    agent = {kind: linux.namespace_id(os.getpid(), kind) for kind in linux.NAMESPACES}
-    parent = {kind: linux.namespace_id(zygote.pid, kind) for kind in linux.NAMESPACES} if zygote.is_alive else {}
+    agent = linux.own_namespaces()
     facts = {
         "it has no capability in any set": status.capabilities == 0,
         "no_new_privs is set": status.no_new_privs,
@@ -505,7 +507,7 @@ def check_walls(shell: Shell, zygote: Zygote, network: int) -> None:
         "it is in its own network namespace": namespaces["net"] == os.fstat(network).st_ino,
         "it shares no namespace with the node": all(namespaces[kind] != agent[kind] for kind in linux.NAMESPACES),
         "it shares no namespace with its zygote": all(
-            namespaces[kind] != parent.get(kind) for kind in ("mnt", "pid", "net", "ipc", "uts")
+            namespaces[kind] != zygote.namespaces[kind] for kind in ("mnt", "pid", "net", "ipc", "uts")
         ),
     }
     failed = [fact for fact, holds in facts.items() if not holds]

@@ -36,6 +36,7 @@ from squall import _linux
 NEW_ROOT = "/.squall/new"
 LOWER = "/.squall/lower"
 SCRATCH = "/.squall/scratch"
+BOX = "/.squall/box"
 SOURCE = "/src"
 WORKDIR = "/root"
 MESSAGE_LIMIT = 64 * 1024
@@ -87,6 +88,7 @@ def _warm_up(entry: str) -> Callable[[int, str | None], int]:
     _linux.load()
     gc.collect()
     gc.freeze()
+    gc.disable()  # until there is user code: a collection in a fork copies the pages it looks at
     return serve
 
 
@@ -179,32 +181,40 @@ def _root_steps(config: dict[str, Any], scratch: str) -> list[tuple[str, Callabl
     trees: dict[str, int] = {}
     return [
         ("overlay", lambda: _mount_overlay(config, scratch)),
-        ("collect", lambda: _collect(config, scratch, trees)),
+        ("collect", lambda: _collect(config, trees)),
         ("pivot", _pivot),
         ("binds", lambda: _attach_all(trees)),
         ("proc", lambda: _mount_proc(config)),
-        ("dev", lambda: _mount_dev(config)),
+        ("dev", _mount_terminals),
         ("detach", _detach_old_root),
     ]
 
 
 def _mount_overlay(config: dict[str, Any], scratch: str) -> None:
+    """`volatile`: nothing here outlives the container, so no fsync inside and no unmounting waits for a disk."""
     here = f"{SCRATCH}/{scratch}"
-    for path in (here, f"{here}/u", f"{here}/w", f"{here}/etc"):
+    for path in (here, f"{here}/u", f"{here}/w"):
         os.mkdir(path, 0o755)
-    for name in config["overrides"]:
-        os.close(os.open(f"{here}/etc/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-    options = f"lowerdir={LOWER},upperdir={here}/u,workdir={here}/w,userxattr"
+    options = f"lowerdir={LOWER},upperdir={here}/u,workdir={here}/w,userxattr,volatile"
     _linux.mount("overlay", NEW_ROOT, "overlay", _linux.MS_NOSUID | _linux.MS_NODEV, options)
 
 
-def _collect(config: dict[str, Any], scratch: str, trees: dict[str, int]) -> None:
+_BOX_FLAGS = _linux.MS_NOSUID | _linux.MS_NODEV | _linux.MS_NOEXEC
+
+
+def _collect(config: dict[str, Any], trees: dict[str, int]) -> None:
     """Copies of the mounts the new root will show, taken while the old root is still the root."""
     for path in config["binds"]:
         trees[path] = _linux.open_tree(path)
     trees["/dev"] = _linux.open_tree("/dev")
+    # One tmpfs for all that is small and the container's own; its mount goes with the old root, the copies stay.
+    _linux.mount("box", BOX, "tmpfs", _BOX_FLAGS, f"mode=755,size={config['shm_bytes']}")
+    os.mkdir(f"{BOX}/shm")
+    os.chmod(f"{BOX}/shm", 0o1777)
+    trees["/dev/shm"] = _linux.open_tree(f"{BOX}/shm")
     for name, target in config["overrides"].items():
-        trees[target] = _linux.open_tree(f"{SCRATCH}/{scratch}/etc/{name}")
+        os.close(os.open(f"{BOX}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        trees[target] = _linux.open_tree(f"{BOX}/{name}")
 
 
 def _pivot() -> None:
@@ -229,10 +239,9 @@ def _mount_proc(config: dict[str, Any]) -> None:
         _linux.bind(path, path, _linux.ATTR_RDONLY | _linux.ATTR_NOSUID | _linux.ATTR_NODEV | _linux.ATTR_NOEXEC)
 
 
-def _mount_dev(config: dict[str, Any]) -> None:
+def _mount_terminals() -> None:
     flags = _linux.MS_NOSUID | _linux.MS_NOEXEC
     _linux.mount("devpts", "/dev/pts", "devpts", flags, "newinstance,ptmxmode=0666,mode=0620,gid=5")
-    _linux.mount("shm", "/dev/shm", "tmpfs", flags | _linux.MS_NODEV, f"mode=1777,size={config['shm_bytes']}")
 
 
 def _detach_old_root() -> None:
@@ -271,8 +280,9 @@ def _dress(control: socket.socket, steps: _Steps) -> _Dress | None:
     os.close(network)
     _linux.sethostname(dress.hostname)
     for path, text in dress.files.items():
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
+        fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
+        os.write(fd, text.encode())
+        os.close(fd)
     try:
         _linux.unshare(_linux.CLONE_NEWCGROUP)  # now that we are where we stay: paths in /proc start here
     except OSError as error:
@@ -345,6 +355,7 @@ def _run_runner(dress: _Dress, entry: Callable[[int, str | None], int]) -> int:
     os.set_inheritable(RUNNER_FD, False)
     _linux.close_from(RUNNER_FD + 1)
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
+    gc.enable()
     os.environ.clear()
     os.environ.update(dress.environment)
     os.umask(0o022)
