@@ -79,10 +79,16 @@ def run_generator(generator: AsyncGenerator[R, None]) -> Generator[R, None, None
         run(generator.aclose())
 
 
+def is_notebook() -> bool:
+    """Whether this runs in IPython, whose cells run inside an event loop that has nothing else to do meanwhile."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
+
+
 def warn_if_in_loop(name: str, instead: str = "") -> None:
     """Say so when a blocking call is made where a running event loop would stand still meanwhile."""
     asyncio = sys.modules.get("asyncio")
-    if asyncio is not None and asyncio._get_running_loop() is not None:
+    if asyncio is not None and asyncio._get_running_loop() is not None and not is_notebook():
         warnings.warn(
             f"`{name}` blocks the running event loop; {instead or f'use `await {name}.aio(...)`'}",
             RuntimeWarning,

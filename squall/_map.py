@@ -37,6 +37,11 @@ FRAME_TARGET_BYTES = 1 << 20
 FLUSH_S = 0.001
 ROOM_CHECK_S = 5.0
 """How long a feeder sleeps at most before it looks again; it is woken when there is room."""
+NAP_S = 0.002
+NAP_ABOVE = 200
+NAP_BATCH = 32
+"""With more than `NAP_ABOVE` inputs under way, a consumer that found less than `NAP_BATCH` results lets `NAP_S` pass
+before it looks again. Reading them two by two would take more of the machine than the work itself."""
 CREDIT_STEP = YIELD_WINDOW // 4
 
 Args = tuple[Any, ...]
@@ -226,7 +231,7 @@ class Mapping(_Stream):
             self.leave(cancel=not finished)
 
     async def _as_they_come(self) -> AsyncGenerator[Pair, None]:
-        taken = 0
+        taken = before = 0
         ready = self.ready
         while True:
             while ready:
@@ -236,6 +241,9 @@ class Mapping(_Stream):
                 return
             self._raise_if_broken()
             self._let_feed()
+            if getattr(driver, "blocking", False) and len(self._sizes) > NAP_ABOVE and taken - before < NAP_BATCH:
+                time.sleep(NAP_S)
+            before = taken
             await self.changed()
 
     async def _in_order(self) -> AsyncGenerator[Pair, None]:

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from squall._blocking import is_notebook
 from squall.exception import InvalidError
 from squall.function import Function
 from squall.image import Image
@@ -212,7 +213,7 @@ class App:
             _check_callable(raw_f, "@app.local_entrypoint()")
             entry = checked_name(name or raw_f.__name__, "entrypoint name")
             taken = self._entrypoints.get(entry)
-            if taken is not None and not _is_notebook() and not _is_same(taken.raw_f, raw_f):
+            if taken is not None and not is_notebook() and not _is_same(taken.raw_f, raw_f):
                 raise InvalidError(
                     f"the app has two local entrypoints named `{entry}`",
                     hint="rename one, or give it a name: `@app.local_entrypoint(name=...)`",
@@ -223,7 +224,7 @@ class App:
         return decorate
 
     def _warn_if_taken(self, tag: str, taken: Mapping[str, Function[..., Any]], raw_f: Any) -> None:
-        if tag in taken and not _is_notebook() and not _is_same(taken[tag].raw_f, raw_f):
+        if tag in taken and not is_notebook() and not _is_same(taken[tag].raw_f, raw_f):
             warnings.warn(
                 f"function `{tag}` replaces another of the same name in this app; give one `name=...`",
                 UserWarning,
@@ -339,8 +340,3 @@ def _is_same(one: Any, other: Any) -> bool:
         and isinstance(b, types.CodeType)
         and (a.co_filename, a.co_firstlineno) == (b.co_filename, b.co_firstlineno)
     )
-
-
-def _is_notebook() -> bool:
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and ipython.get_ipython() is not None

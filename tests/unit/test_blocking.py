@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import threading
+import types
 import warnings
 from collections.abc import AsyncGenerator, Iterator
 
@@ -110,6 +112,18 @@ def test_blocking_face_in_a_running_loop_names_the_other(noun: Noun) -> None:
 
     with pytest.warns(RuntimeWarning, match=r"use `await later\.aio\(\.\.\.\)`"):
         asyncio.run(call())
+
+
+def test_blocking_face_in_a_notebook_is_normal(noun: Noun, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = types.SimpleNamespace(get_ipython=lambda: object())
+    monkeypatch.setitem(sys.modules, "IPython", shell)
+
+    async def call() -> int:
+        return noun.later(1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert asyncio.run(call()) == 1
 
 
 def test_async_face_in_a_running_loop_does_not_warn(noun: Noun) -> None:
