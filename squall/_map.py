@@ -241,10 +241,13 @@ class Mapping(_Stream):
                 return
             self._raise_if_broken()
             self._let_feed()
-            if getattr(driver, "blocking", False) and len(self._sizes) > NAP_ABOVE and taken - before < NAP_BATCH:
-                time.sleep(NAP_S)
+            self._let_results_gather(taken - before)
             before = taken
             await self.changed()
+
+    def _let_results_gather(self, found: int) -> None:
+        if found < NAP_BATCH and len(self._sizes) > NAP_ABOVE and getattr(driver, "blocking", False):
+            time.sleep(NAP_S)
 
     async def _in_order(self) -> AsyncGenerator[Pair, None]:
         early: dict[int, Pair] = {}
