@@ -55,7 +55,19 @@ _siblings: dict[str, str] = {}
 
 
 class LocalEntrypoint:
-    """A function that runs in your own program and starts the work; `squall run` calls it with the app running."""
+    """A function that runs in your own program and starts the work; `squall run` calls it with the app running.
+
+    Made by `@app.local_entrypoint()`. Calling it calls the plain function, which needs the app to run:
+
+    Example:
+
+        @app.function()
+        def square(x): return x * x
+
+        @app.local_entrypoint()
+        def main(n: int = 3):
+            print(list(square.map(range(n))))
+    """
 
     def __init__(self, name: str, raw_f: Callable[..., Any], app: App) -> None:
         self.name = name
@@ -78,10 +90,17 @@ class LocalEntrypoint:
 
 
 class App:
-    """A set of functions that run together.
+    """A set of functions that run, and are stopped, together.
 
-    `image`, `env` and `secrets` hold for every function that does not name its own (secrets and env are merged,
-    the function's winning). `include_source=False` leaves your source out of the containers.
+    - `name`: what `squall app list` and `squall app stop` call it; 1 to 64 letters, digits, dashes, dots and
+      underscores. Without one, the name of the script.
+    - `image`: what the containers of functions that name no image see; `Image.host()` when left out.
+    - `env`, `secrets`: in the environment of every function of the app; what a function names itself wins, and
+      `env` wins over `secrets`.
+    - `include_source`: False leaves your source out of the containers, which must then find it in their image.
+    - `tags`: labels of your own, strings; kept with the app object and not used in this release.
+
+    Raises InvalidError at this line for a wrong option.
 
     Example:
 
@@ -150,11 +169,39 @@ class App:
     # -- registration
 
     def function(self, *wrong: Any, **options: Unpack[FunctionOptions]) -> Callable[[Callable[P, R]], Function[P, R]]:
-        """Make a function callable in containers. All options are keywords; `docs/guide` describes each.
+        """Make a function callable in containers. All options are keywords; None means the default.
 
-        `cpu`, `memory`, `gpu` say what each container gets; `timeout` bounds one attempt at an input, `retries`
-        says how often a failed one is tried again; `min_`, `max_`, `buffer_containers` and `scaledown_window` shape
-        scaling; `env` and `secrets` fill the environment; `serialized=True` sends the function by value.
+        - `cpu=0.125`: cores kept free for a container, and its share when all are busy. `(1, 2)`: 1 core kept, never
+          more than 2 used; without a limit, 16 cores more than asked for.
+        - `memory=128`: MiB kept free for a container. `(256, 512)`: killed above 512 MiB; no limit of its own without.
+        - `gpu=None`: `"H100"`, `"H100:2"`, `"any"`, or a list in order of preference.
+        - `image`: what the container sees; the app's when left out.
+        - `env`, `secrets`: its environment, a dict and a list of Secret.
+        - `timeout=300`: seconds of one attempt at an input, 1 to 86,400; then its container is killed.
+        - `startup_timeout`: seconds a container may take to import your code; `timeout` when left out.
+        - `retries=0`: how often a failed input is tried again, a number (1 s apart) or a `Retries`.
+        - `min_containers=0`: kept alive while the app runs; `max_containers`: never more (4,000 without);
+          `buffer_containers=0`: idle ones kept ahead while inputs come.
+        - `scaledown_window=60`: seconds a container stays idle before it ends, 2 to 3,600.
+        - `single_use_containers=False`: True gives each input a container that no other input sees.
+        - `block_network=False`: True leaves a container nothing but its own loopback.
+        - `name`: the function's name in the app; that of the `def` when left out.
+        - `serialized=False`: True sends the function by value, so that it may be defined anywhere.
+        - `include_source`: False leaves your source out of its containers; the app's choice when left out.
+        - `is_generator`: True for a plain function that returns a generator.
+
+        Raises InvalidError at this line for a wrong option, and for what a container could not find by name: a
+        lambda, a method, a function inside another. `docs/guide/functions.md` describes each option.
+
+        Example:
+
+            @app.function(cpu=0.5, memory=(256, 512), retries=2, max_containers=4)
+            def count(text):
+                return len(text.split())
+
+            @app.local_entrypoint()
+            def main():
+                print(list(count.map(["to be", "or not to be"])))
         """
         if wrong:
             raise InvalidError(
@@ -202,7 +249,17 @@ class App:
         )  # fmt: skip
 
     def local_entrypoint(self, *wrong: Any, name: str | None = None) -> Callable[[Callable[..., Any]], LocalEntrypoint]:
-        """Make a function what `squall run file.py` runs, here in your program; its parameters become options."""
+        """Make a function what `squall run file.py` runs, here in your program; its parameters become options.
+
+        It may be async. `name` is what it is called in `squall run file.py::name`. Raises InvalidError for a second
+        entrypoint of the same name.
+
+        Example:
+
+            @app.local_entrypoint()
+            def main(name: str = "you", times: int = 1):
+                print(" ".join([f"hello {name}"] * times))
+        """
         if wrong:
             raise InvalidError(
                 "`@app.local_entrypoint` was used without its parentheses",
@@ -236,8 +293,26 @@ class App:
     def run(self, *, name: str | None = None, detach: bool = False, output: Output | None = None) -> AppRun:
         """Run the app while the block lasts: `with app.run():` or `async with app.run():`.
 
-        `detach=True` lets it go on without you when the block or the program ends. Logs go to `output`; without
-        one, to this program's stdout and stderr.
+        Starts a server when none runs. At the end of the block unfinished inputs are cancelled and the containers
+        end; the block waits for that, so that no output is lost.
+
+        - `name`: run the app under another name.
+        - `detach`: True lets it go on without you when the block or the program ends, as long as it has spawned
+          calls to finish.
+        - `output`: an object with `log(chunk, data)` and `notice(notice)` that gets what containers write and what
+          there is to say about them; without one it goes to this program's stdout and stderr.
+
+        Raises ConflictError when this app object is running already, InvalidError in a container, ServiceError when
+        no server can be reached or started.
+
+        Example:
+
+            @app.function()
+            def square(x): return x * x
+
+            if __name__ == "__main__":
+                with app.run():
+                    print(square.remote(4))
         """
         from squall._session import AppRun  # what runs apps is not needed to define them
 

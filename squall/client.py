@@ -97,7 +97,14 @@ class Waiter:
 
 
 class Client:
-    """A connection to a server. Most programs never name it: `Client.current()` is made when first needed."""
+    """A connection to a server. Most programs never name it: `Client.current()` is made when first needed.
+
+    Example:
+
+        client = squall.Client.connect()
+        print(client.server_id)
+        client.close()
+    """
 
     def __init__(self, sock: socket.socket | None = None, *, link: Link | None = None) -> None:
         self.pid = os.getpid()
@@ -117,7 +124,10 @@ class Client:
 
     @staticmethod
     def connect(autostart: bool = True, config: Config | None = None) -> Client:
-        """A new connection to the server of this home; starts one when none listens and `autostart` is set."""
+        """A new connection to the server of this home; starts one when none listens and `autostart` is set.
+
+        Raises ServiceError when there is none or it cannot be started, VersionError when it speaks another version.
+        """
         from squall import config as configs  # pathlib, which it needs, would double the SDK's own import time
 
         settings = config or configs.load()
@@ -174,6 +184,7 @@ class Client:
         return client
 
     def usable(self) -> bool:
+        """Whether it is open and was made by this very process."""
         return not self.link.closed and self.pid == os.getpid()
 
     def close(self) -> None:
@@ -406,17 +417,36 @@ def set_context(input_id: str, call_id: str) -> None:
 
 
 def is_local() -> bool:
-    """Whether this code runs in your program (True) or in a container of Squall (False)."""
+    """Whether this code runs in your program (True) or in a container of Squall (False).
+
+    Example:
+
+        if squall.is_local():
+            print("imported by your program")
+    """
     return not _state.in_container and "SQUALL_IS_REMOTE" not in os.environ
 
 
 def current_input_id() -> str | None:
-    """Id of the input this code runs for; None outside a container."""
+    """Id of the input this code runs for, such as `in-5f2c19d04be87a36-0`; None outside a container.
+
+    Example:
+
+        @app.function()
+        def who(): return squall.current_input_id()
+
+        @app.local_entrypoint()
+        def main():
+            print(who.remote())
+    """
     return _input.get()[0] or None
 
 
 def current_function_call_id() -> str | None:
-    """Id of the call this code runs for; None outside a container."""
+    """Id of the call this code runs for, such as `fc-5f2c19d04be87a36`; None outside a container.
+
+    `squall trace` takes it, and for a spawned call `FunctionCall.from_id` does.
+    """
     return _input.get()[1] or None
 
 

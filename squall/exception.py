@@ -123,7 +123,20 @@ class InternalError(Error):
 
 
 class InputCancellation(BaseException):
-    """Raised in a running function when its input is cancelled; a BaseException, so `except Exception` lets it by."""
+    """Raised in a running function when its input is cancelled; a BaseException, so `except Exception` lets it by.
+
+    Catch it to clean up, and raise it again. The container is killed when the input has not ended 10 s later.
+
+    Example:
+
+        @app.function()
+        def careful():
+            try:
+                return "worked"
+            except squall.InputCancellation:
+                print("cleaning up")
+                raise
+    """
 
 
 def all_errors() -> dict[str, type[Error]]:

@@ -49,7 +49,8 @@ ANSWER_GRACE_S = 10.0
 
 @dataclass(frozen=True)
 class FunctionStats:
-    """How busy a function is at this moment."""
+    """How busy a function is at this moment: inputs that wait (`backlog`), containers (`num_total_runners`), inputs
+    that run (`num_running_inputs`), and how many more the ready containers could take (`input_headroom`)."""
 
     backlog: int = 0
     num_total_runners: int = 0
@@ -68,14 +69,21 @@ class Target:
 
 
 class Function(Handle, Generic[P, R]):
-    """A function of an app, called in containers.
+    """A function of an app, called in containers; `@app.function()` makes it.
+
+    Every method that waits has an async twin under `.aio`: `await f.remote.aio(x)`,
+    `async for y in f.map.aio(xs)`. A Function may be passed to another function as an argument.
+
+    All calls raise InvalidError while the app does not run, SerializationError for an argument or result that
+    cannot be pickled, and ServiceError when the server is gone.
 
     Example:
 
         @app.function(cpu=0.5)
         def square(x): return x * x
 
-        with app.run():
+        @app.local_entrypoint()
+        def main():
             print(square.remote(4), list(square.map(range(10))))
     """
 
@@ -115,15 +123,20 @@ class Function(Handle, Generic[P, R]):
 
     @property
     def is_generator(self) -> bool:
+        """Whether it yields: call it with `remote_gen` then."""
         return self._is_generator
 
     @property
     def object_id(self) -> str:
+        """Its id while its app runs, such as `fu-5f2c19d04be87a36`. Raises InvalidError when it does not."""
         return self._resolve().function_id
 
     @classmethod
     def from_id(cls, function_id: str, *, is_generator: bool = False) -> Function[..., Any]:
-        """A handle for a function of a running app, by its id. Does no I/O."""
+        """A handle for a function of a running app, by its id. Does no I/O; a wrong id shows at the first call.
+
+        `is_generator`: say True for a function that yields, as the id does not tell.
+        """
         handle: Function[..., Any] = Function(checked_id(function_id, "fu-", "function"), None, None, is_generator)
         handle._object_id = function_id
         return handle
@@ -164,12 +177,29 @@ class Function(Handle, Generic[P, R]):
     # -- one call
 
     def local(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the function right here, in this process."""
+        """Run the function right here, in this process: no container, no retries, no timeout."""
         return self.raw_f(*args, **kwargs)
 
     @both
     async def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the function in a container and give back what it returns, or raise what it raises."""
+        """Run the function in a container and give back what it returns, or raise what it raises.
+
+        Raises the function's own exception with its own type. When there is none to bring back:
+        FunctionTimeoutError, ContainerLostError, StartupError, CancelledError (all RemoteError), or
+        ResourceExhaustedError when the server refused the input, because no machine could hold it for instance.
+
+        Example:
+
+            @app.function()
+            def divide(a, b): return a / b
+
+            @app.local_entrypoint()
+            def main():
+                try:
+                    divide.remote(1, 0)
+                except ZeroDivisionError as error:
+                    print("as if it had happened here:", error)
+        """
         if self._is_generator:
             raise InvalidError(f"`{self._tag}` is a generator", hint=f"use `{self._tag}.remote_gen(...)`")
         target = self._resolve()
@@ -188,7 +218,22 @@ class Function(Handle, Generic[P, R]):
 
     @both_generator
     async def remote_gen(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Any, None]:
-        """Run a generator in a container and yield its values as they come."""
+        """Run a generator in a container and yield its values as they come, in order.
+
+        The generator is at most 256 values ahead of you. Leaving the loop early cancels it. A generator that has
+        yielded is never tried again.
+
+        Example:
+
+            @app.function()
+            def letters(word):
+                yield from word
+
+            @app.local_entrypoint()
+            def main():
+                for letter in letters.remote_gen("abc"):
+                    print(letter)
+        """
         if not self._is_generator:
             raise InvalidError(f"`{self._tag}` is not a generator", hint=f"use `{self._tag}.remote(...)`")
         target = self._resolve()
@@ -200,7 +245,21 @@ class Function(Handle, Generic[P, R]):
 
     @both
     async def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> FunctionCall[R]:
-        """Start a call and give back its handle at once; the result is kept for `FunctionCall.get`."""
+        """Start a call and give back its handle; the result is kept 7 days for `FunctionCall.get`, from any process.
+
+        Returns once the call is on the server's disk. It runs while its app runs: leave the app running with
+        `squall run --detach` or `app.run(detach=True)` when the program ends first.
+
+        Example:
+
+            @app.function()
+            def square(x): return x * x
+
+            @app.local_entrypoint()
+            def main():
+                call = square.spawn(7)
+                print(call.get(timeout=30))
+        """
         if self._is_generator:
             raise InvalidError(f"`{self._tag}` is a generator and cannot be spawned", hint="use `.remote_gen(...)`")
         target = self._resolve()
@@ -228,10 +287,24 @@ class Function(Handle, Generic[P, R]):
         order_outputs: bool = True,
         return_exceptions: bool = False,
     ) -> AsyncGenerator[R, None]:
-        """Call the function with each item (or with one of each iterator) and yield the results as they come.
+        """Call the function with each item (or with one of each iterator) and yield the results.
 
-        Inputs are taken lazily, at most 1,000 ahead of the results. `order_outputs=False` yields what is done
-        first first; `return_exceptions=True` yields exceptions instead of raising the first one.
+        Inputs are taken lazily, at most 1,000 ahead of the results; they may be an async iterable for `.map.aio`.
+        Leaving the loop early cancels the rest.
+
+        - `kwargs`: keyword arguments that every input gets.
+        - `order_outputs`: False yields what is done first first, instead of in the order of the inputs.
+        - `return_exceptions`: True yields the exception of a failed input in its place; otherwise the first failure
+          is raised and the rest is cancelled.
+
+        Example:
+
+            @app.function()
+            def power(base, exponent, offset=0): return base ** exponent + offset
+
+            @app.local_entrypoint()
+            def main():
+                print(list(power.map([2, 3], [10, 2], kwargs={"offset": 1})))
         """
         inputs = _map.zip_inputs(input_iterators, "map")
         async for value in self._map(inputs, kwargs, order_outputs, return_exceptions):
@@ -246,7 +319,17 @@ class Function(Handle, Generic[P, R]):
         order_outputs: bool = True,
         return_exceptions: bool = False,
     ) -> AsyncGenerator[R, None]:
-        """As `map`, with each item spread over the arguments: `f.starmap([(1, 2), (3, 4)])`."""
+        """As `map`, with each item spread over the arguments.
+
+        Example:
+
+            @app.function()
+            def add(a, b): return a + b
+
+            @app.local_entrypoint()
+            def main():
+                print(list(add.starmap([(1, 2), (3, 4)])))
+        """
         inputs = _map.Inputs(input_iterator, spread=True, verb="starmap")
         async for value in self._map(inputs, kwargs, order_outputs, return_exceptions):
             yield value
@@ -255,7 +338,20 @@ class Function(Handle, Generic[P, R]):
     async def for_each(
         self, *input_iterators: Any, kwargs: dict[str, Any] | None = None, ignore_exceptions: bool = False
     ) -> None:
-        """Call the function with each item and wait for all; results are dropped."""
+        """Call the function with each item and wait for all; results are dropped.
+
+        `ignore_exceptions=True` goes on when an input fails; otherwise the first failure is raised and the rest is
+        cancelled.
+
+        Example:
+
+            @app.function()
+            def greet(name): print("hello", name)
+
+            @app.local_entrypoint()
+            def main():
+                greet.for_each(["Ada", "Grace"])
+        """
         inputs = _map.zip_inputs(input_iterators, "for_each")
         async for _ in self._map(inputs, kwargs, False, ignore_exceptions):
             pass
@@ -272,7 +368,20 @@ class Function(Handle, Generic[P, R]):
 
     @both
     async def spawn_map(self, *input_iterators: Any, kwargs: dict[str, Any] | None = None) -> FunctionCall[R]:
-        """Start one call with an input per item; gives back its handle once all inputs are safe on the server."""
+        """Start one call with an input per item; gives back its handle once all inputs are on the server's disk.
+
+        `kwargs` as for `map`. Results are had one by one: `call.get(index=3)`.
+
+        Example:
+
+            @app.function()
+            def square(x): return x * x
+
+            @app.local_entrypoint()
+            def main():
+                call = square.spawn_map(range(5))
+                print([call.get(index=i) for i in range(call.num_inputs())])
+        """
         if self._is_generator:
             raise InvalidError(f"`{self._tag}` is a generator and cannot be spawned", hint="use `.remote_gen(...)`")
         target = self._resolve()
@@ -301,7 +410,17 @@ class Function(Handle, Generic[P, R]):
 
     @both
     async def get_current_stats(self) -> FunctionStats:
-        """How many inputs wait and run, and in how many containers."""
+        """How many inputs wait and run, and in how many containers, at this moment.
+
+        Example:
+
+            @app.function()
+            def square(x): return x * x
+
+            @app.local_entrypoint()
+            def main():
+                print(square.get_current_stats().backlog)
+        """
         target = self._resolve()
         reply, _ = await target.client.request(GetStats(target.function_id))
         known = {key: int(value) for key, value in reply.data.items() if key in FunctionStats.__dataclass_fields__}
@@ -309,12 +428,17 @@ class Function(Handle, Generic[P, R]):
 
 
 class FunctionCall(Handle, Generic[R]):
-    """A call made by `spawn`: its result is kept and can be had from any process.
+    """A call made by `spawn` or `spawn_map`: its results are kept 7 days and can be had from any process.
 
     Example:
 
-        call = train.spawn(data)
-        FunctionCall.from_id(call.object_id).get(timeout=60)
+        @app.function()
+        def train(epochs): return f"trained for {epochs}"
+
+        @app.local_entrypoint()
+        def main():
+            call_id = train.spawn(3).object_id
+            print(squall.FunctionCall.from_id(call_id).get(timeout=60))
     """
 
     _prefix = "fc-"
@@ -329,7 +453,7 @@ class FunctionCall(Handle, Generic[R]):
 
     @classmethod
     def from_id(cls, call_id: str) -> FunctionCall[Any]:
-        """The handle of a call made anywhere. Does no I/O."""
+        """The handle of a call made by any program of this home. Does no I/O; an unknown id shows at `get`."""
         return FunctionCall(checked_id(call_id, "fc-", "function call"))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -341,7 +465,14 @@ class FunctionCall(Handle, Generic[R]):
 
     @both
     async def get(self, timeout: float | None = None, *, index: int = 0) -> R:
-        """The result of input `index`. `timeout=0` only looks; OutputTimeoutError when it is not there in time."""
+        """The result of input `index`; raises what the function raised. May be repeated.
+
+        - `timeout`: seconds to wait; None waits for ever, 0 only looks. The call itself goes on when they have passed.
+        - `index`: which input of a `spawn_map`, from 0.
+
+        Raises OutputTimeoutError when the result is not there in time, OutputExpiredError after 7 days,
+        NotFoundError for a call or index that never was, and what `Function.remote` raises.
+        """
         client = Client.current()
         pending = _ask_output(client, self._object_id, index, timeout)
         output, data = await self._answer(pending, timeout)
@@ -358,17 +489,31 @@ class FunctionCall(Handle, Generic[R]):
 
     @both
     async def gather(cls: Any, *calls: FunctionCall[Any]) -> list[Any]:
-        """The results of several calls in their order; the first failure is raised as soon as it is known."""
+        """The results of several calls in their order; the first failure is raised as soon as it is known.
+
+        Example:
+
+            @app.function()
+            def square(x): return x * x
+
+            @app.local_entrypoint()
+            def main():
+                print(squall.FunctionCall.gather(*[square.spawn(x) for x in range(3)]))
+        """
         return await _gather(calls)
 
     @both
     async def cancel(self, terminate_containers: bool = False) -> None:
-        """Cancel the inputs that have not ended; running code sees `InputCancellation`. Harmless when all have."""
+        """Cancel the inputs that have not ended; running code sees `InputCancellation`. Harmless when all have.
+
+        A container that has not ended its input 10 s later is killed; `terminate_containers=True` kills at once.
+        Afterwards `get` raises CancelledError.
+        """
         await Client.current().request(CancelCall(self._object_id, [], terminate_containers))
 
     @both
     async def num_inputs(self) -> int:
-        """How many inputs the call has."""
+        """How many inputs the call has: 1 for `spawn`, one per item for `spawn_map`."""
         if self._count is None:
             reply, _ = await Client.current().request(GetCall(self._object_id))
             self._count = int(reply.data.get("num_inputs", 1))

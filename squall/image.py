@@ -67,6 +67,8 @@ class _ImageMeta(type):
 class Image(metaclass=_ImageMeta):
     """What a container's root file system holds; made by `Image.host()`.
 
+    This release has no other: build steps and other bases raise InvalidError.
+
     Example:
 
         app = squall.App("hello", image=squall.Image.host())
@@ -77,7 +79,11 @@ class Image(metaclass=_ImageMeta):
 
     @classmethod
     def host(cls) -> Image:
-        """This machine's system directories and the Python environment Squall runs with, read-only."""
+        """This machine's system directories and the Python environment Squall runs with, read-only.
+
+        `pip install` a package beside Squall and your functions can import it. `docs/guide/environment.md` says what
+        is shown and what is hidden.
+        """
         return cls(ImageSpec(kind="host"))
 
     def __getattr__(self, name: str) -> Any:

@@ -71,12 +71,27 @@ def not_yet(what: str, hint: str = "") -> InvalidError:
 
 @dataclass(frozen=True)
 class Retries:
-    """How often and how soon a failed input is tried again.
+    """How often and how soon a failed input is tried again, for `@app.function(retries=...)`.
+
+    - `max_retries`: further attempts after the first.
+    - `initial_delay=1.0`: seconds before the first of them, 0 to 60.
+    - `backoff_coefficient=2.0`: what each further delay is multiplied by, 1 to 10.
+    - `max_delay=60.0`: seconds no delay is longer than, 1 to 60.
+
+    Raises InvalidError for a value out of range.
 
     Example:
 
-        @app.function(retries=squall.Retries(max_retries=3, backoff_coefficient=2.0, initial_delay=1.0))
-        def flaky(): ...
+        @app.function(retries=squall.Retries(max_retries=3, initial_delay=0.1))
+        def flaky():
+            import random
+            if random.random() < 0.1:
+                raise OSError("no luck")
+            return "done"
+
+        @app.local_entrypoint()
+        def main():
+            print(flaky.remote())
     """
 
     max_retries: int

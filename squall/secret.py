@@ -19,10 +19,20 @@ RESERVED_PREFIX = "SQUALL_"
 class Secret:
     """Named values for the environment of a function's containers.
 
+    They are sent to a container only after its walls were checked, over the connection of its own runner; they are
+    in no log, no error and not in the server's database. Values have at most 32,768 characters; names starting with
+    `SQUALL_` are refused.
+
     Example:
 
         @app.function(secrets=[squall.Secret.from_dict({"API_KEY": "..."})])
-        def call_api(): ...
+        def call_api():
+            import os
+            return len(os.environ["API_KEY"])
+
+        @app.local_entrypoint()
+        def main():
+            print(call_api.remote())
     """
 
     def __init__(self, values: Mapping[str, str], label: str) -> None:
@@ -36,9 +46,14 @@ class Secret:
 
     @classmethod
     def from_local_environ(cls, env_keys: Iterable[str]) -> Secret:
-        """Values of variables of this process's environment; a missing one is an error.
+        """Values of variables of this process's environment; a missing one raises InvalidError.
 
-        In a container, where they are not needed again, missing ones are left out."""
+        In a container, where they are not needed again, missing ones are left out.
+
+        Example:
+
+            home = squall.Secret.from_local_environ(["HOME"])
+        """
         keys = [env_keys] if isinstance(env_keys, str) else list(env_keys)
         missing = [key for key in keys if key not in os.environ]
         if missing and "SQUALL_IS_REMOTE" not in os.environ:
@@ -51,7 +66,11 @@ class Secret:
 
     @classmethod
     def from_dotenv(cls, path: str | os.PathLike[str] | None = None, *, filename: str = ".env") -> Secret:
-        """Values of a `.env` file: that in `path` or one of its parents (default: the working directory's)."""
+        """Values of a `.env` file: that in `path` or one of its parents (default: the working directory's).
+
+        Lines are `KEY=value`, `export` allowed, quotes taken off, `#` comments; variables in values are not expanded.
+        `path` may name the file itself; `filename` is what it is called. Raises InvalidError when there is none.
+        """
         file = _find_dotenv(os.fspath(path) if path is not None else os.getcwd(), filename)
         if file is None:
             if "SQUALL_IS_REMOTE" in os.environ:
