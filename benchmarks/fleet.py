@@ -89,7 +89,7 @@ def main() -> None:
         with app.run():
             one.remote(0)
             ours, theirs = [], []
-            for _ in range(5):
+            for _ in range(int(os.environ.get("ROUNDS", "5"))):
                 ours.append(common.timed(lambda: list(one.map(range(100)))))
                 time.sleep(1.0)
                 if crun is not None:
