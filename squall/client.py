@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from squall._blocking import both
+from squall._observe import Logger
 from squall.exception import (
     CancelledError,
     ContainerLostError,
@@ -56,13 +57,16 @@ from squall.protocol.transport import Link, Pending
 if TYPE_CHECKING:
     from squall.config import Config
 
+log = Logger("client")
+
 PAYLOAD_LIMIT_BYTES = 4 << 30
 """A value larger than this, pickled, is refused before anything is sent."""
 REQUEST_TIMEOUT = 60.0
 CONNECT_TIMEOUT = 5.0
 UPLOAD_WINDOW = 16
 """Chunks of a blob that are under way before the sender waits for the server."""
-UNCLAIMED_LIMIT = 4096
+UNCLAIMED_LIMIT = 1024
+"""Messages kept of an app whose id is not known here yet: its `CreateApp` is being answered."""
 
 
 class Output(Protocol):
@@ -110,7 +114,8 @@ class Client:
         self.pid = os.getpid()
         self.sinks: dict[str, Sink] = {}
         self.server_id = ""
-        self._followers: dict[str, Output] = {}
+        self._followers: dict[str, Output | None] = {}
+        """App id -> who sees its logs; None when it is over."""
         self._uploads: dict[str, Pending[None]] = {}
         self._unclaimed: deque[tuple[str, Message, bytes]] = deque(maxlen=UNCLAIMED_LIMIT)
         self._follow_lock = threading.Lock()
@@ -219,10 +224,9 @@ class Client:
 
     def _show(self, app_id: str, message: Message, payload: bytes) -> None:
         with self._follow_lock:
-            output = self._followers.get(app_id)
-            if output is None:
+            if app_id not in self._followers:
                 self._unclaimed.append((app_id, message, payload))
-            else:
+            elif (output := self._followers[app_id]) is not None:
                 _show_on(output, message, payload)
 
     def follow(self, app_id: str, output: Output) -> None:
@@ -235,8 +239,9 @@ class Client:
                 _show_on(output, entry[1], entry[2])
 
     def unfollow(self, app_id: str) -> None:
+        """Drop what still comes of the app: nobody is there to see it."""
         with self._follow_lock:
-            self._followers.pop(app_id, None)
+            self._followers[app_id] = None
 
     def on_close(self, reason: str) -> None:
         error = ServiceError(
@@ -337,12 +342,21 @@ def error_of(item: OutputItem, data: bytes, name: str, source_map: Mapping[str, 
         cause = payloads.unpack_exception(data, name, source_map)
         error: Error = StartupError(
             f"`{name}` {said}: {item.message or type(cause).__name__}",
-            hint=hint or "the exception above was raised while the container imported your code",
+            hint=hint or _startup_hint(cause),
         )
         error.__cause__ = cause
         return error
     error = cls(f"`{name}` {said}" + (f": {item.message}" if item.message else ""), hint=hint)
     return error
+
+
+def _startup_hint(cause: BaseException) -> str:
+    if isinstance(cause, ModuleNotFoundError) and cause.name:
+        return (
+            f"containers get the file that defines the function, or the whole package it is in; `{cause.name}` is in "
+            "neither, nor is it installed in the image"
+        )
+    return "the exception above was raised while the container imported your code"
 
 
 _STATUSES: dict[str, tuple[type[Error], str]] = {
@@ -374,10 +388,13 @@ def check_payload(data: bytes, what: str) -> bool:
 
 
 def _show_on(output: Output, message: Message, payload: bytes) -> None:
-    if isinstance(message, LogChunk):
-        output.log(message, payload)
-    elif isinstance(message, Notice):
-        output.notice(message)
+    try:
+        if isinstance(message, LogChunk):
+            output.log(message, payload)
+        elif isinstance(message, Notice):
+            output.notice(message)
+    except Exception as error:  # somebody else's code, in the thread that reads for all: a call must not fail by it
+        log.warning("an app's output failed", output=type(output).__name__, error=repr(error))
 
 
 # ---- the process's client and the running input -------------------------------------------------------------------

@@ -41,6 +41,8 @@ HINT_UNPICKLABLE = (
 )
 
 _OWN_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_IMPORT_SYSTEM = ("<frozen importlib", os.path.join(os.path.dirname(os.__file__), "importlib", ""))
+"""Files whose frames say nothing to anybody; Python leaves them out of what it prints, too."""
 _MAIN = b"__main__"
 
 
@@ -206,10 +208,12 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"[{_short(key)}]", inner) for key, inner in value.items())
     elif isinstance(value, (set, frozenset)):
         yield from (("{...}", inner) for inner in value)
-    elif isinstance(value, types.FunctionType) and value.__closure__:
+    elif isinstance(value, types.FunctionType):
+        used = value.__code__.co_names
+        yield from ((f".{name}", value.__globals__[name]) for name in used if name in value.__globals__)
         yield from (
             (f".{name}", cell.cell_contents)
-            for name, cell in zip(value.__code__.co_freevars, value.__closure__, strict=True)
+            for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
         )
     else:
         state = getattr(value, "__dict__", None)
@@ -332,11 +336,11 @@ def _state_of(error: Exception) -> Any:
 
 
 def _frames_of(traceback: types.TracebackType | None) -> list[tuple[Any, ...]]:
-    """The traceback as `(file, function, line, end line, column, end column, source line)`, Squall's own left out."""
+    """The traceback as `(file, function, line, end line, column, end column, source line)`; not Squall's, nor importing's."""
     frames: list[tuple[Any, ...]] = []
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if not code.co_filename.startswith(_OWN_DIR):
+        if not code.co_filename.startswith((_OWN_DIR, *_IMPORT_SYSTEM)):
             frames.append(_frame_of(traceback, code))
         traceback = traceback.tb_next
     if len(frames) > FRAMES_LIMIT:

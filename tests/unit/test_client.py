@@ -149,6 +149,27 @@ def test_logs_that_come_before_the_apps_id_is_known_are_kept_in_order(peer: Peer
     assert recorder.seen == [b"first", "waiting", b"later"]
 
 
+def test_output_that_fails_fails_no_call(peer: Peer, capfd: pytest.CaptureFixture[str]) -> None:
+    class Broken(Recorder):
+        def log(self, chunk: m.LogChunk, data: bytes) -> None:
+            raise LookupError("no place for it")
+
+    peer.client.follow("ap-1", Broken())
+    peer.send(m.LogChunk("ap-1", "co-1", "f", "stdout"), b"text")
+    peer.client.link.request(m.Ping()).wait(5)
+    assert "no place for it" in capfd.readouterr().err
+
+
+def test_logs_of_an_app_that_is_over_are_dropped(peer: Peer) -> None:
+    recorder = Recorder()
+    peer.client.follow("ap-1", recorder)
+    peer.client.unfollow("ap-1")
+    peer.send(m.LogChunk("ap-1", "co-1", "f", "stdout"), b"late")
+    peer.client.link.request(m.Ping()).wait(5)
+    assert recorder.seen == []
+    assert not peer.client._unclaimed
+
+
 def test_answer_that_does_not_come_is_a_service_error(peer: Peer) -> None:
     from squall._blocking import run
 

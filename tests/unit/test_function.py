@@ -389,7 +389,8 @@ def test_each_way_to_end_has_its_error(status: str, kind: type[Exception]) -> No
 
 
 def test_failed_import_is_the_cause_of_the_startup_error() -> None:
-    data = payloads.pack_exception(ModuleNotFoundError("No module named 'nope'"))
+    data = payloads.pack_exception(ModuleNotFoundError("No module named 'nope'", name="nope"))
     error = error_of(m.OutputItem("fc-1", 0, "init_error", len(data), message="ModuleNotFoundError"), data, "f")
     assert isinstance(error, StartupError)
     assert isinstance(error.__cause__, ModuleNotFoundError)
+    assert "`nope` is in neither" in error.hint

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import traceback
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -118,6 +119,19 @@ def test_unpicklable_attribute_deep_inside_is_named() -> None:
     outer.y = Point(1, threading.Lock())  # type: ignore[assignment, arg-type]
     with pytest.raises(SerializationError, match=r"`y\.y` is a `_thread\.lock`"):
         payload.pack(outer, "the result of `f`")
+
+
+SOME_LOCK = threading.Lock()
+
+
+def uses_a_lock() -> object:
+    return SOME_LOCK
+
+
+def test_global_that_keeps_a_function_from_travelling_is_named() -> None:
+    function = types.FunctionType(uses_a_lock.__code__, {"SOME_LOCK": SOME_LOCK}, "made_here")
+    with pytest.raises(SerializationError, match=r"function `f`.*`SOME_LOCK` is a `_thread\.lock`"):
+        payload.pack_by_value(function, "function `f`")
 
 
 def test_value_nested_too_deeply_is_an_error_and_no_crash() -> None:
