@@ -336,7 +336,7 @@ def _state_of(error: Exception) -> Any:
 
 
 def _frames_of(traceback: types.TracebackType | None) -> list[tuple[Any, ...]]:
-    """The traceback as `(file, function, line, end line, column, end column, source line)`; not Squall's, nor importing's."""
+    """The traceback as `(file, function, line, end line, column, end column, source line)`, the user's frames only."""
     frames: list[tuple[Any, ...]] = []
     while traceback is not None:
         code = traceback.tb_frame.f_code
