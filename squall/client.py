@@ -141,7 +141,7 @@ class Client:
             if not autostart:
                 raise ServiceError(
                     f"no server listens at `{settings.socket_path}`",
-                    hint="a program starts one by itself; `squall up` starts one that stays",
+                    hint="`squall run` and `app.run()` start one by themselves",
                 )
             sock = _start_server(settings)
         client = Client(sock)

@@ -146,7 +146,8 @@ def all_errors() -> dict[str, type[Error]]:
     while pending:
         cls = pending.pop()
         found[cls.code] = cls
-        pending.extend(cls.__subclasses__())
+        # Other rooms derive errors of their own; on the wire those are what they derive from.
+        pending.extend(sub for sub in cls.__subclasses__() if sub.__module__ == __name__)
     return found
 
 

@@ -228,9 +228,10 @@ class Agent:
         try:
             async with self._creating:
                 container = await self._create(held, message)
-        except Error as error:
+        except (Error, OSError) as error:  # OSError: no descriptor, no memory
             self.held.pop(spec.container_id, None)
-            self._report_exit(spec.container_id, -1, f"could not be made: {error.message or error}", hint=error.hint)
+            message, hint = (error.message, error.hint) if isinstance(error, Error) else (str(error), "")
+            self._report_exit(spec.container_id, -1, f"could not be made: {message}", hint=hint)
             return
         steps = dict(container.steps)
         steps["agent"] = (time.perf_counter() - began) * 1000 - sum(steps.values())
@@ -308,8 +309,12 @@ class Agent:
             container.kill(held.stop_reason)
             return
         container.signal(signal.SIGTERM)
-        if held.kill_timer is None:
-            held.kill_timer = self.loop.call_later(message.grace, container.kill, held.stop_reason)
+        deadline = self.loop.time() + message.grace
+        if held.kill_timer is not None:
+            if held.kill_timer.when() <= deadline:
+                return
+            held.kill_timer.cancel()
+        held.kill_timer = self.loop.call_at(deadline, container.kill, held.stop_reason)
 
     # -- output
 

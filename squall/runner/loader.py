@@ -16,14 +16,16 @@ from types import ModuleType
 from typing import Any
 
 from squall import client as sdk
-from squall.exception import NotFoundError, VersionError
+from squall.exception import Error, NotFoundError, VersionError
 from squall.protocol import payload as payloads
 from squall.protocol.messages import FunctionSpec, Load
 
-__all__ = ["UserFunction", "load", "sdk"]
+__all__ = ["UserFunction", "load", "sdk", "what_failed"]
 """`sdk`: the client of this process, through which user code calls functions; the runner gets it from here."""
 
 ReadBlob = Callable[[str], bytes]
+
+TEXT_LIMIT = 2000
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -50,6 +52,19 @@ def load(message: Load, source: str | None, read_blob: ReadBlob) -> UserFunction
     _hydrate(message)
     imported = (time.perf_counter() - started) * 1000
     return UserFunction(call, spec.is_async, spec.is_generator, {"import": imported})
+
+
+def what_failed(error: BaseException) -> tuple[str, str]:
+    """Message and hint for what loading raised."""
+    if isinstance(error, Error):
+        return error.message[:TEXT_LIMIT], error.hint[:TEXT_LIMIT]
+    if isinstance(error, SystemExit):
+        return f"the module ended the process while it was imported: sys.exit({error.code!r})"[:TEXT_LIMIT], ""
+    try:
+        text = str(error)
+    except Exception:  # the user's own
+        text = ""
+    return f"{type(error).__name__}: {text}"[:TEXT_LIMIT] if text else type(error).__name__, ""
 
 
 def apply_environment(spec: FunctionSpec) -> None:

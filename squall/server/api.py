@@ -19,6 +19,7 @@ from squall.protocol.messages import (
     CancelCall,
     CreateApp,
     ExecData,
+    ExecExit,
     GetBlob,
     GetCall,
     GetLogs,
@@ -56,6 +57,10 @@ log = Logger("server")
 
 UPLOAD_LIMIT = 64
 """Blobs one connection may be uploading at once."""
+CATCH_UP_ROUNDS = 50
+"""Times a follower of logs is sent what was written while it was being sent the rest, before a gap is accepted."""
+EXEC_BUFFER_BYTES = 64 << 20
+"""Output of an exec that may wait here for a client that does not read."""
 
 
 class Peer:
@@ -68,7 +73,8 @@ class Peer:
         self.apps: set[str] = set()
         self.uploads: dict[str, Upload] = {}
         self.tasks: set[asyncio.Task[None]] = set()
-        self.dropped_bytes = 0
+        self.dropped: dict[str, int] = {}
+        """App id -> bytes of its output that this peer was too slow for, and was not told of yet."""
 
     def reply(self, request_id: int, data: dict[str, Any] | None = None, payload: bytes = b"") -> None:
         if request_id:
@@ -197,7 +203,9 @@ class Api:
             record.stream.send(YieldCredit(message.call_id, message.idx, message.n))
 
     def get_stats(self, peer: Peer, message: GetStats, payload: bytes) -> None:
-        self.server.objects.function(message.function_id)
+        function = self.server.objects.function(message.function_id)
+        if message.function_id not in self.server.dispatch.functions:
+            raise NotFoundError(f"function `{function.spec.tag}` has ended with its app")
         peer.reply(message.id, stats_of(self.server.dispatch.demand(time.monotonic(), message.function_id)))
 
     async def get_call(self, peer: Peer, message: GetCall) -> None:
@@ -266,6 +274,10 @@ class Api:
             return
         if last:
             del self.execs[message.exec_id]
+        elif peer.stream.waiting_bytes() > EXEC_BUFFER_BYTES:
+            del self.execs[message.exec_id]
+            node.send(ExecData(message.exec_id, "kill"))
+            message, payload = ExecExit(message.exec_id, 137, "its output came faster than it was read"), b""
         peer.stream.send(message, payload)
 
     def peer_lost(self, peer: Peer) -> None:
@@ -403,15 +415,26 @@ class Api:
 
     async def get_logs(self, peer: Peer, message: GetLogs) -> None:
         app = self._logs_app(message)
-        if message.follow and app.state != "stopped":
-            app.followers.add(peer)
+        end = await self._send_logs(peer, message, app, 0)
+        if message.follow:
+            for _ in range(CATCH_UP_ROUNDS):  # what was written meanwhile; then, without a gap, what comes
+                if app.state == "stopped" or self.server.logs.snapshot(app.app_id, end).end == end:
+                    break
+                end = await self._send_logs(peer, message, app, end)
+            if app.state != "stopped":
+                app.followers.add(peer)
+        peer.reply(message.id, {"app_id": app.app_id, "state": app.state})
+
+    async def _send_logs(self, peer: Peer, message: GetLogs, app: AppRecord, since: int) -> int:
+        """Send the output kept after `since`; how far that is."""
+        kept = self.server.logs.snapshot(app.app_id, since)
         records = await self.loop.run_in_executor(
-            None, lambda: list(self.server.logs.read(app.app_id, message.container_id))
+            None, lambda: [r for r in kept.records() if message.container_id in ("", r.container_id)]
         )
-        for record in records[-message.tail :] if message.tail else records:
+        for record in records[-message.tail :] if message.tail and not since else records:
             await peer.stream.drained()
             peer.stream.send(log_chunk(app, record, message.id), record.data)
-        peer.reply(message.id, {"app_id": app.app_id, "state": app.state})
+        return kept.end
 
     def _logs_app(self, message: GetLogs) -> AppRecord:
         if message.app:

@@ -89,7 +89,7 @@ EWMA_WEIGHT = 0.2
 _Action: TypeAlias = Callable[[float, Any, int, Instructions], None]
 _Timer: TypeAlias = tuple[float, int, _Action, Any, int]
 
-_STARTUP_HINT = "the container's output says more: `squall logs`"
+_STARTUP_HINT = "the container's output says more: `squall app logs`"
 
 
 class Dispatch:

@@ -14,12 +14,13 @@ import os
 import signal
 import socket
 import time
+import traceback
 from typing import Any
 
 from squall._observe import Logger
 from squall.config import Config
 from squall.engines.provider import EmbeddedProvider, NodeProvider
-from squall.exception import ConflictError, Error, VersionError
+from squall.exception import ConflictError, Error, InternalError, VersionError
 from squall.protocol.messages import (
     SUPPORTED_VERSIONS,
     ContainerEvent,
@@ -61,7 +62,7 @@ STORE_AFTER = 2.0
 STOP_GRACE = 1.0
 """Seconds a container of a stopped app may take to end before it is killed."""
 STOP_TIMEOUT = 30.0
-NODE_TIMEOUT = 20.0
+DRAIN_TIMEOUT = 5.0
 HELLO_TIMEOUT = 10.0
 
 
@@ -101,6 +102,7 @@ class Server:
         """Serve until told to end."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(signum, self.end, f"received {signal.Signals(signum).name}")
+        self._close_stale()
         self.nodes.listen(self.config.run_dir / "handoff.sock")
         await self._listen()
         self.provider.start()
@@ -114,11 +116,14 @@ class Server:
                 task.cancel()
             await self._close()
 
+    def _close_stale(self) -> None:
+        """Before all else in the Store's queue, so that nobody waits for a result that an earlier server owed."""
+        now = time.time()
+        self.metering.close_stale(self.started_at, now)
+        self.calls.close_stale(self.started_at, now)
+
     def _open_store(self) -> None:
         if not self.ended.is_set():
-            now = time.time()
-            self.metering.close_stale(self.started_at, now)
-            self.calls.close_stale(self.started_at, now)
             self.database.start()
 
     async def _listen(self) -> None:
@@ -198,7 +203,12 @@ class Server:
         except ValueError as error:
             stream.abort(f"received garbage: {error}")
             return
-        handler(stream, message, payload)
+        try:
+            handler(stream, message, payload)
+        except Exception as error:  # a bug of ours: it costs this message, not the node with all its containers
+            log.error("a message failed", tag=message.TAG, error=traceback.format_exc())
+            if message.id:
+                refuse(stream, message.id, InternalError(f"the server failed on `{message.TAG}`: {error!r}"))
 
     def _hello(self, stream: FrameStream, header: bytes) -> None:
         try:
@@ -374,6 +384,7 @@ class Server:
         if mine:
             gone = [self.loop.create_task(record.gone.wait()) for record in mine]
             await asyncio.wait(gone, timeout=STOP_TIMEOUT)
+        await self._end_output(app)
         self.objects.set_stopped(app, time.time())
         for peer in app.followers - {asked_by}:
             peer.stream.send(Notice(app.app_id, "stopped", {"reason": reason}))
@@ -396,14 +407,24 @@ class Server:
     def _push_log(self, peer: Peer, app: AppRecord, entry: Record) -> None:
         """A follower that does not read loses output, and is told how much, rather than filling this memory."""
         if peer.stream.paused:
-            peer.dropped_bytes += len(entry.data)
+            peer.dropped[app.app_id] = peer.dropped.get(app.app_id, 0) + len(entry.data)
             return
-        if peer.dropped_bytes:
-            text = f"[{peer.dropped_bytes} bytes of output were dropped, as they came faster than they were read]\n"
-            peer.dropped_bytes = 0
+        self._tell_dropped(peer, app, entry)
+        peer.stream.send(log_chunk(app, entry), entry.data)
+
+    def _tell_dropped(self, peer: Peer, app: AppRecord, entry: Record) -> None:
+        lost = peer.dropped.pop(app.app_id, 0)
+        if lost:
+            text = f"[{lost} bytes of output were dropped, as they came faster than they were read]\n"
             note = Record(entry.at, entry.container_id, entry.function, "system", text.encode())
             peer.stream.send(log_chunk(app, note), note.data)
-        peer.stream.send(log_chunk(app, entry), entry.data)
+
+    async def _end_output(self, app: AppRecord) -> None:
+        """Nothing more will come of the app: say now what its followers have missed."""
+        for peer in [peer for peer in app.followers if app.app_id in peer.dropped]:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(peer.stream.drained(), DRAIN_TIMEOUT)
+            self._tell_dropped(peer, app, Record(time.time(), "", "", "system", b""))
 
     def _warn(self, app: AppRecord, node: Node) -> None:
         """What protection is missing is said to whoever runs code there, each time."""

@@ -52,6 +52,7 @@ from squall.server.scheduler import Grant, Request, Scheduler
 from squall.server.scheduler import Node as SchedulerNode
 from squall.server.timelines import ContainerTimeline
 from squall.server.wire import run_head
+from squall.storage.blobs import check_digest
 
 log = Logger("server")
 
@@ -161,9 +162,8 @@ class Reconciler:
     def _scale(self, now: float, function_id: str) -> None:
         state = self.dispatch.functions.get(function_id)
         function = self.objects.functions.get(function_id)
-        if state is None or function is None:
-            self.scheduler.want(now, function_id, 0, Request())
-            self._wanting.discard(function_id)
+        if state is None or function is None or state.closed:
+            self._withdraw(now, function_id)
             return
         decision = autoscaler.decide(now, self.dispatch.demand(now, function_id), state.options)
         for container_id in decision.stop:
@@ -214,7 +214,8 @@ class Reconciler:
 
     def _refuse(self, now: float, function_id: str, reason: str, hint: str, permanent: bool) -> None:
         function = self.objects.functions.get(function_id)
-        if function is None:
+        if function is None or function_id not in self.dispatch.functions:
+            self._withdraw(now, function_id)  # its app is ending
             return
         if permanent:
             self._reject(now, function_id, reason, hint)
@@ -227,9 +228,14 @@ class Reconciler:
 
     def _reject(self, now: float, function_id: str, reason: str, hint: str) -> None:
         """No node could ever hold it: waiting inputs fail and say why."""
+        self._withdraw(now, function_id)
+        self.apply(self.dispatch.reject_queued(now, function_id, reason, hint))
+
+    def _withdraw(self, now: float, function_id: str) -> None:
+        """It wants no more containers."""
         self.scheduler.want(now, function_id, 0, Request())
         self._wanting.discard(function_id)
-        self.apply(self.dispatch.reject_queued(now, function_id, reason, hint))
+        self._refusals.pop(function_id, None)
 
     # -- a container's life
 
@@ -274,7 +280,7 @@ class Reconciler:
             self.place(time.monotonic())
         elif event.state == "exited":
             record.exit_code, record.usage = event.exit_code, event.usage
-            self._gone(record, f"ended: {event.reason}" if record.state != "creating" else event.reason, event.oom)
+            self._gone(record, _end_of(event.reason), event.oom)
 
     def runner_hello(self, record: ContainerRecord) -> None:
         record.said_hello = True
@@ -301,6 +307,8 @@ class Reconciler:
         )
 
     def runner_loaded(self, record: ContainerRecord, message: Loaded, payload: bytes) -> None:
+        if record.state != "starting":
+            return
         now = time.monotonic()
         record.timeline.loaded_at = time.time()
         record.timeline.load_steps = message.steps
@@ -309,9 +317,15 @@ class Reconciler:
             record.reason = f"could not load `{record.function.spec.tag}`: {message.message}"
             self.apply(
                 self.dispatch.container_gone(
-                    now, record.container_id, record.reason, fault="container", init_error=record.init_error
+                    now,
+                    record.container_id,
+                    record.reason,
+                    fault="container",
+                    hint=message.hint,
+                    init_error=record.init_error,
                 )
             )
+            self.loop.call_later(STREAM_GRACE, self._give_up, record)  # it ends by itself, unless it is hostile
             return
         if record.move("ready"):
             self._tell(record)
@@ -320,7 +334,7 @@ class Reconciler:
     def runner_outputs(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> None:
         results = []
         for item, part in zip(items, parts, strict=True):
-            data: bytes | str = item.blob or part
+            data: bytes | str = check_digest(item.blob) if item.blob else part
             if item.status == "yield":
                 input_ = self.dispatch.yielded(record.container_id, item.call_id, item.idx, item.attempt)
                 if input_ is not None:
@@ -405,6 +419,17 @@ class Reconciler:
     def timeline_of(self, container_id: str) -> ContainerTimeline | None:
         record = self.containers.get(container_id) or self.history.get(container_id)
         return record.timeline if record is not None else None
+
+
+_ENDS = {"killed": "was killed", "out of memory": "ran out of memory"}
+
+
+def _end_of(reason: str) -> str:
+    """A node's words for an end, so that they follow "its container"."""
+    for said, told in _ENDS.items():
+        if reason.startswith(said):
+            return told + reason[len(said) :]
+    return reason if reason.startswith(("exited", "could not")) else f"ended: {reason}"
 
 
 def request_of(function: FunctionRecord) -> Request:
