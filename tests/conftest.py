@@ -6,6 +6,7 @@ Must stay small: builders belong in `squall.testing`, a room's own fixtures besi
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -30,12 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs root on Linux"))
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = STOP_SECONDS) -> None:
+def wait_until(
+    condition: Callable[[], object], what: str | Callable[[], object], seconds: float = STOP_SECONDS
+) -> None:
     """Wait for a condition; on the deadline fail with `what` was waited for."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {seconds:g} s in vain until {what}")
+            pytest.fail(f"waited {seconds:g} s in vain until {what() if callable(what) else what}")
         time.sleep(0.02)  # the one sleep of the tests: everything that waits, waits here
 
 
@@ -62,17 +65,31 @@ def mounts_under(home: Path) -> list[str]:
     return [line for line in lines if line.split()[4].startswith(f"{home}/")]
 
 
+def leftovers(home: Path) -> list[str]:
+    """What the machine still holds of this home, in words; nothing once its server has ended, however it ended."""
+    name = hashlib.blake2b(os.fsencode(home.resolve()), digest_size=6).hexdigest()
+    mark = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:8]
+    found = [f"process {pid}: {command}" for pid, command in processes_of(home).items()]
+    found += [f"mount {line}" for line in mounts_under(home)]
+    found += [f"group {path}" for path in Path("/sys/fs/cgroup").glob(f"**/squall-{name}")]
+    found += [f"link {path.name}" for path in Path("/sys/class/net").glob(f"sq{mark}*")]
+    found += [f"socket {path}" for path in (home / "run").glob("*.sock")]
+    if os.geteuid() == 0 and (nft := shutil.which("nft")):
+        tables = subprocess.run([nft, "list", "tables"], capture_output=True, text=True, timeout=10, check=False)
+        found += [f"rules {line}" for line in tables.stdout.splitlines() if f"squall_{mark}" in line]
+    return found
+
+
 @contextlib.contextmanager
 def temporary_home() -> Iterator[Path]:
-    """A new, empty SQUALL_HOME. At the end its server is stopped, and no process and no mount of it may be left."""
+    """A new, empty SQUALL_HOME. At the end its server is stopped, and nothing of it may be left on the machine."""
     path = Path(tempfile.mkdtemp(prefix="squall-"))  # short: sockets live in it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SQUALL_HOME", str(path))
         try:
             yield path
             _stop_server(path)
-            wait_until(lambda: not processes_of(path), "no process of this home is left")
-            assert mounts_under(path) == []
+            wait_until(lambda: not leftovers(path), lambda: f"these are gone: {leftovers(path)}")
         finally:
             _kill(processes_of(path))
             shutil.rmtree(path, ignore_errors=True)

@@ -230,8 +230,8 @@ class Agent:
                 container = await self._create(held, message)
         except (Error, OSError) as error:  # OSError: no descriptor, no memory
             self.held.pop(spec.container_id, None)
-            message, hint = (error.message, error.hint) if isinstance(error, Error) else (str(error), "")
-            self._report_exit(spec.container_id, -1, f"could not be made: {message}", hint=hint)
+            said, hint = (error.message, error.hint) if isinstance(error, Error) else (str(error), "")
+            self._report_exit(spec.container_id, -1, f"could not be made: {said}", hint=hint)
             return
         steps = dict(container.steps)
         steps["agent"] = (time.perf_counter() - began) * 1000 - sum(steps.values())

@@ -47,8 +47,9 @@ class Execs:
             self._fail(message.exec_id, f"container `{message.container_id}` is not running")
             return
         job = Exec(message.exec_id, message.pty)
-        theirs = self._open_ends(job, message)
+        theirs: tuple[int, ...] = ()
         try:
+            theirs = self._open_ends(job, message)
             job.pid = held.container.exec(
                 message.argv,
                 stdin=theirs[0],
@@ -57,9 +58,9 @@ class Execs:
                 workdir=message.workdir,
                 tty=message.pty,
             )
-        except Error as error:
+        except (Error, OSError, ValueError) as error:
             self._close_ends(job)
-            self._fail(message.exec_id, error.message or str(error))
+            self._fail(message.exec_id, getattr(error, "message", "") or str(error))
             return
         finally:
             for fd in set(theirs):
@@ -74,9 +75,9 @@ class Execs:
         """Make the pipes or the pty; our ends go into `job`, theirs are returned."""
         if message.pty:
             main, side = os.openpty()
-            fcntl.ioctl(main, termios.TIOCSWINSZ, struct.pack("HHHH", message.rows, message.cols, 0, 0))
             job.stdin = main
             job.readers = {main: "stdout"}
+            _set_size(main, message.rows, message.cols)
             return side, side, side
         in_r, in_w = os.pipe2(os.O_CLOEXEC)
         out_r, out_w = os.pipe2(os.O_CLOEXEC)
@@ -91,9 +92,7 @@ class Execs:
         if job is None:
             return
         if message.stream == "resize" and job.pty:
-            size = struct.pack("HHHH", message.rows & 0xFFFF, message.cols & 0xFFFF, 0, 0)
-            with contextlib.suppress(OSError):
-                fcntl.ioctl(job.stdin, termios.TIOCSWINSZ, size)
+            _set_size(job.stdin, message.rows, message.cols)
         elif message.stream == "kill":
             self._kill(job)
         elif message.stream == "stdin":
@@ -121,6 +120,11 @@ class Execs:
             job.stdin = -1
 
     def _forward(self, job: Exec, stream: str, fd: int) -> None:
+        """Pass on what it wrote; while the server does not keep up the pipe is left full and the command waits."""
+        if self.agent.stream.paused and not self.agent.stream.closing:
+            self.agent.loop.remove_reader(fd)
+            self.agent._spawn(self._resume(job, stream, fd))
+            return
         try:
             data = os.read(fd, CHUNK_BYTES)
         except BlockingIOError:
@@ -132,6 +136,11 @@ class Execs:
             return
         self._close_reader(job, fd)
 
+    async def _resume(self, job: Exec, stream: str, fd: int) -> None:
+        await self.agent.stream.drained()
+        if fd in job.readers:
+            self.agent.loop.add_reader(fd, self._forward, job, stream, fd)
+
     def _close_reader(self, job: Exec, fd: int) -> None:
         self.agent.loop.remove_reader(fd)
         del job.readers[fd]
@@ -142,6 +151,7 @@ class Execs:
 
     async def _wait(self, job: Exec) -> None:
         code = await wait_pid(self.agent.loop, job.pid)
+        job.pid = 0  # it may be another's now
         await self._drain(job)
         self.running.pop(job.exec_id, None)
         self._close_ends(job)
@@ -163,8 +173,13 @@ class Execs:
             job.stdin = -1
 
     def _kill(self, job: Exec) -> None:
+        """The command and what it started in its process group."""
+        if not job.pid:
+            return
         with contextlib.suppress(ProcessLookupError):
             os.kill(job.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it had not yet made the group its own
+            os.killpg(job.pid, signal.SIGKILL)
 
     def _fail(self, exec_id: str, message: str) -> None:
         self.agent.stream.send(ExecExit(exec_id, 126, message))
@@ -172,6 +187,11 @@ class Execs:
     def close(self) -> None:
         for job in list(self.running.values()):
             self._kill(job)
+
+
+def _set_size(terminal: int, rows: int, columns: int) -> None:
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0))
 
 
 async def wait_pid(loop: asyncio.AbstractEventLoop, pid: int) -> int:

@@ -548,6 +548,10 @@ class FrameStream:
             if not waiter.done():
                 waiter.set_result(None)
 
+    def waiting_bytes(self) -> int:
+        """What was written and the other side has not taken yet."""
+        return 0 if self.transport is None else int(self.transport.get_write_buffer_size())
+
     async def drained(self) -> None:
         """Wait until the other side has read most of what was written."""
         while self.paused and not self.closing:

@@ -157,8 +157,8 @@ class Runner:
             self.function = loader.load(message, self.source, self.read_blob)
         except BaseException as error:
             self._flush()
-            message, hint = loader.what_failed(error)
-            self.link.send(Loaded(False, message=message, hint=hint), payloads.pack_exception(error))
+            text, hint = loader.what_failed(error)
+            self.link.send(Loaded(False, message=text, hint=hint), payloads.pack_exception(error))
             return False
         self._flush()
         self.link.send(Loaded(True, steps=self.function.steps))

@@ -270,13 +270,13 @@ class Api:
 
     def exec_from_node(self, node: Any, message: Any, payload: bytes, *, last: bool) -> None:
         peer, owner = self.execs.get(message.exec_id, (None, None))
-        if peer is None or owner is not node:
+        if peer is None or owner is None or owner is not node:
             return
         if last:
             del self.execs[message.exec_id]
         elif peer.stream.waiting_bytes() > EXEC_BUFFER_BYTES:
             del self.execs[message.exec_id]
-            node.send(ExecData(message.exec_id, "kill"))
+            owner.send(ExecData(message.exec_id, "kill"))
             message, payload = ExecExit(message.exec_id, 137, "its output came faster than it was read"), b""
         peer.stream.send(message, payload)
 
@@ -418,7 +418,7 @@ class Api:
         end = await self._send_logs(peer, message, app, 0)
         if message.follow:
             for _ in range(CATCH_UP_ROUNDS):  # what was written meanwhile; then, without a gap, what comes
-                if app.state == "stopped" or self.server.logs.snapshot(app.app_id, end).end == end:
+                if app.state == "stopped" or self.server.logs.written(app.app_id) == end:
                     break
                 end = await self._send_logs(peer, message, app, end)
             if app.state != "stopped":

@@ -8,10 +8,11 @@ lines and is told how many; nobody else waits for it. The last line may be lost 
 
 from __future__ import annotations
 
-import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 SEGMENT_BYTES = 32 << 20
 
@@ -52,14 +53,22 @@ class Logs:
 
     def read(self, app_id: str, container_id: str = "") -> Iterator[Record]:
         """Kept records of an app in order, oldest first."""
+        for record in self.snapshot(app_id).records():
+            if container_id in ("", record.container_id):
+                yield record
+
+    def snapshot(self, app_id: str, since: int = 0) -> Snapshot:
+        """What is kept now, from the `end` of an earlier snapshot on; to be read in another thread if one likes."""
         segment = self._open.get(app_id)
         if segment is not None:
             segment.flush()
         path = self._path(app_id)
-        for name in (path.with_suffix(".old"), path):
-            for record in _read_segment(name):
-                if not container_id or record.container_id == container_id:
-                    yield record
+        return Snapshot([path.with_suffix(".old"), path], since, None if segment is None else segment.begin)
+
+    def written(self, app_id: str) -> int:
+        """The `end` that a snapshot of a running app would have now."""
+        segment = self._open.get(app_id)
+        return 0 if segment is None else segment.end
 
     def _path(self, app_id: str) -> Path:
         return self.directory / f"{app_id}.log"
@@ -70,6 +79,12 @@ class _Segment:
         self.path = path
         self._file = path.open("ab", buffering=1 << 16)
         self._size = self._file.tell()
+        self.begin = path.with_suffix(".old").stat().st_size if path.with_suffix(".old").exists() else 0
+        """How much was written before what is in this file."""
+
+    @property
+    def end(self) -> int:
+        return self.begin + self._size
 
     def append(self, record: Record) -> None:
         if self._size > SEGMENT_BYTES:
@@ -79,6 +94,7 @@ class _Segment:
 
     def _rotate(self) -> None:
         self._file.close()
+        self.begin += self._size
         self.path.replace(self.path.with_suffix(".old"))
         self._file = self.path.open("ab", buffering=1 << 16)
         self._size = 0
@@ -90,16 +106,38 @@ class _Segment:
         self._file.close()
 
 
-def _read_segment(path: Path) -> Iterator[Record]:
-    with contextlib.ExitStack() as stack:
+class Snapshot:
+    """An app's output up to `end`. The files are open already, so a rotation meanwhile takes nothing away."""
+
+    def __init__(self, paths: list[Path], since: int, newest_begin: int | None) -> None:
+        self._files: list[tuple[BinaryIO, int, int]] = []
+        found = [path.open("rb") for path in paths if path.exists()]
+        sizes = [os.fstat(file.fileno()).st_size for file in found]
+        begin = 0 if newest_begin is None else newest_begin - sum(sizes[:-1])
+        for file, size in zip(found, sizes, strict=True):
+            self._files.append((file, max(0, since - begin), size))
+            begin += size
+        self.end = max(begin, since)
+        """How much the app has written in all."""
+
+    def records(self) -> Iterator[Record]:
+        """Once only."""
         try:
-            file = stack.enter_context(path.open("rb"))
-        except FileNotFoundError:
+            for file, offset, size in self._files:
+                file.seek(offset)
+                yield from _read_records(file, size)
+        finally:
+            for file, _, _ in self._files:
+                file.close()
+
+
+def _read_records(file: BinaryIO, end: int) -> Iterator[Record]:
+    while file.tell() < end and (head := file.readline(4096)):
+        try:
+            at, container_id, function, stream, length = head.decode().split()
+            data = file.read(int(length))
+        except ValueError:
+            return  # a crash cut the last record
+        if len(data) < int(length):
             return
-        while head := file.readline(4096):
-            try:
-                at, container_id, function, stream, length = head.decode().split()
-                data = file.read(int(length))
-            except ValueError:
-                return  # a crash cut the last record
-            yield Record(float(at), container_id, function, stream, data)
+        yield Record(float(at), container_id, function, stream, data)

@@ -1,0 +1,39 @@
+"""Homes for tests of the whole: each with a client of its own, so that none talks to the server of the one before."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from squall import client as clients
+from tests.conftest import temporary_home
+
+
+@contextlib.contextmanager
+def own_home() -> Iterator[Path]:
+    """A new home, and a process without a client until it is first needed."""
+    with temporary_home() as path:
+        before, clients._state.client = clients._state.client, None
+        try:
+            yield path
+        finally:
+            mine, clients._state.client = clients._state.client, before
+            if mine is not None:
+                mine.close()
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A Squall of this test's own."""
+    with own_home() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def shared_home() -> Iterator[Path]:
+    """A Squall that the tests of a module share."""
+    with own_home() as path:
+        yield path
