@@ -116,9 +116,9 @@ class _Bound(Generic[P, R]):
 class both(Generic[S, P, R]):
     """Decorator for an `async def` method: `obj.m(...)` blocks, `await obj.m.aio(...)` does not.
 
-        class Call:
-            @both
-            async def get(self, timeout=None): ...
+    class Call:
+        @both
+        async def get(self, timeout=None): ...
     """
 
     def __init__(self, body: Callable[Concatenate[S, P], Coroutine[Any, Any, R]]) -> None:

@@ -37,10 +37,10 @@ class Listener:
         self.sock.bind(str(settings.socket_path))
         self.sock.listen()
         self.answer = answer
+        self.connections: list[socket.socket] = []
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
-        kept = []
         while True:
             try:
                 connection, _ = self.sock.accept()
@@ -48,7 +48,11 @@ class Listener:
                 return
             connection.recv(1 << 16)
             connection.sendall(m.encode(self.answer))
-            kept.append(connection)
+            self.connections.append(connection)
+
+    def close(self) -> None:
+        for sock in (self.sock, *self.connections):
+            sock.close()
 
 
 @pytest.fixture
@@ -60,7 +64,7 @@ def listening(settings: Config) -> Iterator[Any]:
 
     yield listen
     for listener in made:
-        listener.sock.close()
+        listener.close()
 
 
 def test_client_connects_to_a_server_that_listens(settings: Config, listening: Any) -> None:
