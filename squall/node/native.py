@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import struct
@@ -151,6 +152,7 @@ class _Workspace:
         self.scratch = scratch
         scratch.mkdir(parents=True, exist_ok=True)
         scratch.chmod(0o755)
+        rootfs.spread_directories(scratch)
         self.userns = linux.make_user_namespace(self.first_id)
         self.nurseries: dict[str, _Nursery] = {}
 
@@ -393,6 +395,7 @@ class NativeRuntime(Runtime):
 
     async def _prepare(self) -> None:
         _linux.prctl(_linux.PR_SET_CHILD_SUBREAPER, 1)
+        _raise_descriptor_limit()
         await asyncio.get_running_loop().run_in_executor(self.executor, self._sweep)
         self.hierarchies.prepare(self.parent).bound(**node_bounds())
         rootfs.make_device_template(self.node_dir / "mounts" / "dev")
@@ -719,6 +722,13 @@ class NativeRuntime(Runtime):
         }
         targets = self._roots["host"].overrides
         return {targets[name]: text for name, text in texts.items() if name in targets}
+
+
+def _raise_descriptor_limit() -> None:
+    """A container takes about five descriptors here, and the usual soft limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def node_bounds() -> dict[str, int]:

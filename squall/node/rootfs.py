@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import hashlib
 import json
@@ -253,6 +254,24 @@ def source_tree(path: Path) -> int:
 
 
 # ---- scratch ----------------------------------------------------------------------------------------------------
+
+_FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS, _FS_TOPDIR_FL = 0x80086601, 0x40086602, 0x00020000
+
+
+def spread_directories(path: Path) -> None:
+    """Have ext4 put each new directory here into another block group.
+
+    It steps over every inode of a group that was freed in the last five seconds, one by one: where containers come
+    and go, all in one group, that would soon cost more than all the rest of a start. Elsewhere this does nothing.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags = int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8)), sys.byteorder)
+        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, (flags | _FS_TOPDIR_FL).to_bytes(8, sys.byteorder))
+    except OSError:
+        pass  # another filesystem, without that flag or that trouble
+    finally:
+        os.close(fd)
 
 
 def remove_tree(path: Path) -> None:
