@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import itertools
 import json
@@ -18,16 +17,14 @@ import os
 import re
 import resource
 import signal
-import socket
 import struct
-import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from squall import _linux, config
+from squall import _linux
 from squall._observe import Logger
 from squall.exception import ConflictError, Error, InternalError, InvalidError
 from squall.node import linux, privileges, rootfs
@@ -45,7 +42,18 @@ from squall.node.runtime import (
     identity,
     passed_environment,
 )
-from squall.node.zygote import ENVIRONMENT, SHELL_TIMEOUT, Channel, Shell, Zygote, ZygotePlan, check_walls, fork_shell
+from squall.node.trial import find_problems
+from squall.node.zygote import (
+    ENVIRONMENT,
+    SHELL_TIMEOUT,
+    Channel,
+    Shell,
+    Zygote,
+    ZygotePlan,
+    check_walls,
+    fork_shell,
+    join_and_exec,
+)
 from squall.protocol.messages import ContainerSpec
 
 PARALLEL_CREATIONS = 8
@@ -252,7 +260,9 @@ class NativeContainer(Container):
     def exec(self, argv: Sequence[str], *, stdin: int, stdout: int, stderr: int, workdir: str, tty: bool) -> int:
         if not self._shell.is_alive:
             raise ConflictError(f"exec in container `{self.container_id}`: it is gone")
-        return _join_and_exec(self._shell, list(argv), (stdin, stdout, stderr), workdir or "/root", tty)
+        pid = join_and_exec(self._shell, list(argv), (stdin, stdout, stderr), workdir or "/root", tty)
+        self._runtime.exec_pids.add(pid)
+        return pid
 
 
 def _believable(claimed: int, status: int) -> int:
@@ -268,78 +278,6 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return str(number)
-
-
-# ---- exec -------------------------------------------------------------------------------------------------------
-
-_JOINED = (
-    _linux.CLONE_NEWUSER | _linux.CLONE_NEWNS | _linux.CLONE_NEWPID | _linux.CLONE_NEWNET
-    | _linux.CLONE_NEWIPC | _linux.CLONE_NEWUTS | _linux.CLONE_NEWCGROUP
-)  # fmt: skip
-
-
-def _join_and_exec(shell: Shell, argv: list[str], streams: tuple[int, int, int], workdir: str, tty: bool) -> int:
-    """Start `argv` behind a container's walls. A helper joins; its sibling, a child of ours, becomes the command."""
-    report, answer = os.pipe()
-    parent = os.getpid()
-
-    def helper() -> None:
-        _linux.prctl(_linux.PR_SET_DUMPABLE, 0)  # nobody inside may look at us or our executable while we join
-        step = "join-cgroup"
-        try:
-            shell.group.join_self()
-            step = "join-namespaces"
-            _linux.setns(shell.pidfd, _JOINED)
-            os.setgroups([])
-            os.setresgid(0, 0, 0)
-            os.setresuid(0, 0, 0)
-            step = "fork"
-            pid = _linux.clone(_linux.CLONE_PARENT)
-            if pid:
-                os.write(answer, json.dumps({"pid": pid}).encode())
-                return
-        except OSError as error:
-            os.write(answer, json.dumps({"error": f"{step}: {error}"}).encode())
-            return
-        _run_command(argv, streams, workdir, tty)
-
-    pid = linux.fork_child(helper)
-    os.close(answer)
-    try:
-        linux.reap(pid, SHELL_TIMEOUT)
-        message = json.loads(os.read(report, 65536) or b'{"error": "the helper ended without a word"}')
-    finally:
-        os.close(report)
-    if "error" in message:
-        raise StepError(f"exec in process {shell.pid} of {parent}", message["error"])
-    return int(message["pid"])
-
-
-def _run_command(argv: list[str], streams: tuple[int, int, int], workdir: str, tty: bool) -> None:
-    try:
-        os.setsid()
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in streams]
-        for wanted, fd in enumerate(high):
-            os.dup2(fd, wanted)
-        if tty:
-            fcntl.ioctl(0, _TIOCSCTTY, 0)
-        _linux.close_from(3)
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(signum, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, set())
-        os.umask(0o022)
-        _linux.seal([privileges.zygote_filter(), privileges.container_filter()], privileges.NOFILE)
-        _linux.set_parent_death_signal(signal.SIGKILL)
-        os.chdir(workdir)
-        environment = {**ENVIRONMENT, **passed_environment(), "TERM": "xterm-256color" if tty else "dumb"}
-        os.execvpe(argv[0], argv, environment)
-    except OSError as error:
-        missing = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOTDIR)
-        os.write(2, f"exec `{argv[0]}` in `{workdir}`: {error.strerror}\n".encode(errors="replace"))
-        os._exit(127 if missing else 126)
-
-
-_TIOCSCTTY = 0x540E
 
 
 # ---- the runtime ------------------------------------------------------------------------------------------------
@@ -362,6 +300,8 @@ class NativeRuntime(Runtime):
         self._slots = asyncio.Semaphore(PARALLEL_CREATIONS)
         self._creating = 0
         self._numbers = itertools.count(1)
+        self.exec_pids: set[int] = set()
+        """Children that whoever asked for an exec will reap, so nobody else may."""
         self._lock = -1
         self._closed = False
 
@@ -555,7 +495,8 @@ class NativeRuntime(Runtime):
             linux.reap_strays(privileges.id_base(0), self._known_pids())
 
     def _known_pids(self) -> set[int]:
-        known = {container.pid for container in self._containers.values()}
+        self.exec_pids = {pid for pid in self.exec_pids if os.path.exists(f"/proc/{pid}")}
+        known = {container.pid for container in self._containers.values()} | self.exec_pids
         for workspace in self._workspaces.values():
             for nursery in workspace.nurseries.values():
                 known.update(shell.pid for shell in nursery.spares)
@@ -737,100 +678,3 @@ def node_bounds() -> dict[str, int]:
     with open("/proc/sys/kernel/pid_max", encoding="ascii") as file:
         pids = int(file.read())
     return {"memory_bytes": total - max(256 << 20, total // 20), "pids": pids - max(1024, pids // 8)}
-
-
-def find_problems(home: Path | None) -> list[str]:
-    """Why this runtime cannot work here, each with its fix. What no file tells is tried, and undone, in a helper."""
-    if os.uname().sysname != "Linux":
-        return [f"containers are made of Linux namespaces, and this is {os.uname().sysname}"]
-    found: list[str] = []
-    if os.geteuid() != 0:
-        found.append("it needs root: run `squall` as root, or use the `process` runtime")
-    if not privileges.is_supported_machine():
-        found.append(f"no system call filter is known for `{os.uname().machine}` (x86_64 and aarch64 are)")
-    if _kernel_version() < (5, 19):
-        found.append(f"kernel {os.uname().release} cannot stack overlays on idmapped mounts: 5.19 or newer is needed")
-    if "overlay" not in Path("/proc/filesystems").read_text():
-        found.append("the kernel has no overlayfs: `modprobe overlay`")
-    found += _namespace_problems() + Hierarchies.detect().problems()
-    return found or _attempt_problems(home or config.load().home)
-
-
-def _kernel_version() -> tuple[int, int]:
-    match = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
-def _namespace_problems() -> list[str]:
-    path = Path("/proc/sys/user/max_user_namespaces")
-    if not path.exists():
-        return ["the kernel has no user namespaces (CONFIG_USER_NS)"]
-    if int(path.read_text()) == 0:
-        return ["user namespaces are switched off: `sysctl user.max_user_namespaces=65536`"]
-    return []
-
-
-_ATTEMPT_FIXES = {
-    "private-mounts": "inside Docker, run with `--privileged`",
-    "idmapped-mount": "set SQUALL_HOME to a directory on ext4, xfs, btrfs or tmpfs (an overlay, as Docker's, cannot)",
-    "overlay": "set SQUALL_HOME to a directory on ext4, xfs, btrfs or tmpfs, on kernel 5.19 or newer",
-    "mount-empty-proc": "inside Docker, run with `--privileged`: parts of its /proc are masked",
-    "proc": "inside Docker, run with `--privileged`: parts of its /proc are masked",
-}
-
-
-def _attempt_problems(home: Path) -> list[str]:
-    """Make the mounts of a container once, where they would be made, and say what failed."""
-    place = next(path for path in (home, *home.resolve().parents) if path.is_dir())
-    try:
-        trial = Path(tempfile.mkdtemp(prefix=".squall-trial-", dir=place))
-    except OSError as error:
-        return [f"`{place}` is not writable ({error.strerror}): set SQUALL_HOME to a directory that is"]
-    try:
-        linux.close_fds(linux.run_helper("try-mounts", lambda answer: _attempt(trial, answer)))
-    except StepError as error:
-        step, _, cause = error.message.removeprefix("try-mounts: ").partition(": ")
-        fix = _ATTEMPT_FIXES.get(step, "see what the kernel refused")
-        return [f"a container's mounts cannot be made in `{place}` ({step}: {cause}): {fix}"]
-    finally:
-        rootfs.remove_tree(trial)
-    return []
-
-
-def _attempt(trial: Path, answer: socket.socket) -> None:
-    """In a helper: the kernel's harder demands, in the order a container makes them."""
-    for name in ("lower", "u", "w", "root", "proc"):
-        (trial / name).mkdir()
-    userns = linux.make_user_namespace(privileges.id_base(0))
-
-    def idmap() -> None:
-        _linux.bind(str(trial), str(trial), recursive=False, userns=userns)
-        os.chdir(trial)
-
-    def overlay() -> None:
-        _linux.unshare(_linux.CLONE_NEWNS | _linux.CLONE_NEWPID | _linux.CLONE_NEWIPC | _linux.CLONE_NEWUTS)
-        _linux.mount("overlay", "root", "overlay", 0, "lowerdir=lower,upperdir=u,workdir=w,userxattr")
-
-    steps: list[tuple[str, Callable[[], object]]] = [
-        ("private-mounts", lambda: _linux.unshare(_linux.CLONE_NEWNS)),
-        ("private-mounts", lambda: _linux.mount(None, "/", None, _linux.MS_REC | _linux.MS_PRIVATE)),
-        ("idmapped-mount", idmap),
-        ("mount-empty-proc", lambda: _linux.attach(linux.make_empty_proc(), "proc")),
-        ("user-namespace", lambda: linux.enter_user_namespace(userns)),
-        ("overlay", overlay),
-        ("no-new-privileges", _linux.no_new_privileges),
-        ("zygote-filter", lambda: _linux.install_filter(privileges.zygote_filter())),
-        ("proc", lambda: _in_child(lambda: _linux.mount("proc", "root", "proc", 0))),
-        ("container-filter", lambda: _linux.install_filter(privileges.container_filter())),
-    ]
-    for name, step in steps:
-        try:
-            step()
-        except OSError as error:
-            answer.send(f"!{name}: {error}".encode())
-            return
-
-
-def _in_child(step: Callable[[], object]) -> None:
-    if linux.reap(linux.fork_child(step), SHELL_TIMEOUT):
-        raise PermissionError(errno.EPERM, "refused")

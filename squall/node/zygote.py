@@ -1,4 +1,4 @@
-"""Host side of zygotes and of the shells they fork: start, ask, verify, dress, end.
+"""Host side of zygotes and of the shells they fork: start, ask, verify, join, end.
 
 A zygote belongs to a tenant from its first instruction: what it sends is bounded and checked, what it does not send
 in time kills it. Whom a process is, is learnt from the kernel alone (credentials on a socket, then /proc). Owns the
@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import resource
@@ -32,6 +34,7 @@ from squall.node.cgroups import Cgroup
 from squall.node.linux import StepError
 from squall.node.privileges import ID_RANGE
 from squall.node.rootfs import Root, remove_tree
+from squall.node.runtime import passed_environment
 
 ZYGOTE_TIMEOUT = 20.0
 """From exec to the last warm import."""
@@ -486,6 +489,78 @@ def _adopt(zygote: Zygote, shell: Shell, pid: int) -> None:
         raise StepError("fork-shell", f"process {pid} is not a new container of this zygote: {status}")
     shell.pid, shell.pidfd = pid, fd
     shell.watch()
+
+
+# ---- exec -------------------------------------------------------------------------------------------------------
+
+_JOINED = (
+    _linux.CLONE_NEWUSER | _linux.CLONE_NEWNS | _linux.CLONE_NEWPID | _linux.CLONE_NEWNET
+    | _linux.CLONE_NEWIPC | _linux.CLONE_NEWUTS | _linux.CLONE_NEWCGROUP
+)  # fmt: skip
+
+
+def join_and_exec(shell: Shell, argv: list[str], streams: tuple[int, int, int], workdir: str, tty: bool) -> int:
+    """Start `argv` behind a container's walls. A helper joins; its sibling, a child of ours, becomes the command."""
+    report, answer = os.pipe()
+    parent = os.getpid()
+
+    def helper() -> None:
+        _linux.prctl(_linux.PR_SET_DUMPABLE, 0)  # nobody inside may look at us or our executable while we join
+        step = "join-cgroup"
+        try:
+            shell.group.join_self()
+            step = "join-namespaces"
+            _linux.setns(shell.pidfd, _JOINED)
+            os.setgroups([])
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+            step = "fork"
+            pid = _linux.clone(_linux.CLONE_PARENT)
+            if pid:
+                os.write(answer, json.dumps({"pid": pid}).encode())
+                return
+        except OSError as error:
+            os.write(answer, json.dumps({"error": f"{step}: {error}"}).encode())
+            return
+        _run_command(argv, streams, workdir, tty)
+
+    pid = linux.fork_child(helper)
+    os.close(answer)
+    try:
+        linux.reap(pid, SHELL_TIMEOUT)
+        message = json.loads(os.read(report, 65536) or b'{"error": "the helper ended without a word"}')
+    finally:
+        os.close(report)
+    if "error" in message:
+        raise StepError(f"exec in process {shell.pid} of {parent}", message["error"])
+    return int(message["pid"])
+
+
+def _run_command(argv: list[str], streams: tuple[int, int, int], workdir: str, tty: bool) -> None:
+    try:
+        os.setsid()
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in streams]
+        for wanted, fd in enumerate(high):
+            os.dup2(fd, wanted)
+        if tty:
+            fcntl.ioctl(0, _TIOCSCTTY, 0)
+        _linux.close_from(3)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(signum, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())
+        os.umask(0o022)
+        _linux.seal([privileges.zygote_filter(), privileges.container_filter()], privileges.NOFILE)
+        _linux.set_parent_death_signal(signal.SIGKILL)
+        os.chdir(workdir)
+        environment = {**ENVIRONMENT, **passed_environment(), "TERM": "xterm-256color" if tty else "dumb"}
+        os.execvpe(argv[0], argv, environment)
+    except OSError as error:
+        missing = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOTDIR)
+        os.write(2, f"exec `{argv[0]}` in `{workdir}`: {error.strerror}\n".encode(errors="replace"))
+        os._exit(127 if missing else 126)
+
+
+_TIOCSCTTY = 0x540E
 
 
 # ---- walls, seen from the host ----------------------------------------------------------------------------------

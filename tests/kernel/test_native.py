@@ -230,3 +230,13 @@ def test_trouble_is_named_with_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_default_spec_is_what_the_warm_zygote_is_for(node: Node) -> None:
     assert runtime_of(node)._nursery(ContainerSpec("co-x")).zygote is not None
+
+
+def test_finished_command_is_left_to_whoever_started_it(node: Node) -> None:
+    cell = node.make()
+    with open(os.devnull, "r+b") as null:
+        streams = {"stdin": null.fileno(), "stdout": null.fileno(), "stderr": null.fileno()}
+        pid = cell.container.exec(["true"], workdir="/", tty=False, **streams)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    runtime_of(node)._reap_strays()
+    assert os.waitpid(pid, 0) == (pid, 0)
