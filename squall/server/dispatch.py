@@ -829,13 +829,13 @@ class Dispatch:
                 function.start_failed_at = now
             delay = min(START_DELAY_LIMIT, START_DELAY * 2.0 ** min(function.start_failures - 1, 16))
         function.blocked_until = max(function.blocked_until, now + delay)
-        function.blocked_reason = f"a container {reason} before it was ready"
+        function.blocked_reason = f"a container {reason}" + ("" if init_error is not None else " before it was ready")
         self._at(function.blocked_until, self._end_block, function, 0)
         out.append(Notice(function.function_id, "backoff", f"{function.blocked_reason}; next start in {delay:g} s"))
         if fault == "container" and (init_error is not None or function.start_failures >= START_FAILURES):
             tries = f" ({function.start_failures} attempts)" if function.start_failures > 1 else ""
-            message = f"no container of the function could start: its container {reason}{tries}"
-            function.failing = StartFailure(message, hint or _STARTUP_HINT, init_error)
+            hint = hint or (_STARTUP_HINT if init_error is None else "")
+            function.failing = StartFailure(f"its container {reason}{tries}", hint, init_error)
             self._fail_queued(now, function, out)
 
     def _end_block(self, now: float, function: Function, _: int, out: Instructions) -> None:

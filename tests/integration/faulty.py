@@ -50,10 +50,16 @@ def hoard(mib: int) -> int:
     return len(bytearray(os.urandom(1 << 20)) * mib) >> 20
 
 
-@app.function()
+@app.function(single_use_containers=True)
+def fresh(x: int) -> int:
+    return x + 1
+
+
+@app.function(cpu=(0.1, 0.5))
 def bomb() -> int:
     """Fork until the kernel refuses."""
     children = 0
+    print("lit", flush=True)
     while True:
         try:
             pid = os.fork()
@@ -76,7 +82,10 @@ def hold_the_interpreter() -> None:
     sum(iter(int, 1))
 
 
-@app.function()
+stubborn = squall.App("stubborn")
+
+
+@stubborn.function()
 def deaf(seconds: float = 600) -> None:
     """Ignore what asks to end politely."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
