@@ -235,6 +235,7 @@ class Link:
         self.on_close = on_close
         self.closed = ""
         self._reader = FrameReader()
+        self._frames: deque[tuple[bytes, bytes]] = deque()
         self._send_lock = threading.Lock()
         self._lead = threading.Lock()
         self._followers: deque[Pending[Any]] = deque()
@@ -328,6 +329,9 @@ class Link:
             if self.closed:
                 pending.fail(ServiceError(f"connection to the server is closed: {self.closed}"))
                 return
+            if self._frames:
+                self._deliver_all()
+                continue
             wait_s = spell if deadline is None else min(spell, max(0.0, deadline - time.monotonic()))
             if not self._poll.poll(wait_s * 1000):
                 if deadline is not None and time.monotonic() >= deadline:
@@ -385,10 +389,17 @@ class Link:
             self._break("the other side closed it")
             return
         try:
-            for header, payload in self._reader.feed(data):
-                self._deliver(decode(header), payload)
+            self._frames.extend(self._reader.feed(data))
+            self._deliver_all()
         except ValueError as error:
             self._break(f"received garbage: {error}")
+
+    def _deliver_all(self) -> None:
+        """A KeyboardInterrupt may end this anywhere; what is left is delivered by the next to lead."""
+        frames = self._frames
+        while frames:
+            header, payload = frames.popleft()
+            self._deliver(decode(header), payload)
 
     def _deliver(self, message: Message, payload: bytes) -> None:
         if message.re and isinstance(message, (Reply, Failure)):
