@@ -143,6 +143,7 @@ class Function(Handle, Generic[P, R]):
 
     @classmethod
     def from_name(cls, app_name: str, name: str, **_options: object) -> Function[..., Any]:
+        """Functions of deployed apps; not in this release."""
         from squall.options import not_yet
 
         raise not_yet(f"Function.from_name({app_name!r}, {name!r})", "apps live while they run: use `with app.run():`")

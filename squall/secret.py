@@ -52,7 +52,7 @@ class Secret:
 
         Example:
 
-            home = squall.Secret.from_local_environ(["HOME"])
+            path = squall.Secret.from_local_environ(["PATH"])
         """
         keys = [env_keys] if isinstance(env_keys, str) else list(env_keys)
         missing = [key for key in keys if key not in os.environ]
