@@ -63,7 +63,8 @@ def _wanted(demand: Demand, options: FunctionOptions, alive: int) -> tuple[int, 
     together = demand.backlog - demand.alone + demand.running
     needed = demand.alone + ceil(together / demand.slots)
     reason = f"{demand.backlog} inputs waiting, {demand.running} running, {demand.slots} a container"
-    useful = _useful(demand, alive)
+    # Where each input has a container of its own, a start is the price of the input and not of going faster.
+    useful = CONTAINER_LIMIT if options.single_use else _useful(demand, alive)
     if needed > useful:
         needed = useful
         reason += "; more containers would start for longer than the wait is"

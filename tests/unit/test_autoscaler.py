@@ -73,6 +73,11 @@ def test_short_inputs_get_only_containers_that_start_sooner_than_the_rest_drains
     assert asked(backlog=100, exec_time=5.0, cold_start=0.5).start == 100
 
 
+def test_single_use_containers_start_for_each_input_however_tiny_it_is() -> None:
+    options = FunctionOptions(single_use=True)
+    assert asked(options=options, backlog=100, exec_time=0.0005, cold_start=0.02).start == 100
+
+
 def test_inputs_that_turn_out_long_are_believed_before_they_end() -> None:
     forgotten: dict[str, Any] = {"backlog": 40, "running": 2, "ready": 2, "exec_time": 0.001}
     assert asked(**forgotten).start == 0
