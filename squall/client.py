@@ -185,6 +185,8 @@ class Client:
                         "this process has no connection to the server",
                         hint="in a container, only the function's own process can call others, not its children",
                     )
+                if client is not None and client.pid == os.getpid():  # a parent's is not ours to close
+                    client.close()
                 client = _state.client = Client.connect()
         return client
 

@@ -71,7 +71,8 @@ def leftovers(home: Path) -> list[str]:
     mark = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:8]
     found = [f"process {pid}: {command}" for pid, command in processes_of(home).items()]
     found += [f"mount {line}" for line in mounts_under(home)]
-    found += [f"group {path}" for path in Path("/sys/fs/cgroup").glob(f"**/squall-{name}")]
+    groups = Path("/sys/fs/cgroup")
+    found += [f"group {path}" for pattern in ("", "*/") for path in groups.glob(f"{pattern}squall-{name}")]
     found += [f"link {path.name}" for path in Path("/sys/class/net").glob(f"sq{mark}*")]
     found += [f"socket {path}" for path in (home / "run").glob("*.sock")]
     if os.geteuid() == 0 and (nft := shutil.which("nft")):

@@ -1,7 +1,7 @@
 """The NodeProvider seam: where machines come from; with the embedded provider, which is this machine.
 
 The embedded provider runs one agent as a child process and starts it anew when it dies, with a delay that grows while
-it keeps dying. It decides nothing about containers. Tested in `tests/integration/test_agent.py`.
+it keeps dying. It decides nothing about containers. Tested in `tests/integration/test_kills.py`.
 """
 
 from __future__ import annotations

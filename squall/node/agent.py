@@ -2,15 +2,16 @@
 
 It decides no policy and trusts no container. Its link to the server is one frame stream; runner sockets go over by
 SCM_RIGHTS on a second, SEQPACKET socket. Containers die with the agent (PDEATHSIG) and a new agent sweeps what is
-left before it takes work, so there is never a container nobody owns. When the server is gone and does not come back
-within SERVER_GRACE, the agent undoes everything and ends. Tested in `tests/integration/test_agent.py`.
+left before it takes work, so there is never a container nobody owns. When the server is gone
+the agent undoes everything, removes the sockets of a server that was killed, and ends. Tested in
+`tests/integration/test_kills.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
+import fcntl
 import json
 import os
 import signal
@@ -47,7 +48,7 @@ from squall.protocol.transport import FrameStream, widen
 log = Logger("agent")
 
 OUTPUT_CHUNK_BYTES = 1 << 16
-SERVER_GRACE = 5.0
+LOCK_TRIES = 40
 REPORT_INTERVAL = 5.0
 CREATE_LIMIT = 64
 """Creations waiting or under way; the server bounds them too."""
@@ -81,6 +82,7 @@ class Agent:
         self.held: dict[str, Held] = {}
         self.ended = asyncio.Event()
         self.reason = ""
+        self._server_died = False
         self.sources = sources.Sources(config.node_dir / "sources", self.request)
         self.execs = Execs(self)
         self._requests: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
@@ -151,6 +153,8 @@ class Agent:
         with contextlib.suppress(AttributeError):
             self.stream.close("the agent ended")
             self.handoff.close()
+        if self._server_died:
+            await self._remove_dead_sockets()
 
     def _spawn(self, body: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = self.loop.create_task(body)
@@ -208,16 +212,19 @@ class Agent:
                 future.set_exception(ServiceError(f"connection to the server broke: {reason}"))
         # The server of an embedded home does not come back under the same agent: containers hold sockets to the old
         # one. Ending at once frees the machine; the next server starts a fresh agent.
-        self._remove_dead_sockets()
+        self._server_died = True
         self.end(f"connection to the server broke: {reason}")
 
-    def _remove_dead_sockets(self) -> None:
-        """A server that was killed leaves its sockets in the home. Whether it was shows by nobody listening."""
-        for path, kind in ((self.config.socket_path, socket.SOCK_STREAM), (self.handoff_path, socket.SOCK_SEQPACKET)):
-            with socket.socket(socket.AF_UNIX, kind) as probe, contextlib.suppress(OSError):
-                probe.setblocking(False)
-                if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
-                    path.unlink()
+    async def _remove_dead_sockets(self) -> None:
+        """A server that was killed leaves its sockets in the home. That it is gone, and no other there yet, shows by
+        its lock; the kernel frees that a moment after our connection."""
+        for _ in range(LOCK_TRIES):
+            with contextlib.suppress(OSError), (self.config.state_dir / "lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for path in (self.config.socket_path, self.handoff_path):
+                    path.unlink(missing_ok=True)
+                return
+            await asyncio.sleep(0.05)
 
     # -- containers
 

@@ -64,6 +64,8 @@ STOP_GRACE = 1.0
 STOP_TIMEOUT = 30.0
 DRAIN_TIMEOUT = 5.0
 HELLO_TIMEOUT = 10.0
+LOCK_TIMEOUT = 2.0
+"""How long a server that is ending, or an agent tidying up after one that was killed, may hold the lock."""
 
 
 class Server:
@@ -273,6 +275,8 @@ class Server:
             self._peer_lost(owner, reason)
         elif isinstance(owner, Node):
             self.nodes.lost(owner)
+            if not self.ended.is_set():
+                log.warning("node lost", node=owner.node_id, reason=reason, containers=len(owner.containers))
             self.reconciler.node_lost(owner, reason)
 
     def _peer_lost(self, peer: Peer, reason: str) -> None:
@@ -446,12 +450,17 @@ class PendingAgent:
 def lock_state(config: Config) -> Any:
     """One server a state directory. Raises ConflictError; the lock goes with the returned file."""
     file = (config.state_dir / "lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ConflictError(
-            f"another server is using `{config.home}`",
-            hint="`squall down` ends it; or set SQUALL_HOME to another directory",
-        ) from None
-    return file
+    deadline = time.monotonic() + LOCK_TIMEOUT
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)  # nothing runs yet that this could hold up
+    file.close()
+    raise ConflictError(
+        f"another server is using `{config.home}`",
+        hint="`squall down` ends it; or set SQUALL_HOME to another directory",
+    )

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from squall._observe import Logger, count
+from squall._observe import count
 from squall.protocol.messages import (
     CancelRun,
     ContainerEvent,
@@ -53,8 +53,6 @@ from squall.server.scheduler import Node as SchedulerNode
 from squall.server.timelines import ContainerTimeline
 from squall.server.wire import run_head
 from squall.storage.blobs import check_digest
-
-log = Logger("server")
 
 ROUND_S = 0.5
 """How often the autoscaler looks at every function, asked or not."""
@@ -411,7 +409,6 @@ class Reconciler:
         self.place(time.monotonic())
 
     def node_lost(self, node: Node, reason: str) -> None:
-        log.warning("node lost", node=node.node_id, reason=reason, containers=len(node.containers))
         for container_id in list(node.containers):
             self._gone(self.containers[container_id], f"was lost with its node: {reason}", infra=True)
         self.scheduler.remove_node(node.node_id)
