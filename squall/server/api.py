@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from squall._observe import Logger
-from squall.exception import Error, InternalError, InvalidError, NotFoundError, ServiceError
+from squall.exception import ConflictError, Error, InternalError, InvalidError, NotFoundError, ServiceError
 from squall.protocol.messages import (
     BLOB_CHUNK_BYTES,
     CancelCall,
@@ -70,6 +72,8 @@ class Peer:
         self.stream = stream
         self.outbox = Outbox(loop, stream)
         self.is_runner = is_runner
+        self.prefix = ""
+        """`sys.prefix` of the client."""
         self.apps: set[str] = set()
         self.uploads: dict[str, Upload] = {}
         self.tasks: set[asyncio.Task[None]] = set()
@@ -172,6 +176,7 @@ class Api:
     # -- apps
 
     def create_app(self, peer: Peer, message: CreateApp, payload: bytes) -> None:
+        check_environment(peer, message)
         app = self.server.create_app(message, peer)
         functions = {tag: function.function_id for tag, function in app.functions.items()}
         peer.reply(message.id, {"app_id": app.app_id, "functions": functions})
@@ -444,6 +449,20 @@ class Api:
         if record is None:
             raise NotFoundError(f"no container `{message.container_id[:80]}`", hint="see `squall container list --all`")
         return record.function.app
+
+
+def check_environment(peer: Peer, message: CreateApp) -> None:
+    """`Image.host()` shows containers this server's Python environment, so a program of another would miss its own."""
+    if not peer.prefix or os.path.realpath(peer.prefix) == os.path.realpath(sys.prefix):
+        return
+    for spec in message.functions:
+        if spec.image.kind == "host":
+            raise ConflictError(
+                f"function `{spec.tag}` runs on `Image.host()`, which here is the Python environment `{sys.prefix}` of "
+                f"the running server, and your program runs in `{peer.prefix}`",
+                hint="`squall down` ends that server and the next run starts one of yours; or set SQUALL_HOME to "
+                "another directory for this environment",
+            )
 
 
 def no_container(container_id: str) -> NotFoundError:

@@ -232,6 +232,7 @@ class Server:
             return
         if message.role == "client":
             peer = Peer(self.loop, stream)
+            peer.prefix = message.prefix
             stream.owner = peer
             self.peers.add(peer)
         else:
