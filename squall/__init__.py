@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from squall.app import App, LocalEntrypoint
     from squall.client import Client, current_function_call_id, current_input_id, is_local
+    from squall.cls import Cls, enter, exit, method, parameter
     from squall.exception import Error, InputCancellation
     from squall.function import Function, FunctionCall
     from squall.image import Image
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "App",
     "Client",
+    "Cls",
     "Error",
     "Function",
     "FunctionCall",
@@ -33,13 +35,18 @@ __all__ = [
     "__version__",
     "current_function_call_id",
     "current_input_id",
+    "enter",
     "exception",
+    "exit",
     "is_local",
+    "method",
+    "parameter",
 ]
 
 _HOMES = {
     "App": "app",
     "Client": "client",
+    "Cls": "cls",
     "Error": "exception",
     "Function": "function",
     "FunctionCall": "function",
@@ -50,7 +57,11 @@ _HOMES = {
     "Secret": "secret",
     "current_function_call_id": "client",
     "current_input_id": "client",
+    "enter": "cls",
+    "exit": "cls",
     "is_local": "client",
+    "method": "cls",
+    "parameter": "cls",
 }
 
 

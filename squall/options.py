@@ -121,6 +121,25 @@ def read_options(options: Mapping[str, Any], where: str = "@app.function") -> di
     return fields
 
 
+def variant_fields(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields of a `FunctionSpec` for the options of a variant. Raises InvalidError for what a variant has in common
+    with what it is made from."""
+    for name in options:
+        if name in _FLAGS:
+            raise InvalidError(f"`{where}` cannot change `{name}`", hint="it belongs to how the code is sent")
+    fields = read_options(options, where)
+    env = {**fields.pop("secret_env", {}), **fields.pop("plain_env", {})}
+    return {**fields, "env": env} if env else fields
+
+
+def merged_fields(before: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a variant of a variant."""
+    merged = {**before, **fields}
+    if "env" in before and "env" in fields:
+        merged["env"] = {**before["env"], **fields["env"]}
+    return merged
+
+
 def _unknown(name: str, where: str) -> InvalidError:
     if name in NOT_YET:
         return not_yet(f"{where}({name}=...)")

@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -60,6 +61,7 @@ class Runner:
         self.source = source
         self.inbox: deque[tuple[RunItem, bytes]] = deque()
         self.load: tuple[Load, bytes] | None = None
+        self.entered = False
         self.stopping = False
         self.current: Key | None = None
         self.in_user_code = False
@@ -70,7 +72,7 @@ class Runner:
         self.link = Link(sock, self.on_push, self.on_close, background=False)
         self.mail: Pending[None] = Pending(self.link)
         self.client = sdk.install(self.link)
-        self.function: loader.UserFunction
+        self.code: loader.UserCode
 
     # -- what the server says; runs in whichever thread reads
 
@@ -92,6 +94,8 @@ class Runner:
                 self.mail.set(None)
         elif type(message) is StopRunner:
             self.stopping = True
+            if message.cancel:
+                self._abandon()
             self.mail.set(None)
 
     def on_close(self, reason: str) -> None:
@@ -106,6 +110,13 @@ class Runner:
             self.loop.call_soon_threadsafe(self.task.cancel)
         elif self.in_user_code:
             signal.pthread_kill(threading.main_thread().ident or 0, CANCEL_SIGNAL)
+
+    def _abandon(self) -> None:
+        """Nobody waits for what is here any more."""
+        self.inbox.clear()
+        current = self.current
+        if current is not None:
+            self._cancel(current)
 
     def _on_cancel_signal(self, signum: int, frame: object) -> None:
         if self.in_user_code and self.current in self.cancelled:
@@ -129,6 +140,7 @@ class Runner:
         except (ServiceError, Stop):
             return 0
         finally:
+            self._exit()
             self._close_loop()
             self._flush()
         return 0
@@ -151,18 +163,46 @@ class Runner:
     def _load(self) -> bool:
         self._wait_mail(lambda: self.load)
         assert self.load is not None
-        message, _ = self.load
+        message, parameters = self.load
         sdk.set_app(message.app_name, message.app_id)
         try:
-            self.function = loader.load(message, self.source, self.read_blob)
+            self.code = loader.load(message, parameters, self.source, self.read_blob)
+            self._enter()
         except BaseException as error:
             self._flush()
             text, hint = loader.what_failed(error)
             self.link.send(Loaded(False, message=text, hint=hint), payloads.pack_exception(error))
             return False
         self._flush()
-        self.link.send(Loaded(True, steps=self.function.steps))
+        self.link.send(Loaded(True, steps=self.code.steps))
         return True
+
+    def _enter(self) -> None:
+        """A class's enter hooks. One that raises ends the container, and the exit hooks do not run."""
+        started = time.perf_counter()
+        for hook in self.code.enters:
+            if hook.is_async:
+                self._run_async(hook.call())
+            else:
+                hook.call()
+        if self.code.enters:
+            self.code.steps["enter"] = (time.perf_counter() - started) * 1000
+        self.entered = True
+
+    def _exit(self) -> None:
+        """A class's exit hooks, each of them whatever the others do; who waits for the container sets the deadline."""
+        if not self.entered:
+            return
+        self.entered = False
+        sdk.set_context("", "")
+        for hook in self.code.exits:
+            try:
+                if hook.is_async:
+                    self._run_async(hook.call())
+                else:
+                    hook.call()
+            except BaseException:
+                traceback.print_exc()
 
     def _serve(self) -> None:
         inbox = self.inbox
@@ -202,13 +242,14 @@ class Runner:
         if item.blob:
             data = self.read_blob(item.blob)
         args, kwargs = payloads.unpack_call(data)
-        if self.function.is_generator:
-            self._run_generator(key, item, args, kwargs)
+        callee = self.code.callees[item.method]
+        if callee.is_generator:
+            self._run_generator(key, item, callee, args, kwargs)
             return payloads.pack(None, "result")
-        if self.function.is_async:
-            result = self._run_async(self.function.call(*args, **kwargs))
+        if callee.is_async:
+            result = self._run_async(callee.call(*args, **kwargs))
         else:
-            result = self._in_user_code(lambda: self.function.call(*args, **kwargs))
+            result = self._in_user_code(lambda: callee.call(*args, **kwargs))
         return payloads.pack(result, "result")
 
     def _in_user_code(self, body: Callable[[], Any]) -> Any:
@@ -236,10 +277,10 @@ class Runner:
         finally:
             self.task = None
 
-    def _run_generator(self, key: Key, item: RunItem, args: Any, kwargs: Any) -> None:
+    def _run_generator(self, key: Key, item: RunItem, callee: loader.Callee, args: Any, kwargs: Any) -> None:
         self.credits[key] = YIELD_WINDOW
-        generator = self.function.call(*args, **kwargs)
-        values = self._iterate_async(generator) if self.function.is_async else self._iterate(generator)
+        generator = callee.call(*args, **kwargs)
+        values = self._iterate_async(generator) if callee.is_async else self._iterate(generator)
         try:
             for seq, value in enumerate(values):
                 if self.credits[key] <= 0:
