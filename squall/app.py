@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from squall._blocking import is_notebook
-from squall.cls import EXIT_GRACE, Cls, Shape, shape_of
+from squall.cls import EXIT_GRACE, Cls, Shape, parameter, shape_of
 from squall.exception import InvalidError
 from squall.function import Function
 from squall.image import Image
@@ -25,10 +25,17 @@ from squall.protocol.messages import FunctionSpec
 from squall.secret import Secret, checked_env
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Unpack, dataclass_transform
 
     from squall._session import AppRun, RunningApp
     from squall.client import Output
+
+else:
+
+    def dataclass_transform(**_: object) -> Callable[[Any], Any]:
+        """Only type checkers read it."""
+        return lambda decorated: decorated
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -240,6 +247,7 @@ class App:
         self._functions[tag] = function
         return function
 
+    @dataclass_transform(field_specifiers=(parameter,), kw_only_default=True)
     def cls(self, *wrong: Any, **options: Unpack[FunctionOptions]) -> Callable[[type[T]], Cls[T]]:
         """Make a class whose methods run in containers and share them. The options are those of `@app.function`.
 
@@ -368,8 +376,9 @@ class App:
     def _warn_if_taken(self, tag: str, raw: Any) -> None:
         taken = self._raw_of(tag)
         if taken is not None and not is_notebook() and not _is_same(taken, raw):
+            kind = "class" if isinstance(raw, type) else "function"
             warnings.warn(
-                f"`{tag}` replaces another function or class of the same name in this app; give one `name=...`",
+                f"{kind} `{tag}` replaces another of the same name in this app; give one `name=...`",
                 UserWarning,
                 stacklevel=5,
             )

@@ -323,7 +323,7 @@ def _parameter_of(raw: type, name: str, value: Parameter, annotation: Any) -> Pa
 
 def _check_value(one: Parameter, value: Any, what: str) -> None:
     if type(value) is not PARAMETER_KINDS[one.kind]:
-        raise InvalidError(f"{what} is {value!r:.80}, a `{type(value).__name__}`", hint=f"it takes a {one.kind}")
+        raise InvalidError(f"{what} is {value!r:.80}, a `{type(value).__name__}`", hint=f"it takes {one.kind}")
 
 
 def pack_parameters(shape: Shape, values: dict[str, Any]) -> bytes:
@@ -499,6 +499,16 @@ class Cls(Handle, Generic[T]):
     def object_id(self) -> str:
         """Its id while its app runs. Raises InvalidError when it does not."""
         return self._pool.object_id
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of its methods."""
+        return tuple(self._shape.methods)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The names of the parameters that have no default."""
+        return tuple(name for name, one in self._shape.parameters.items() if one.init and one.default is _MISSING)
 
     @classmethod
     def from_name(cls, app_name: str, name: str, **_options: object) -> Cls[Any]:
