@@ -497,10 +497,13 @@ class Link:
 
 class FrameStream:
     """One connection in an event loop. `on_frame(stream, header, payload)` gets raw frames in order; `on_lost(stream,
-    reason)` comes once. Writes of one loop turn leave as one."""
+    reason)` comes once. Writes of one loop turn leave as one.
+
+    With `hold_above` set, an end that does not read is not listened to: what it asks for would fill our memory."""
 
     __slots__ = (
-        "_loop", "_on_frame", "_on_lost", "_out", "_reader", "closing", "owner", "paused", "transport", "waiters",
+        "_held", "_loop", "_on_frame", "_on_lost", "_out", "_out_bytes", "_reader", "closing", "hold_above", "owner",
+        "paused", "transport", "waiters",
     )  # fmt: skip
 
     def __init__(
@@ -515,9 +518,14 @@ class FrameStream:
         self._on_lost = on_lost
         self._reader = FrameReader(limit)
         self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._held: list[tuple[bytes, bytes]] = []
         self.transport: Any = None
         self.closing = ""
         self.paused = False
+        self.hold_above = 0
+        """Bytes written and not read by the other side above which nothing is taken from it; 0 for no such bound.
+        Never for two ends that both hold: each would wait for the other."""
         self.owner: Any = None
         """Whatever the user of the stream wants to find again from it."""
         self.waiters: list[asyncio.Future[None]] = []
@@ -528,6 +536,8 @@ class FrameStream:
         sock = transport.get_extra_info("socket")
         if sock is not None:
             widen(sock)
+        if self._out:  # queued before there was a connection to write to
+            self._loop.call_soon(self.flush)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -535,10 +545,32 @@ class FrameStream:
         except ValueError as error:
             self.abort(f"received garbage: {error}")
             return
-        for header, payload in frames:
+        if self._held:
+            self._held += frames
+        else:
+            self._take(frames)
+
+    def _take(self, frames: list[tuple[bytes, bytes]]) -> None:
+        for taken, (header, payload) in enumerate(frames):
             if self.closing:
                 return
+            if self.hold_above and self._is_unread():
+                self._held = frames[taken:]
+                self.transport.pause_reading()
+                return
             self._on_frame(self, header, payload)
+
+    def _is_unread(self) -> bool:
+        if self._out_bytes > self.hold_above:
+            return True
+        return self.paused and self.waiting_bytes() + self._out_bytes > self.hold_above
+
+    def _take_held(self) -> None:
+        """The other side has read: go on where it was left waiting."""
+        frames, self._held = self._held, []
+        self._take(frames)
+        if frames and not self._held and not self.closing:
+            self.transport.resume_reading()
 
     def eof_received(self) -> bool:
         return False
@@ -554,6 +586,8 @@ class FrameStream:
 
     def resume_writing(self) -> None:
         self.paused = False
+        if self._held:
+            self._loop.call_soon(self._take_held)
         waiters, self.waiters = self.waiters, []
         for waiter in waiters:
             if not waiter.done():
@@ -580,18 +614,24 @@ class FrameStream:
         if not self._out:
             self._loop.call_soon(self.flush)
         self._out.append(len(header).to_bytes(4, "little") + len(payload).to_bytes(4, "little") + header)
+        self._out_bytes += HEAD_BYTES + len(header) + len(payload)
         if payload:
             self._out.append(payload)
 
     def flush(self) -> None:
         """Write now what is queued."""
+        if self.transport is None and not self.closing:
+            return  # `connection_made` comes back to it
         out, self._out = self._out, []
+        size, self._out_bytes = self._out_bytes, 0
         if self.closing or not out:
             return
-        if sum(map(len, out)) < RECEIVE_BYTES:
+        if size < RECEIVE_BYTES:
             self.transport.write(b"".join(out))
         else:
             self.transport.writelines(out)
+        if self._held and not self.paused:
+            self._loop.call_soon(self._take_held)
 
     def close(self, reason: str) -> None:
         """Send what is queued, then close."""

@@ -64,6 +64,8 @@ STOP_GRACE = 1.0
 STOP_TIMEOUT = 30.0
 DRAIN_TIMEOUT = 5.0
 HELLO_TIMEOUT = 10.0
+UNREAD_LIMIT_BYTES = 64 << 20
+"""Answers and results that may wait for a client or runner that does not read, before it may ask no more."""
 LOCK_TIMEOUT = 2.0
 """How long a server that is ending, or an agent tidying up after one that was killed, may hold the lock."""
 
@@ -231,6 +233,7 @@ class Server:
             stream.close("it speaks another version")
             return
         if message.role == "client":
+            stream.hold_above = UNREAD_LIMIT_BYTES
             peer = Peer(self.loop, stream)
             peer.prefix = message.prefix
             stream.owner = peer
@@ -299,6 +302,7 @@ class Server:
         if not self.reconciler.adopt_runner(container_id, stream):
             sock.close()
             return
+        stream.hold_above = UNREAD_LIMIT_BYTES
         sock.setblocking(False)
         self.loop.create_task(self._attach(stream, sock))
 
