@@ -162,7 +162,8 @@ class Server:
             await asyncio.wait_for(asyncio.gather(*stops), STOP_TIMEOUT)
         await self.provider.stop()
         self.nodes.close()
-        self.logs.close()
+        with contextlib.suppress(OSError):  # a full disk must not keep the Store from being committed
+            self.logs.close()
         self.metering.flush()
         await self.database.close()
         for peer in list(self.peers):
@@ -173,13 +174,19 @@ class Server:
     async def _watch_idle(self) -> None:
         while True:
             await asyncio.sleep(min(1.0, max(0.05, self.config.idle_timeout / 4)))
-            self.logs.flush()
-            self._end_idle_apps()
-            running = any(app.state != "stopped" for app in self.objects.apps.values())
-            if self.peers or running:
-                self.busy_at = time.monotonic()
-            elif time.monotonic() - self.busy_at >= self.config.idle_timeout:
-                self.end(f"nobody used it for {self.config.idle_timeout:g} s")
+            try:
+                self._look_for_idleness()
+                self.logs.flush()
+            except Exception:  # a full disk, or a bug of ours: this must go on, or the server would never end
+                log.error("the look for idleness failed", error=traceback.format_exc())
+
+    def _look_for_idleness(self) -> None:
+        self._end_idle_apps()
+        running = any(app.state != "stopped" for app in self.objects.apps.values())
+        if self.peers or running:
+            self.busy_at = time.monotonic()
+        elif time.monotonic() - self.busy_at >= self.config.idle_timeout:
+            self.end(f"nobody used it for {self.config.idle_timeout:g} s")
 
     def _end_idle_apps(self) -> None:
         """A detached app whose maker is gone ends when nothing of it is left to do."""
@@ -322,8 +329,9 @@ class Server:
                 self.reconciler.runner_loaded(record, message, payload)
             else:
                 self._runner_asks(record, message, payload)
-        except ValueError as error:
+        except (ValueError, Error) as error:
             stream.abort(f"received garbage: {error}")
+            self.reconciler.stop_container(record.container_id, 0.0, "its runner sent what is no message")
 
     def _runner_hello(self, record: ContainerRecord, message: Hello) -> None:
         if message.version not in SUPPORTED_VERSIONS:

@@ -17,7 +17,9 @@ from squall.protocol.messages import CreateApp, FunctionSpec, new_id
 from squall.protocol.states import AppState
 from squall.server.database import Database
 from squall.server.dispatch import FunctionOptions
+from squall.server.scheduler import parse_gpu
 
+GPU = re.compile(r"[A-Za-z0-9_!-]{1,60}(:[1-9][0-9]{0,3})?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HISTORY_LIMIT = 200
 
@@ -159,19 +161,39 @@ def check_spec(spec: FunctionSpec) -> None:
         (" " in spec.tag, f"function name `{spec.tag}` with a space"),
         (not 0 < spec.cpu <= 1024, f"cpu={spec.cpu}"),
         (not 1 <= spec.memory_mib <= 1 << 24, f"memory={spec.memory_mib}"),
+        (not 0 <= spec.cpu_limit <= 8192, f"cpu limit {spec.cpu_limit}"),
+        (not 0 <= spec.memory_limit_mib <= 1 << 30, f"memory limit {spec.memory_limit_mib}"),
+        (not all(len(wish) < 80 and GPU.fullmatch(wish) for wish in spec.gpu[:20]), f"gpu={str(spec.gpu)[:80]}"),
+        (len(spec.gpu) > 20, f"a list of {len(spec.gpu)} GPUs"),
         (not 0.1 <= spec.timeout <= 86400, f"timeout={spec.timeout}"),
         (not 0.1 <= spec.startup_timeout <= 86400, f"startup_timeout={spec.startup_timeout}"),
         (not 0 <= spec.retries.max_retries <= 10_000, f"retries={spec.retries.max_retries}"),
+        (not 0 <= spec.retries.initial_delay <= 3600, f"a delay of {spec.retries.initial_delay} before a retry"),
+        (not 0 <= spec.retries.max_delay <= 3600, f"a delay of {spec.retries.max_delay} before a retry"),
+        (not 1 <= spec.retries.backoff_coefficient <= 10, f"backoff_coefficient={spec.retries.backoff_coefficient}"),
         (not 0 <= spec.min_containers <= 100_000, f"min_containers={spec.min_containers}"),
         (not 0 <= spec.max_containers <= 100_000, f"max_containers={spec.max_containers}"),
         (not 0 <= spec.buffer_containers <= 100_000, f"buffer_containers={spec.buffer_containers}"),
         (not 0 <= spec.scaledown_window <= 86400, f"scaledown_window={spec.scaledown_window}"),
         (not 1 <= spec.concurrency <= 10_000, f"concurrency={spec.concurrency}"),
         (spec.image.kind != "host", f"image `{spec.image.kind}`"),
+        (not 0 <= spec.cpu_limit <= 4096, f"cpu limit {spec.cpu_limit}"),
+        (not 0 <= spec.memory_limit_mib <= 1 << 24, f"memory limit {spec.memory_limit_mib}"),
+        (not 1 <= spec.retries.backoff_coefficient <= 10, f"backoff_coefficient={spec.retries.backoff_coefficient}"),
+        (not 0 <= spec.retries.initial_delay <= 86400, f"initial_delay={spec.retries.initial_delay}"),
+        (not 0 <= spec.retries.max_delay <= 86400, f"max_delay={spec.retries.max_delay}"),
+        (not all(map(_is_gpu, spec.gpu)), f"gpu={spec.gpu}"),
     ]
     for wrong, what in problems:
         if wrong:
             raise InvalidError(f"function `{spec.tag[:80]}`: {what} is not allowed")
+
+
+def _is_gpu(wish: str) -> bool:
+    try:
+        return 0 < parse_gpu(wish)[1] <= 1024
+    except ValueError:
+        return False
 
 
 def _storable(spec: FunctionSpec) -> str:
