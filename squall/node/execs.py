@@ -205,7 +205,7 @@ async def wait_pid(loop: asyncio.AbstractEventLoop, pid: int) -> int:
         loop.remove_reader(fd)
         os.close(fd)
     try:
-        _, status = os.waitpid(pid, 0)
+        _, status = os.waitpid(pid, 0)  # noqa: ASYNC222 - it has ended: this does not wait
     except ChildProcessError:
         return -1
     code = os.waitstatus_to_exitcode(status)

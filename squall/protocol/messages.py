@@ -702,6 +702,8 @@ def split_payload(items: list[Any], payload: bytes) -> list[bytes]:
     """The bytes of each of a message's `items`, in order. Raises ValueError when the sizes do not add up."""
     parts, offset = [], 0
     for item in items:
+        if item.size < 0:
+            raise ValueError(f"an item announces {item.size} bytes")
         parts.append(payload[offset : offset + item.size])
         offset += item.size
     if offset != len(payload):

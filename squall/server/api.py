@@ -245,7 +245,7 @@ class Api:
 
     def get_blob(self, peer: Peer, message: GetBlob, payload: bytes) -> None:
         size = self.server.blobs.size(message.digest)
-        data = self.server.blobs.read(message.digest, max(0, message.offset), BLOB_CHUNK_BYTES)
+        data = self.server.blobs.read(message.digest, min(max(0, message.offset), size), BLOB_CHUNK_BYTES)
         peer.reply(message.id, {"size": size}, data)
 
     # -- containers
@@ -260,8 +260,8 @@ class Api:
         record = self.server.reconciler.containers.get(message.container_id)
         if record is None or record.state not in ("starting", "ready", "draining"):
             raise no_container(message.container_id)
-        if not message.argv or any("\0" in word for word in message.argv):
-            raise InvalidError("an exec needs a command without NUL characters")
+        if not message.argv or not message.argv[0] or any("\0" in word for word in message.argv):
+            raise InvalidError("an exec needs a command, and words without NUL characters")
         request_id, message.id = message.id, 0
         message.exec_id = new_id("ex")
         self.execs[message.exec_id] = (peer, record.node)
