@@ -25,6 +25,7 @@ from squall.cli.output import Output
 from squall.client import Client
 from squall.exception import InvalidError, NotFoundError, ServiceError
 from squall.protocol.messages import (
+    EXEC_WINDOW_BYTES,
     ExecData,
     ExecExit,
     GetLogs,
@@ -376,6 +377,9 @@ class Exec:
         self.request = StartExec(container_id, argv, pty=pty, rows=rows, cols=cols, workdir=workdir)
         self.exec_id = ""
         self._done = threading.Event()
+        self._credit = threading.Condition()
+        self._unread = 0
+        """Bytes of our stdin that the command has not taken yet."""
         self._exit = ExecExit("", 1, "the connection to the server broke")
 
     def run(self) -> int:
@@ -395,7 +399,11 @@ class Exec:
 
     def _on_push(self, message: Message, payload: bytes) -> None:
         # Output may come before the answer that names the exec; it is the only one of this connection.
-        if isinstance(message, ExecData):
+        if isinstance(message, ExecData) and message.credit:
+            with self._credit:
+                self._unread -= message.credit
+                self._credit.notify()
+        elif isinstance(message, ExecData):
             _write_all(2 if message.stream == "stderr" else 1, payload)
         elif isinstance(message, ExecExit):
             self._exit = message
@@ -404,6 +412,9 @@ class Exec:
     def _pump_stdin(self) -> None:
         try:
             while data := os.read(0, STDIN_CHUNK_BYTES):
+                with self._credit:
+                    self._credit.wait_for(lambda: self._unread < EXEC_WINDOW_BYTES)
+                    self._unread += len(data)
                 self.link.send(ExecData(self.exec_id, "stdin"), data)
             self.link.send(ExecData(self.exec_id, "stdin", eof=True))
         except (OSError, ServiceError):  # no stdin at all, or the command has ended

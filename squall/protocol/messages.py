@@ -555,7 +555,8 @@ class StartExec(Message):
 
 @dataclass(eq=False, repr=False)
 class ExecData(Message):
-    """Bytes of an exec: `stdin` toward it (`eof` closes), `stdout`/`stderr` from it; `resize` uses rows, cols."""
+    """Bytes of an exec: `stdin` toward it (`eof` closes), `stdout`/`stderr` from it; `resize` uses rows, cols. `stdin`
+    from it brings no bytes but `credit`: how many it has taken. At most EXEC_WINDOW_BYTES may be on their way to it."""
 
     TAG = "exec_data"
     exec_id: str
@@ -563,6 +564,10 @@ class ExecData(Message):
     eof: bool = False
     rows: int = 0
     cols: int = 0
+    credit: int = 0
+
+
+EXEC_WINDOW_BYTES = 1 << 20
 
 
 @dataclass(eq=False, repr=False)

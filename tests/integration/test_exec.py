@@ -31,6 +31,8 @@ class Command:
         assert answer.TAG == "reply", answer
         self.exec_id = answer.data["exec_id"]
         self.out = {"stdout": bytearray(), "stderr": bytearray()}
+        self.taken = 0
+        """Bytes of its input that the command has taken."""
         self.exit: ExecExit | None = None
 
     def write(self, data: bytes, *, eof: bool = False) -> None:
@@ -38,7 +40,9 @@ class Command:
 
     def read(self) -> None:
         message, data = self.wire.receive()
-        if isinstance(message, ExecData):
+        if isinstance(message, ExecData) and message.stream == "stdin":
+            self.taken += message.credit
+        elif isinstance(message, ExecData):
             self.out[message.stream] += data
         elif isinstance(message, ExecExit):
             self.exit = message
@@ -67,6 +71,25 @@ def test_a_command_reads_its_stdin_to_the_end(container: str) -> None:
     command.write(b"x" * 100_000)
     command.write(b"y" * 23, eof=True)
     assert command.ended() == (0, b"100023\n", b"")
+
+
+def test_who_sends_input_hears_how_much_was_taken(container: str) -> None:
+    command = Command(container, "sh", "-c", "read line; wc -c")
+    command.write(b"x" * 300_000)
+    while command.taken < 4096:
+        command.read()
+    assert command.taken <= 300_000
+    command.write(b"\n" + b"y" * 500_000, eof=True)
+    assert command.ended() == (0, b"500000\n", b"")
+    assert command.taken == 800_001
+
+
+def test_input_beyond_what_may_wait_ends_the_command_instead_of_being_lost(container: str) -> None:
+    command = Command(container, "sleep", "100")
+    command.write(bytes(5 << 20))
+    assert command.ended()[0] == 137
+    assert command.exit is not None
+    assert command.exit.message == "its input came faster than it was read"
 
 
 def test_a_megabyte_passes_through_a_command_both_ways(container: str) -> None:
