@@ -304,7 +304,11 @@ class Server:
 
     # -- runners
 
-    def _on_runner(self, container_id: str, sock: socket.socket) -> None:
+    def _on_runner(self, container_id: str, sock: socket.socket | None) -> None:
+        if sock is None:
+            log.error("a runner's socket could not be taken", container=container_id)
+            self.reconciler.stop_container(container_id, 0.0, "the server has no file descriptor left for it")
+            return
         stream = FrameStream(self.loop, self._on_runner_frame, self._on_runner_lost)
         if not self.reconciler.adopt_runner(container_id, stream):
             sock.close()

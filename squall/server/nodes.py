@@ -46,8 +46,9 @@ class Nodes:
         self.loop = loop
         self.nodes: dict[str, Node] = {}
         self.changed = asyncio.Event()
-        self.on_runner: Callable[[str, socket.socket], None]
-        """Set by `main`: takes the socket of a container's runner."""
+        self.on_runner: Callable[[str, socket.socket | None], None]
+        """Set by `main`: takes the socket of a container's runner, or None when there was no descriptor left for it:
+        the kernel then drops it without an error."""
         self._handoff: socket.socket | None = None
         self._links: set[socket.socket] = set()
 
@@ -107,8 +108,8 @@ class Nodes:
         sockets = [socket.socket(fileno=fd) for fd in fds]
         try:
             container_id = json.loads(data)["container_id"]
-            if len(sockets) == 1 and isinstance(container_id, str):
-                self.on_runner(container_id, sockets.pop())
+            if len(sockets) <= 1 and isinstance(container_id, str):
+                self.on_runner(container_id, sockets.pop() if sockets else None)
         except (ValueError, KeyError, TypeError) as error:
             log.warning("a malformed hand-over was refused", error=str(error))
         finally:
