@@ -28,6 +28,8 @@ log = Logger("server")
 RESULT_DAYS = 7
 RESULT_COLUMNS = ("result", "result_blob", "status", "message", "hint", "finished_at")
 STORE_RETRY_S = 1.0
+UNREAD_RESULTS_BYTES = 1 << 30
+"""More than the SDK ever lets wait: it reads whether its user takes the results or not."""
 IDX_LIMIT = 1 << 31
 WAIT_LIMIT = RESULT_DAYS * 86400.0
 Payload = bytes | str
@@ -147,8 +149,7 @@ class Calls:
             head = output_head(
                 call.call_id, input_.idx, instruction.status, size, blob, 0, instruction.message, instruction.hint
             )
-            owner: Any = call.owner
-            owner.outbox.add(head, b"" if blob else data)
+            _give(call.owner, head, b"" if isinstance(data, str) else data)
 
     def give_yield(self, call: Call, item: OutputItem, data: Payload) -> None:
         """One value of a generator."""
@@ -156,8 +157,7 @@ class Calls:
             return
         size, blob = (0, data) if isinstance(data, str) else (len(data), "")
         head = output_head(call.call_id, item.idx, "yield", size, blob, item.seq, "", "")
-        owner: Any = call.owner
-        owner.outbox.add(head, b"" if blob else data)
+        _give(call.owner, head, b"" if isinstance(data, str) else data)
 
     def _record(self, input_: Input, call: Call, status: str, result: Result | None) -> None:
         info: CallInfo | None = call.data
@@ -345,6 +345,14 @@ class Calls:
         )
         if message.id:
             peer.reply(message.id, {"cancelled": len(idxs) if idxs else before})
+
+
+def _give(owner: Any, head: str, data: bytes) -> None:
+    """Send a result to its caller; one that never reads is left, before what waits for it fills the memory."""
+    owner.outbox.add(head, data)
+    stream = owner.stream
+    if stream.paused and stream.waiting_bytes() > UNREAD_RESULTS_BYTES:
+        stream.abort(f"it left {UNREAD_RESULTS_BYTES >> 20} MiB of results unread")
 
 
 def _columns(prefix: str, data: Payload) -> dict[str, Any]:

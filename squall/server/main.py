@@ -110,7 +110,8 @@ class Server:
         self.nodes.listen(self.config.run_dir / "handoff.sock")
         await self._listen()
         self.provider.start()
-        rounds = [self.loop.create_task(self.reconciler.rounds()), self.loop.create_task(self._watch_idle())]
+        bodies = (self.reconciler.rounds(), self._watch_idle(), self._watch_nodes())
+        rounds = [self.loop.create_task(body) for body in bodies]
         self.loop.call_later(STORE_AFTER, self._open_store)
         log.info("serving", home=str(self.config.home), pid=os.getpid())
         try:
@@ -179,6 +180,14 @@ class Server:
                 self.logs.flush()
             except Exception:  # a full disk, or a bug of ours: this must go on, or the server would never end
                 log.error("the look for idleness failed", error=traceback.format_exc())
+
+    async def _watch_nodes(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            for node in self.nodes.silent():
+                log.error("a node agent hangs and is ended", node=node.node_id, silent_for=node.silence)
+                self.provider.kill()
+                node.stream.abort(f"it said nothing for {node.silence} s")
 
     def _look_for_idleness(self) -> None:
         self._end_idle_apps()
@@ -254,6 +263,8 @@ class Server:
 
     def _on_agent(self, stream: FrameStream, message: Message, payload: bytes) -> None:
         node = stream.owner
+        if isinstance(node, Node):
+            node.silence = 0
         if isinstance(message, GetBlob):
             self._agent_blob(stream, message)
         elif isinstance(message, Register):

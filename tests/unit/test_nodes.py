@@ -7,7 +7,9 @@ import json
 import socket
 from pathlib import Path
 
-from squall.server.nodes import Nodes
+from squall.protocol.messages import Register
+from squall.protocol.transport import FrameStream
+from squall.server.nodes import SILENCE_LIMIT, Nodes
 
 Taken = list[tuple[str, bool]]
 
@@ -54,3 +56,19 @@ def test_a_socket_the_kernel_had_to_drop_is_told_of(tmp_path: Path) -> None:
 
 def test_malformed_hand_overs_are_passed_over(tmp_path: Path) -> None:
     assert handed_over(tmp_path, [(b"[]", 1), (b"{", 1), (b'{"container_id": 1}', 1), (named("co-1"), 2)]) == []
+
+
+def test_a_node_that_says_nothing_for_long_is_found_and_one_that_speaks_is_not() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        nodes = Nodes(loop)
+        hung, speaking = (
+            nodes.register(FrameStream(loop, lambda *_: None, lambda *_: None), Register("host", 1.0, 100))
+            for _ in range(2)
+        )
+        for _ in range(SILENCE_LIMIT):
+            assert nodes.silent() == []
+        speaking.silence = 0
+        assert nodes.silent() == [hung]
+
+    asyncio.run(main())

@@ -58,6 +58,36 @@ def end_inputs(store: Store, count: int) -> None:
     asyncio.run(main())
 
 
+class Deaf:
+    """A caller that never reads."""
+
+    paused = True
+    aborted = ""
+
+    def __init__(self) -> None:
+        self.stream = self.outbox = self
+        self.waiting = 0
+
+    def add(self, head: str, data: bytes) -> None:
+        self.waiting += len(data)
+
+    def waiting_bytes(self) -> int:
+        return self.waiting
+
+    def abort(self, reason: str) -> None:
+        self.aborted = reason
+
+
+def test_a_caller_that_never_reads_is_left_before_its_results_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "UNREAD_RESULTS_BYTES", 4 << 20)
+    caller = Deaf()
+    for _ in range(4):
+        calls._give(caller, "{}", bytes(1 << 20))
+    assert not caller.aborted
+    calls._give(caller, "{}", b"one more")
+    assert caller.aborted.startswith("it left 4 MiB")
+
+
 def test_inputs_that_end_together_are_one_write() -> None:
     store = Store()
     end_inputs(store, 5000)
