@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -184,6 +185,12 @@ class Agent:
 
     def _on_frame(self, stream: FrameStream, header: bytes, payload: bytes) -> None:
         message = decode(header)
+        try:
+            self._handle(message, payload)
+        except Exception:  # a bug of ours: it costs this message, not the connection and with it every container
+            log.error("a message failed", tag=message.TAG, error=traceback.format_exc())
+
+    def _handle(self, message: Message, payload: bytes) -> None:
         if isinstance(message, StartContainer):
             self._spawn(self._start(message))
         elif isinstance(message, StopContainer):

@@ -14,7 +14,14 @@ import pytest
 from squall import config
 from squall.node.agent import Agent
 from squall.node.runtime import Container, ContainerIO, Exit, Runtime
-from squall.protocol.messages import ContainerEvent, ContainerSpec, Message, StartContainer
+from squall.protocol.messages import (
+    ContainerEvent,
+    ContainerSpec,
+    Message,
+    StartContainer,
+    StopContainer,
+    encode_header,
+)
 from squall.protocol.transport import FrameStream
 
 
@@ -97,6 +104,22 @@ def test_a_container_that_cannot_be_made_is_reported_whatever_went_wrong(tmp_pat
         assert not agent.held
 
     with_agent(tmp_path, Broken(make), body)
+
+
+def test_a_message_the_agent_stumbles_over_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[str] = []
+
+    def stop(message: StopContainer) -> None:
+        stopped.append(message.container_id)
+        raise OverflowError("timestamp too large")
+
+    async def body(agent: Agent, sent: Sent) -> None:
+        monkeypatch.setattr(agent, "_stop", stop)
+        for container_id in ("co-1", "co-2"):
+            agent._on_frame(agent.stream, encode_header(StopContainer(container_id, 1e300)), b"")
+        assert stopped == ["co-1", "co-2"]
+
+    with_agent(tmp_path, Broken(Standing), body)
 
 
 def test_a_container_whose_end_cannot_be_told_is_reported_as_gone(tmp_path: Path) -> None:
