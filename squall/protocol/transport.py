@@ -38,6 +38,8 @@ SEND_TIMEOUT = 120.0
 QUIET_S = 0.02
 """How long the foreground must have been quiet before the background thread takes the lead."""
 HEADER_LIMIT_BYTES = 16 << 20
+LARGE_FRAME_BYTES = 1 << 16
+"""From here on a frame is taken and sent without joining it to its neighbours: copying costs more than a call."""
 
 SOCKET_BUFFER_BYTES = 4 << 20
 """A large payload then leaves in few pieces; each piece more is two switches between processes."""
@@ -184,11 +186,30 @@ class FrameReader:
         if self._have < self._need:
             self._chunks.append(data)
             return []
-        if self._chunks:
-            self._chunks.append(data)
-            data = b"".join(self._chunks)
-            self._chunks.clear()
+        if not self._chunks:
+            return self._cut(data)
+        self._chunks.append(data)
+        if self._need > LARGE_FRAME_BYTES:
+            return self._take_large()
+        data = b"".join(self._chunks)
+        self._chunks.clear()
         return self._cut(data)
+
+    def _take_large(self) -> list[tuple[bytes, bytes]]:
+        """A large frame is complete, its beginning is in the first chunk: copy its payload once, not twice."""
+        chunks, self._chunks = self._chunks, []
+        first = chunks[0]
+        header_len = int.from_bytes(first[:4], "little")
+        body = HEAD_BYTES + header_len
+        if len(first) < body:  # cut within its header, which is rare: as if it came in one piece
+            return self._cut(b"".join(chunks))
+        extra = self._have - self._need
+        last = chunks.pop()
+        payload = b"".join([memoryview(first)[body:], *chunks[1:], memoryview(last)[: len(last) - extra]])
+        frame = (first[HEAD_BYTES:body], payload)
+        self._have, self._need = 0, HEAD_BYTES
+        rest = last[len(last) - extra :] if extra else b""
+        return [frame, *self.feed(rest)] if rest else [frame]
 
     def _cut(self, data: bytes) -> list[tuple[bytes, bytes]]:
         frames: list[tuple[bytes, bytes]] = []
@@ -235,6 +256,8 @@ class Link:
         self.on_close = on_close
         self.closed = ""
         self._reader = FrameReader()
+        # One buffer for good: `recv` would take this much from the allocator, and mostly give it back, for each frame.
+        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._frames: deque[tuple[bytes, bytes]] = deque()
         self._send_lock = threading.Lock()
         self._lead = threading.Lock()
@@ -265,26 +288,37 @@ class Link:
             if self.closed:
                 raise ServiceError(f"connection to the server is closed: {self.closed}")
             try:
-                self._send_all(head + payload if len(payload) < RECEIVE_BYTES else head, payload)
+                self._send_all(head, payload)
             except OSError as error:
                 reason = f"sending failed: {error}"
                 raise ServiceError(f"connection to the server broke: {reason}") from None
 
-    def _send_all(self, data: bytes, payload: bytes) -> None:
-        parts = [memoryview(data)]
-        if payload and len(payload) >= RECEIVE_BYTES:
-            parts.append(memoryview(payload))
-        for part in parts:
-            while part:
-                try:
-                    sent = self.sock.send(part)
-                except BlockingIOError:
-                    writable = select.poll()
-                    writable.register(self.sock.fileno(), select.POLLOUT)
-                    if not writable.poll(SEND_TIMEOUT * 1000):
-                        raise TimeoutError(f"the server read nothing for {SEND_TIMEOUT:g} s") from None
-                    continue
-                part = part[sent:]
+    def _send_all(self, head: bytes, payload: bytes) -> None:
+        """A small frame is one buffer; of a large one the payload is not copied behind its head."""
+        if len(payload) < LARGE_FRAME_BYTES:
+            self._send_buffer(head + payload if payload else head)
+        else:
+            sent = 0
+            with contextlib.suppress(BlockingIOError):
+                sent = self.sock.sendmsg((head, payload))
+            if sent < len(head):
+                self._send_buffer(head[sent:])
+                sent = len(head)
+            self._send_buffer(memoryview(payload)[sent - len(head) :])
+
+    def _send_buffer(self, data: bytes | memoryview) -> None:
+        while data:
+            try:
+                sent = self.sock.send(data)
+            except BlockingIOError:
+                writable = select.poll()
+                writable.register(self.sock.fileno(), select.POLLOUT)
+                if not writable.poll(SEND_TIMEOUT * 1000):
+                    raise TimeoutError(f"the server read nothing for {SEND_TIMEOUT:g} s") from None
+                continue
+            if sent == len(data):
+                return
+            data = memoryview(data)[sent:]
 
     def request(self, message: Message, payload: bytes = b"") -> Pending[tuple[Reply, bytes]]:
         """Send a message that is answered by `Reply` or `Failure`; the latter is raised by the Pending."""
@@ -379,17 +413,17 @@ class Link:
 
     def _read(self) -> None:
         try:
-            data = self.sock.recv(RECEIVE_BYTES)
+            received = self.sock.recv_into(self._buffer)
         except BlockingIOError:
             return
         except OSError as error:
             self._break(f"receiving failed: {error}")
             return
-        if not data:
+        if not received:
             self._break("the other side closed it")
             return
         try:
-            self._frames.extend(self._reader.feed(data))
+            self._frames.extend(self._reader.feed(bytes(self._buffer[:received])))
             self._deliver_all()
         except ValueError as error:
             self._break(f"received garbage: {error}")
@@ -607,16 +641,18 @@ class FrameStream:
     def send(self, message: Message, payload: bytes = b"") -> None:
         self.send_raw(encode_header(message), payload)
 
-    def send_raw(self, header: bytes, payload: bytes) -> None:
-        """Queue one frame for the end of this loop turn. Harmless when the connection is gone."""
+    def send_raw(self, header: bytes, *payload: bytes) -> None:
+        """Queue one frame, its payload in pieces, for the end of this loop turn. Harmless when the connection is
+        gone."""
         if self.closing:
             return
         if not self._out:
             self._loop.call_soon(self.flush)
-        self._out.append(len(header).to_bytes(4, "little") + len(payload).to_bytes(4, "little") + header)
-        self._out_bytes += HEAD_BYTES + len(header) + len(payload)
-        if payload:
-            self._out.append(payload)
+        size = sum(map(len, payload))
+        self._out.append(len(header).to_bytes(4, "little") + size.to_bytes(4, "little") + header)
+        self._out_bytes += HEAD_BYTES + len(header) + size
+        if size:
+            self._out.extend(payload)
 
     def flush(self) -> None:
         """Write now what is queued."""
