@@ -138,7 +138,7 @@ class Reconciler:
                 heads.append(run_head(input_.call.call_id, input_.idx, len(data), "", input_.attempt))
                 parts.append(data)
         header = '{"t":"run","items":[' + ",".join(heads) + "]}"
-        record.stream.send_raw(header.encode(), parts[0] if len(parts) == 1 else b"".join(parts))
+        record.stream.send_raw(header.encode(), *parts)
 
     def _arm(self, deadline: float) -> None:
         if self._timer is not None:
