@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from squall._observe import Logger
@@ -65,6 +66,15 @@ EXEC_BUFFER_BYTES = 64 << 20
 """Output of an exec that may wait here for a client that does not read."""
 
 
+@dataclass
+class Dropped:
+    """How much of an app's output was dropped, beginning with that of this container."""
+
+    container_id: str
+    function: str
+    size: int = 0
+
+
 class Peer:
     """A client's connection, or a runner's where it acts as a client: what it asked for and owns."""
 
@@ -77,8 +87,8 @@ class Peer:
         self.apps: set[str] = set()
         self.uploads: dict[str, Upload] = {}
         self.tasks: set[asyncio.Task[None]] = set()
-        self.dropped: dict[str, int] = {}
-        """App id -> bytes of its output that this peer was too slow for, and was not told of yet."""
+        self.dropped: dict[str, Dropped] = {}
+        """App id -> output that this peer was too slow for, and was not told of yet."""
 
     def reply(self, request_id: int, data: dict[str, Any] | None = None, payload: bytes = b"") -> None:
         if request_id:
@@ -234,10 +244,20 @@ class Api:
         if upload is None:
             raise InvalidError(f"blob `{digest}`: a chunk at {message.offset} without a beginning")
         upload.write(message.offset, payload)
-        if message.last:
-            del peer.uploads[digest]
-            upload.seal()
-        peer.reply(message.id)
+        if not message.last:
+            peer.reply(message.id)
+            return
+        del peer.uploads[digest]
+        # In a thread: a sync of much to a slow disk would have everybody wait for seconds.
+        sealing = self.loop.run_in_executor(None, upload.seal)
+        sealing.add_done_callback(lambda done: self._sealed(done, peer, message))
+
+    def _sealed(self, done: asyncio.Future[None], peer: Peer, message: PutBlob) -> None:
+        error = done.exception()
+        if isinstance(error, Exception):
+            self._failed(peer, message, error)
+        else:
+            peer.reply(message.id)
 
     def has_blobs(self, peer: Peer, message: HasBlobs, payload: bytes) -> None:
         missing = [digest for digest in message.digests if not self.server.blobs.has(digest)]

@@ -41,7 +41,7 @@ from squall.protocol.messages import (
     split_payload,
 )
 from squall.protocol.transport import FrameStream
-from squall.server.api import Api, Peer, log_chunk
+from squall.server.api import Api, Dropped, Peer, log_chunk
 from squall.server.calls import Calls
 from squall.server.containers import ContainerRecord
 from squall.server.database import Database
@@ -177,6 +177,7 @@ class Server:
             await asyncio.sleep(min(1.0, max(0.05, self.config.idle_timeout / 4)))
             try:
                 self._look_for_idleness()
+                self._tell_all_dropped()
                 self.logs.flush()
             except Exception:  # a full disk, or a bug of ours: this must go on, or the server would never end
                 log.error("the look for idleness failed", error=traceback.format_exc())
@@ -439,24 +440,31 @@ class Server:
     def _push_log(self, peer: Peer, app: AppRecord, entry: Record) -> None:
         """A follower that does not read loses output, and is told how much, rather than filling this memory."""
         if peer.stream.paused:
-            peer.dropped[app.app_id] = peer.dropped.get(app.app_id, 0) + len(entry.data)
+            lost = peer.dropped.setdefault(app.app_id, Dropped(entry.container_id, entry.function))
+            lost.size += len(entry.data)
             return
-        self._tell_dropped(peer, app, entry)
+        self._tell_dropped(peer, app)
         peer.stream.send(log_chunk(app, entry), entry.data)
 
-    def _tell_dropped(self, peer: Peer, app: AppRecord, entry: Record) -> None:
-        lost = peer.dropped.pop(app.app_id, 0)
-        if lost:
-            text = f"[{lost} bytes of output were dropped, as they came faster than they were read]\n"
-            note = Record(entry.at, entry.container_id, entry.function, "system", text.encode())
+    def _tell_dropped(self, peer: Peer, app: AppRecord) -> None:
+        lost = peer.dropped.pop(app.app_id, None)
+        if lost is not None:
+            text = f"[{lost.size} bytes of output were dropped, as they came faster than they were read]\n"
+            note = Record(time.time(), lost.container_id, lost.function, "system", text.encode())
             peer.stream.send(log_chunk(app, note), note.data)
+
+    def _tell_all_dropped(self) -> None:
+        """Followers that have caught up, of apps that have written nothing since."""
+        for peer in self.peers:
+            for app_id in list(peer.dropped) if not peer.stream.paused else ():
+                self._tell_dropped(peer, self.objects.apps[app_id])
 
     async def _end_output(self, app: AppRecord) -> None:
         """Nothing more will come of the app: say now what its followers have missed."""
         for peer in [peer for peer in app.followers if app.app_id in peer.dropped]:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(peer.stream.drained(), DRAIN_TIMEOUT)
-            self._tell_dropped(peer, app, Record(time.time(), "", "", "system", b""))
+            self._tell_dropped(peer, app)
 
     def _warn(self, app: AppRecord, node: Node) -> None:
         """What protection is missing is said to whoever runs code there, each time."""
