@@ -260,6 +260,7 @@ class Link:
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._frames: deque[tuple[bytes, bytes]] = deque()
         self._send_lock = threading.Lock()
+        self._unsent: deque[memoryview] = deque()
         self._lead = threading.Lock()
         self._followers: deque[Pending[Any]] = deque()
         self._requests: dict[int, Pending[tuple[Reply, bytes]]] = {}
@@ -294,31 +295,37 @@ class Link:
                 raise ServiceError(f"connection to the server broke: {reason}") from None
 
     def _send_all(self, head: bytes, payload: bytes) -> None:
-        """A small frame is one buffer; of a large one the payload is not copied behind its head."""
-        if len(payload) < LARGE_FRAME_BYTES:
-            self._send_buffer(head + payload if payload else head)
-        else:
-            sent = 0
-            with contextlib.suppress(BlockingIOError):
-                sent = self.sock.sendmsg((head, payload))
-            if sent < len(head):
-                self._send_buffer(head[sent:])
-                sent = len(head)
-            self._send_buffer(memoryview(payload)[sent - len(head) :])
+        """A small frame is one buffer; of a large one the payload is not copied behind its head.
 
-    def _send_buffer(self, data: bytes | memoryview) -> None:
-        while data:
-            try:
-                sent = self.sock.send(data)
-            except BlockingIOError:
-                writable = select.poll()
-                writable.register(self.sock.fileno(), select.POLLOUT)
-                if not writable.poll(SEND_TIMEOUT * 1000):
-                    raise TimeoutError(f"the server read nothing for {SEND_TIMEOUT:g} s") from None
-                continue
-            if sent == len(data):
-                return
-            data = memoryview(data)[sent:]
+        Ctrl-C, a cancelled input or a silent peer may end this within a frame. Its rest then leaves before what is
+        sent next, which the other side would take for a part of it; a frame of which nothing left is forgotten.
+        """
+        unsent, is_first = self._unsent, not self._unsent
+        parts = [head, payload] if len(payload) >= LARGE_FRAME_BYTES else [head + payload if payload else head]
+        unsent.extend(map(memoryview, parts))
+        begun = len(unsent[0])
+        try:
+            while unsent:
+                self._send_some()
+        except BaseException:
+            if is_first and len(unsent) == len(parts) and len(unsent[0]) == begun:
+                unsent.clear()
+            raise
+
+    def _send_some(self) -> None:
+        unsent = self._unsent
+        try:
+            sent = self.sock.send(unsent[0]) if len(unsent) == 1 else self.sock.sendmsg(unsent)
+        except BlockingIOError:
+            writable = select.poll()
+            writable.register(self.sock.fileno(), select.POLLOUT)
+            if not writable.poll(SEND_TIMEOUT * 1000):
+                raise TimeoutError(f"the server read nothing for {SEND_TIMEOUT:g} s") from None
+            return
+        while unsent and sent >= len(unsent[0]):
+            sent -= len(unsent.popleft())
+        if sent:
+            unsent[0] = unsent[0][sent:]
 
     def request(self, message: Message, payload: bytes = b"") -> Pending[tuple[Reply, bytes]]:
         """Send a message that is answered by `Reply` or `Failure`; the latter is raised by the Pending."""

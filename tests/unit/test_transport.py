@@ -184,6 +184,49 @@ def test_a_frame_over_the_limit_is_refused_by_its_announcement_alone() -> None:
         FrameReader(limit=1000).feed((10).to_bytes(4, "little") + (2 << 30).to_bytes(4, "little"))
 
 
+class Interrupted:
+    """A socket that takes `size` bytes of the first send, and is then interrupted as by Ctrl-C."""
+
+    def __init__(self, sock: socket.socket, size: int) -> None:
+        self.sock = sock
+        self.left = size
+
+    def send(self, data: bytes) -> int:
+        return self.sendmsg([data])
+
+    def sendmsg(self, parts: list[bytes]) -> int:
+        data = b"".join(parts)
+        if not self.left:
+            self.left = -1
+            raise KeyboardInterrupt
+        sent = self.sock.send(data if self.left < 0 else data[: self.left])
+        if self.left > 0:
+            self.left -= sent
+        return sent
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.sock, name)
+
+
+@pytest.mark.parametrize("payload", [b"small", bytes(1 << 17)])
+@pytest.mark.parametrize("size", [0, 5, 30, 60])
+def test_what_is_sent_after_an_interrupted_send_is_not_taken_for_its_rest(payload: bytes, size: int) -> None:
+    ours, theirs = socket.socketpair()
+    link = Link(ours, lambda *_: None, background=False)
+    link.sock = Interrupted(ours, size)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        link.send(StopApp("the first", reason="a header of more than sixty bytes"), payload)
+    link.send(StopApp("the second"))
+    theirs.settimeout(WAIT)
+    reader = FrameReader()
+    got: list[tuple[bytes, bytes]] = []
+    while not got or b"second" not in got[-1][0]:
+        got += reader.feed(theirs.recv(1 << 18))
+    assert [sent for _, sent in got] == [payload, b""][0 if size else 1 :]
+    link.close()
+    theirs.close()
+
+
 class Transport:
     """What a FrameStream writes to; reads nothing by itself."""
 
