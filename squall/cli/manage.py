@@ -2,7 +2,7 @@
 
 Every listing is described once, in `NOUNS`: what is asked of the server and which columns people see; with `--json`
 programs get the server's rows as they are. Names, ids and beginnings of ids are accepted alike. Data goes to stdout,
-the rest to stderr. Must never start a server: where none runs there is nothing to look at. Tested in
+the rest to stderr. Only looking back (`app list --all`, `app logs`) starts a server where none runs. Tested in
 `tests/unit/test_cli_manage.py` and `tests/acceptance/test_cli.py`.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from squall import config
 from squall.cli.main import Group, did_you_mean
 from squall.cli.output import Output
 from squall.client import Client
@@ -48,9 +49,9 @@ STDIN_CHUNK_BYTES = 32 << 10
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
 
-def connect() -> Client:
-    """A connection to the running server; NotFoundError where there is none."""
-    return Client.connect(autostart=False)
+def connect(*, start: bool = False) -> Client:
+    """A connection to the running server; ServiceError where there is none, unless one shall `start`."""
+    return Client.connect(autostart=start)
 
 
 def ask(link: Link, message: Message, timeout: float | None = ANSWER_SECONDS) -> dict[str, Any]:
@@ -153,11 +154,16 @@ def fetch(link: Link, noun: str, *, app: str = "", include_all: bool = False) ->
     return rows
 
 
+def _has_past() -> bool:
+    """Whether an earlier server of this home may remember apps."""
+    return any(config.load().state_dir.glob("squall.db"))
+
+
 def show_list(noun: str, *, app: str, include_all: bool, as_json: bool) -> None:
     try:
-        client = connect()
+        client = connect(start=include_all and noun == "app" and _has_past())
     except ServiceError:
-        rows = []  # nothing runs, so there is nothing; whoever starts a server to list would find it empty as well
+        rows = []  # nothing runs, so there is nothing
     else:
         rows = fetch(client.link, noun, app=app, include_all=include_all)
         client.close()
@@ -237,7 +243,7 @@ def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @log_options
 def app_logs(app_ref: str, follow: bool, tail: int, timestamps: bool, as_json: bool) -> None:
     """Print what the containers of an app have written. APP is its name or id."""
-    client = connect()
+    client = connect(start=True)  # the output of ended apps is kept longer than servers run
     app = resolve(client.link, "app", app_ref)
     LogPrinter(client.link, GetLogs(app=app, follow=follow), tail, timestamps, as_json).run()
 

@@ -132,7 +132,6 @@ class Api:
         self._client_quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
             **self._quick,
             CreateApp: self.create_app,
-            ListObjects: self.list_objects,
             StartExec: self.start_exec,
             ExecData: self.exec_data,
             GetTrace: self.get_trace,
@@ -142,6 +141,7 @@ class Api:
             **self._slow,
             StopApp: self.stop_app,
             GetLogs: self.get_logs,
+            ListObjects: self.list_objects,
             StopServer: self.stop_server,
         }
 
@@ -314,7 +314,9 @@ class Api:
 
     # -- looking
 
-    def list_objects(self, peer: Peer, message: ListObjects, payload: bytes) -> None:
+    async def list_objects(self, peer: Peer, message: ListObjects) -> None:
+        if message.all:
+            await self.server.objects.recall()
         makers: dict[str, Callable[[ListObjects], list[dict[str, Any]]]] = {
             "apps": self._apps,
             "containers": self._containers,
@@ -439,6 +441,7 @@ class Api:
         )
 
     async def get_logs(self, peer: Peer, message: GetLogs) -> None:
+        await self.server.objects.recall()
         app = self._logs_app(message)
         end = await self._send_logs(peer, message, app, 0)
         if message.follow:

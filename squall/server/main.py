@@ -64,6 +64,11 @@ STOP_GRACE = 1.0
 STOP_TIMEOUT = 30.0
 DRAIN_TIMEOUT = 5.0
 HELLO_TIMEOUT = 10.0
+PRUNE_AFTER = 30.0
+PRUNE_EVERY = 3600.0
+LOG_DAYS = 30
+BLOB_DAYS = 8
+"""One more than results are kept."""
 UNREAD_LIMIT_BYTES = 64 << 20
 """Answers and results that may wait for a client or runner that does not read, before it may ask no more."""
 LOCK_TIMEOUT = 2.0
@@ -110,7 +115,7 @@ class Server:
         self.nodes.listen(self.config.run_dir / "handoff.sock")
         await self._listen()
         self.provider.start()
-        bodies = (self.reconciler.rounds(), self._watch_idle(), self._watch_nodes())
+        bodies = (self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune())
         rounds = [self.loop.create_task(body) for body in bodies]
         self.loop.call_later(STORE_AFTER, self._open_store)
         log.info("serving", home=str(self.config.home), pid=os.getpid())
@@ -181,6 +186,18 @@ class Server:
                 self.logs.flush()
             except Exception:  # a full disk, or a bug of ours: this must go on, or the server would never end
                 log.error("the look for idleness failed", error=traceback.format_exc())
+
+    async def _prune(self) -> None:
+        """Forget old output and old payloads. Payloads outlive the results that may name them."""
+        while True:
+            await asyncio.sleep(PRUNE_AFTER)
+            now = time.time()
+            try:
+                await self.loop.run_in_executor(None, self.logs.prune, now - LOG_DAYS * 86400)
+                await self.loop.run_in_executor(None, self.blobs.prune, now - BLOB_DAYS * 86400)
+            except OSError as error:
+                log.error("pruning failed", error=str(error))
+            await asyncio.sleep(PRUNE_EVERY)
 
     async def _watch_nodes(self) -> None:
         while True:

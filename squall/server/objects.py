@@ -45,6 +45,9 @@ class FunctionRecord:
     function_id: str
     app: AppRecord
     spec: FunctionSpec
+    progress: tuple[int, float] = (0, 0.0)
+    """Inputs that had ended, and since when it is that many."""
+    told_stalled: bool = False
     told_stats: dict[str, int] = field(default_factory=dict)
     """What its followers were last told."""
 
@@ -73,6 +76,7 @@ class Objects:
         self.database = database
         self.apps: dict[str, AppRecord] = {}
         self.functions: dict[str, FunctionRecord] = {}
+        self._recalled = False
 
     def create_app(self, message: CreateApp, owner: Any, now_wall: float) -> AppRecord:
         if not NAME.fullmatch(message.name):
@@ -147,6 +151,27 @@ class Objects:
             raise NotFoundError(f"no app `{ref[:80]}`", hint=hint)
         return next((app for app in named if app.state == "running"), named[-1])
 
+    async def recall(self) -> None:
+        """Fill the history with the newest apps of earlier servers, for whoever looks back. Once."""
+        if self._recalled:
+            return
+        self._recalled = True
+
+        def work(connection: Any) -> list[Any]:
+            from squall.server import tables
+
+            table = tables.apps
+            query = table.select().order_by(table.c.created_at.desc()).limit(HISTORY_LIMIT)
+            return list(connection.execute(query))
+
+        past: dict[str, AppRecord] = {}
+        for row in reversed(await self.database.read(work)):
+            if row.app_id not in self.apps:
+                app = past[row.app_id] = AppRecord(row.app_id, row.name, row.detached, row.created_at, None)
+                app.state, app.stopped_at = "stopped", row.stopped_at or 0.0
+                app.reason = row.reason or "its server ended"
+        self.apps = {**past, **self.apps}
+
     def function(self, function_id: str) -> FunctionRecord:
         record = self.functions.get(function_id)
         if record is None:
@@ -159,8 +184,8 @@ def check_spec(spec: FunctionSpec) -> None:
     problems = [
         (not spec.tag or len(spec.tag) > 256 or not spec.tag.isprintable(), f"function name `{spec.tag[:80]!r}`"),
         (" " in spec.tag, f"function name `{spec.tag}` with a space"),
-        (not 0 < spec.cpu <= 1024, f"cpu={spec.cpu}"),
-        (not 1 <= spec.memory_mib <= 1 << 24, f"memory={spec.memory_mib}"),
+        (not 0 < spec.cpu <= 4096, f"cpu={spec.cpu}"),
+        (not 1 <= spec.memory_mib <= 1 << 30, f"memory={spec.memory_mib}"),
         (not 0 <= spec.cpu_limit <= 8192, f"cpu limit {spec.cpu_limit}"),
         (not 0 <= spec.memory_limit_mib <= 1 << 30, f"memory limit {spec.memory_limit_mib}"),
         (not all(len(wish) < 80 and GPU.fullmatch(wish) for wish in spec.gpu[:20]), f"gpu={str(spec.gpu)[:80]}"),

@@ -69,6 +69,7 @@ LOAD_TEXT_LIMIT = 4000
 """Characters kept of what a runner says about a failed import."""
 TELL_WAITING_AFTER = 2.0
 """Seconds without room before the followers of an app hear of it: a start of the machine is not worth a word."""
+TELL_STALLED_AFTER = 10.0
 Notify = Callable[[FunctionRecord, str, dict[str, Any]], None]
 
 
@@ -191,7 +192,28 @@ class Reconciler:
         for function_id in list(self.dispatch.functions):
             self._scale(now, function_id)
             self._tell_stats(function_id)
+            self._tell_stalled(now, function_id)
         self.place(now)
+
+    def _tell_stalled(self, now: float, function_id: str) -> None:
+        """Inputs that wait behind busy containers are nothing wrong, and what a program that hangs looks like."""
+        state, function = self.dispatch.functions.get(function_id), self.objects.functions.get(function_id)
+        if state is None or function is None:
+            return
+        ended, since = function.progress
+        if ended != state.finished or not state.queued or state.starting:
+            function.progress = (state.finished, now)
+            function.told_stalled = False
+        elif now - since > TELL_STALLED_AFTER and not function.told_stalled and state.containers:
+            function.told_stalled = True
+            limit = state.options.max_containers
+            many = len(state.containers)
+            busy = "its one container is busy" if many == 1 else f"its {many} containers are busy"
+            room = f", and max_containers={limit}" if limit and len(state.containers) >= limit else ""
+            refusal = self._refusals.get(function_id, (0.0, ""))[1]
+            why = room or (f"; {refusal}" if refusal else "")
+            reason = f"none of its inputs has ended for {TELL_STALLED_AFTER:g} s and {busy}{why}"
+            self.notify(function, "waiting", {"reason": reason})
 
     def _tell_stats(self, function_id: str) -> None:
         state, function = self.dispatch.functions.get(function_id), self.objects.functions.get(function_id)
