@@ -7,14 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from squall import FunctionCall
 from squall.client import Client
-from squall.exception import Error, RemoteError, ServiceError
+from squall.exception import RemoteError, ServiceError
 from tests.conftest import leftovers, wait_until
 from tests.integration import faulty
 from tests.integration.support import (
@@ -55,11 +54,6 @@ def client_script(path: Path, body: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True, env=environment)
 
 
-@pytest.fixture
-def agent_log(home: Path) -> Iterator[Path]:
-    yield home / "state" / "agent.log"
-
-
 # ---- the agent ----------------------------------------------------------------------------------------------------
 
 
@@ -97,7 +91,7 @@ def test_a_result_is_there_once_its_call_was_spawned_whatever_becomes_of_the_age
 
 
 def test_a_killed_server_takes_all_with_it_and_its_clients_are_told(home: Path) -> None:
-    with pytest.raises(Error), faulty.app.run(output=Kept()):
+    with faulty.app.run(output=Kept()):
         call = map_under_way()
         had = kill(home, "server")
         error = call.error(10)
@@ -106,7 +100,6 @@ def test_a_killed_server_takes_all_with_it_and_its_clients_are_told(home: Path) 
         assert error.hint
         wait_until(lambda: not any(is_alive(pid) for pid in had), "its containers and zygotes are gone", 10)
         wait_until(lambda: not leftovers(home), lambda: f"these are gone: {leftovers(home)}", 10)
-        raise error
 
 
 def test_after_a_killed_server_the_next_one_settles_what_it_owed(home: Path) -> None:
