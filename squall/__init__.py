@@ -9,9 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from squall._marks import batched, concurrent, enter, exit, method, parameter
     from squall.app import App, LocalEntrypoint
     from squall.client import Client, current_function_call_id, current_input_id, is_local
-    from squall.cls import Cls, enter, exit, method, parameter
+    from squall.cls import Cls
     from squall.exception import Error, InputCancellation
     from squall.function import Function, FunctionCall
     from squall.image import Image
@@ -33,6 +34,8 @@ __all__ = [
     "Retries",
     "Secret",
     "__version__",
+    "batched",
+    "concurrent",
     "current_function_call_id",
     "current_input_id",
     "enter",
@@ -55,13 +58,15 @@ _HOMES = {
     "LocalEntrypoint": "app",
     "Retries": "options",
     "Secret": "secret",
+    "batched": "_marks",
+    "concurrent": "_marks",
     "current_function_call_id": "client",
     "current_input_id": "client",
-    "enter": "cls",
-    "exit": "cls",
+    "enter": "_marks",
+    "exit": "_marks",
     "is_local": "client",
-    "method": "cls",
-    "parameter": "cls",
+    "method": "_marks",
+    "parameter": "_marks",
 }
 
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from squall._blocking import is_notebook
-from squall.cls import EXIT_GRACE, Cls, Shape, parameter, shape_of
+from squall._marks import EXIT_GRACE, Marked, Shape, fields_of, parameter, shape_of
+from squall.cls import Cls
 from squall.exception import InvalidError
 from squall.function import Function
 from squall.image import Image
@@ -240,7 +241,7 @@ class App:
             raise InvalidError(
                 f"generator `{tag}` has `retries`", hint="a generator that failed half way cannot resume"
             )
-        spec = self._spec(tag, raw_f, fields)
+        spec = self._spec(tag, raw_f, {**fields, **fields_of(raw_f)})
         spec.is_generator, spec.is_async = is_generator, is_async
         self._add(spec, raw_f, options)
         function: Function[P, R] = Function(tag, raw_f, self, is_generator)
@@ -303,7 +304,7 @@ class App:
         return self._classes[tag]
 
     def _class_spec(self, tag: str, raw: type, fields: dict[str, Any], shape: Shape) -> FunctionSpec:
-        spec = self._spec(tag, raw, fields)
+        spec = self._spec(tag, raw, {**fields, **shape.fields})
         spec.methods, spec.parameters = list(shape.methods), list(shape.parameters)
         spec.exit_grace = EXIT_GRACE if shape.exits else 0.0
         return spec
@@ -333,6 +334,11 @@ class App:
     def _spec(self, tag: str, raw_f: Any, fields: dict[str, Any]) -> FunctionSpec:
         own = dict(fields)
         env = {**self._env, **own.pop("secret_env", {}), **own.pop("plain_env", {})}
+        if own.get("single_use") and (own.get("concurrency", 1) > 1 or own.get("batch_size")):
+            raise InvalidError(
+                f"`{tag}` has `single_use_containers` and several inputs at a time",
+                hint="leave out `single_use_containers`, or `@squall.concurrent` and `@squall.batched`",
+            )
         own.setdefault("startup_timeout", own.get("timeout", 300.0))
         if self._image is not None:
             own.setdefault("image", self._image._spec)
@@ -455,6 +461,11 @@ def _checked_tags(tags: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _check_callable(raw_f: Any, decorator: str) -> None:
+    if isinstance(raw_f, Marked):
+        raise InvalidError(
+            f"`{raw_f.__qualname__}` is a method of a class and decorated with `{decorator}`",
+            hint="leave it out, and decorate the class with `@app.cls()`",
+        )
     if isinstance(raw_f, Function):
         raise InvalidError(f"`{raw_f.tag}` is decorated with `{decorator}` twice", hint="keep one decorator")
     if isinstance(raw_f, LocalEntrypoint):

@@ -1,28 +1,26 @@
-"""Cls: a class whose methods run in containers and share them; the decorators of its methods and hooks, its parameters.
+"""Cls: a class whose methods run in containers and share them, and the instances it makes.
 
-Owns the rules of what may be decorated how, checked at the decorator's line or at `@app.cls()`, and the handles of a
-class (`Cls`) and of an instance (`Obj`), whose methods are `Function` handles that name a method. To the platform a
-class is a function with methods: one spec, one pool of containers, and a pool of its own for each set of parameters
-(`BindFunction`). In a container the runner makes the one object of the class through `make_here`.
-Must not build specs (`app.py`). Tested in `tests/unit/test_cls.py` and `tests/integration/test_classes.py`.
+Owns the handles of a class (`Cls`) and of an instance (`Obj`), whose methods are `Function` handles that name a method.
+To the platform a class is a function with methods: one spec, one pool of containers, and a pool of its own for each set
+of parameters (`BindFunction`). In a container the runner makes the one object of the class through `make_here`.
+What is decorated how is `_marks`'s part. Tested in `tests/unit/test_cls.py` and `tests/integration/test_classes.py`.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import json
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
+from squall._marks import MISSING, OWN, Shape, check_value, pack_parameters, shape_of, unpack_parameters
 from squall._object import Handle
 from squall.exception import InvalidError
-from squall.function import Function, Variant, derived
-from squall.options import FunctionOptions, merged_fields, not_yet, variant_fields
+from squall.function import Function, Variant, check_batched, derived
+from squall.options import FunctionOptions, batch_fields, concurrency_fields, merged_fields, not_yet, variant_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,408 +31,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-Kind = Literal["method", "enter", "exit"]
-PARAMETER_KINDS: dict[str, type] = {"str": str, "int": int, "bytes": bytes, "bool": bool}
-EXIT_GRACE = 30.0
-"""Seconds that exit hooks are given."""
-_MISSING: Any = ...
-"""The default of a parameter that has none; a singleton that survives pickling."""
-_OWN = "__squall_obj__"
-"""Attribute of an object of the user's class: the `Obj` it is the object of."""
-
-
-# ---- decorators -------------------------------------------------------------------------------------------------
-
-
-class Marked(Generic[P, R]):
-    """What `@squall.method`, `@squall.enter` and `@squall.exit` make of a function in a class's body.
-
-    On an object of the class it is the function, bound; a method can be called remotely from there too.
-    """
-
-    def __init__(self, kind: Kind, raw_f: Callable[..., R], *, is_generator: bool = False, snap: bool = False) -> None:
-        self.kind = kind
-        self.raw_f = raw_f
-        self.is_generator = is_generator
-        self.snap = snap
-        self.__name__ = raw_f.__name__
-        self.__qualname__ = raw_f.__qualname__
-        self.__doc__ = raw_f.__doc__
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> Marked[P, R]: ...
-
-    @overload
-    def __get__(self, instance: object, owner: type) -> Function[P, R]: ...
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if instance is None:
-            return self
-        if self.kind != "method":
-            return types.MethodType(self.raw_f, instance)
-        return _Here(self, instance)
-
-    def __repr__(self) -> str:
-        return f"<@squall.{self.kind}() `{self.__qualname__}`>"
-
-
-class _Here:
-    """A method on an object of the user's class: called it runs here, and `.remote` and the rest are its handle's."""
-
-    __slots__ = ("_instance", "_mark")
-
-    def __init__(self, mark: Marked[..., Any], instance: Any) -> None:
-        self._mark = mark
-        self._instance = instance
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._mark.raw_f(self._instance, *args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        obj = getattr(self._instance, _OWN, None)
-        if obj is None:
-            raise InvalidError(
-                f"`{self._mark.__qualname__}.{name}` has no class of an app to go to: its object was made directly",
-                hint="call the class that `@app.cls()` made",
-            )
-        return getattr(getattr(obj, self._mark.__name__), name)
-
-
-def method(*wrong: Any, is_generator: bool | None = None) -> Callable[[Callable[Concatenate[Any, P], R]], Marked[P, R]]:
-    """Make a method of an `@app.cls()` class callable in containers, as `instance.method.remote(...)` and so on.
-
-    It may be async, a generator, or both. On an object in a container, `self.method(...)` is the plain call and
-    `self.method.remote(...)` one that any container of the same pool may take.
-
-    - `is_generator`: True for a plain method that returns a generator.
-
-    Example:
-
-        @app.cls()
-        class Greeter:
-            @squall.method()
-            def greet(self, name):
-                return f"hello {name}"
-
-        @app.local_entrypoint()
-        def main():
-            print(Greeter().greet.remote("Ada"))
-    """
-    _check_parentheses("method", wrong)
-
-    def decorate(raw_f: Callable[Concatenate[Any, P], R]) -> Marked[P, R]:
-        _check_markable(raw_f, "method")
-        target = inspect.unwrap(raw_f)
-        found = inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target)
-        return Marked("method", raw_f, is_generator=found if is_generator is None else bool(is_generator))
-
-    return decorate
-
-
-def enter(*wrong: Any, snap: bool = False) -> Callable[[Callable[[Any], Any]], Marked[[], Any]]:
-    """Make a method of an `@app.cls()` class run once in each container, before its first input.
-
-    May be async. Hooks run in the order in which they are written, those of base classes first. What a hook
-    raises comes out of the call as StartupError, with its traceback; `startup_timeout` limits import and hooks.
-
-    - `snap`: True runs the hook before those with False. Memory snapshots are not in this release: the hook runs in
-      each container all the same.
-
-    Example:
-
-        @app.cls()
-        class Counter:
-            @squall.enter()
-            def load(self):
-                self.words = {"to": 2, "be": 2}
-
-            @squall.method()
-            def count(self, word):
-                return self.words.get(word, 0)
-
-        @app.local_entrypoint()
-        def main():
-            print(Counter().count.remote("be"))
-    """
-    _check_parentheses("enter", wrong)
-    if not isinstance(snap, bool):
-        raise InvalidError(f"`@squall.enter(snap={snap!r})` takes True or False")
-
-    def decorate(raw_f: Callable[[Any], Any]) -> Marked[[], Any]:
-        _check_hook(raw_f, "enter")
-        return Marked("enter", raw_f, snap=snap)
-
-    return decorate
-
-
-def exit(*wrong: Any) -> Callable[[Callable[[Any], Any]], Marked[[], Any]]:
-    """Make a method of an `@app.cls()` class run once in each container, after its last input.
-
-    May be async. Hooks run when a container is idle for too long, when its app stops, and on SIGTERM; together they
-    have 30 s, then the container is killed. They do not run in a container that is killed: by a timeout, for want of
-    memory, by a crash, or because an enter hook failed. Hooks of base classes run last; what one raises is printed
-    and the others run all the same.
-
-    Example:
-
-        @app.cls(scaledown_window=2)
-        class Log:
-            @squall.exit()
-            def close(self):
-                print("closed")
-
-            @squall.method()
-            def write(self, line):
-                print(line)
-
-        @app.local_entrypoint()
-        def main():
-            Log().write.remote("hello")
-    """
-    _check_parentheses("exit", wrong)
-
-    def decorate(raw_f: Callable[[Any], Any]) -> Marked[[], Any]:
-        _check_hook(raw_f, "exit")
-        return Marked("exit", raw_f)
-
-    return decorate
-
-
-def _check_parentheses(name: str, wrong: tuple[Any, ...]) -> None:
-    if wrong:
-        raise InvalidError(
-            f"`@squall.{name}` was used without its parentheses", hint=f"write `@squall.{name}()` above the method"
-        )
-
-
-def _check_markable(raw_f: Any, name: str) -> None:
-    decorator = f"@squall.{name}()"
-    if isinstance(raw_f, Marked):
-        raise InvalidError(
-            f"`{raw_f.__qualname__}` is decorated with `@squall.{raw_f.kind}()` and `{decorator}`",
-            hint="a function of a class is a method, an enter hook or an exit hook: keep one decorator",
-        )
-    if isinstance(raw_f, (staticmethod, classmethod, property)):
-        raise InvalidError(
-            f"`{decorator}` decorates a `{type(raw_f).__name__}`", hint="it takes a plain method, with `self`"
-        )
-    if isinstance(raw_f, Function):
-        raise InvalidError(
-            f"`{raw_f.tag}` is decorated with `@app.function()` and `{decorator}`",
-            hint=f"in a class decorated with `@app.cls()`, use `{decorator}` alone",
-        )
-    if not inspect.isfunction(raw_f) or "<lambda>" in raw_f.__qualname__:
-        raise InvalidError(f"`{decorator}` decorates {raw_f!r:.200}", hint="it takes a method defined with `def`")
-    scope = raw_f.__qualname__.rpartition(".")[0]
-    if not scope or scope.endswith("<locals>"):
-        raise InvalidError(
-            f"`{decorator}` decorates `{raw_f.__name__}`, which is in no class",
-            hint="use `@app.function()` for a function; methods belong in a class decorated with `@app.cls()`",
-        )
-
-
-def _check_hook(raw_f: Any, name: str) -> None:
-    _check_markable(raw_f, name)
-    needed = _needed(raw_f)
-    if needed:
-        raise InvalidError(
-            f"{name} hook `{raw_f.__qualname__}` has the argument `{needed[0]}`",
-            hint="a hook gets nothing but `self`; use `squall.parameter()` for what differs between instances",
-        )
-    if inspect.isgeneratorfunction(raw_f) or inspect.isasyncgenfunction(raw_f):
-        raise InvalidError(f"{name} hook `{raw_f.__qualname__}` is a generator", hint="a hook returns when it is done")
-
-
-def _needed(raw_f: Any) -> list[str]:
-    """Arguments beside `self` that a call must give."""
-    rest = list(inspect.signature(raw_f).parameters.values())[1:]
-    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [one.name for one in rest if one.default is one.empty and one.kind not in optional]
-
-
-# ---- parameters -------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Parameter:
-    """One parameter of a class; `kind` is its type's name."""
-
-    default: Any
-    init: bool
-    name: str = ""
-    kind: str = ""
-
-
-def parameter(*, default: Any = _MISSING, init: bool = True) -> Any:
-    """Declare a parameter of an `@app.cls()` class: `name: str = squall.parameter()`.
-
-    Its type is str, int, bytes or bool. Instances are made with it, `Model(name="small")`, and every distinct set of
-    values has a pool of containers of its own, in which `self.name` is the value.
-
-    - `default`: what it is when left out; without one it must be given.
-    - `init`: False for one that cannot be given: it has its default, or what an enter hook sets.
-
-    Raises InvalidError for an unknown type, at `@app.cls()`, and for a wrong value, where the instance is made.
-
-    Example:
-
-        @app.cls()
-        class Model:
-            name: str = squall.parameter(default="small")
-
-            @squall.method()
-            def describe(self):
-                return f"the {self.name} model"
-
-        @app.local_entrypoint()
-        def main():
-            print(Model().describe.remote(), Model(name="large").describe.remote())
-    """
-    if not isinstance(init, bool):
-        raise InvalidError(f"`squall.parameter(init={init!r})` takes True or False")
-    return Parameter(default, init)
-
-
-def _parameters_of(raw: type) -> dict[str, Parameter]:
-    found: dict[str, Parameter] = {}
-    for base in reversed(raw.__mro__):
-        annotations = inspect.get_annotations(base)
-        for name, value in vars(base).items():
-            if isinstance(value, Parameter):
-                found[name] = _parameter_of(raw, name, value, annotations.get(name))
-            elif name in found:  # a subclass has made it a plain attribute
-                del found[name]
-    return found
-
-
-def _parameter_of(raw: type, name: str, value: Parameter, annotation: Any) -> Parameter:
-    where = f"parameter `{name}` of class `{raw.__qualname__}`"
-    if annotation is None:
-        raise InvalidError(f"{where} has no type", hint=f"write `{name}: str = squall.parameter()`")
-    kind = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", repr(annotation))
-    known = PARAMETER_KINDS.get(kind)
-    if known is None or (isinstance(annotation, type) and annotation is not known):
-        raise InvalidError(f"{where} is a `{kind}`", hint="a parameter is a str, int, bytes or bool")
-    made = Parameter(value.default, value.init, name, kind)
-    if value.default is not _MISSING:
-        _check_value(made, value.default, f"the default of {where}")
-    return made
-
-
-def _check_value(one: Parameter, value: Any, what: str) -> None:
-    if type(value) is not PARAMETER_KINDS[one.kind]:
-        raise InvalidError(f"{what} is {value!r:.80}, a `{type(value).__name__}`", hint=f"it takes {one.kind}")
-
-
-def pack_parameters(shape: Shape, values: dict[str, Any]) -> bytes:
-    """The values as bytes: the same for the same. JSON, with bytes as hexadecimal digits."""
-    rows = [
-        [name, shape.parameters[name].kind, value.hex() if isinstance(value, bytes) else value]
-        for name, value in sorted(values.items())
-    ]
-    return json.dumps(rows, separators=(",", ":")).encode()
-
-
-def unpack_parameters(data: bytes) -> dict[str, Any]:
-    rows = json.loads(data) if data else []
-    return {name: bytes.fromhex(value) if kind == "bytes" else value for name, kind, value in rows}
-
-
-# ---- the shape of a class ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class Shape:
-    """What is to be known of a class to make handles of it and to run it; plain values, so that it travels."""
-
-    methods: dict[str, bool] = field(default_factory=dict)
-    """Name -> whether it is a generator."""
-    enters: list[str] = field(default_factory=list)
-    exits: list[str] = field(default_factory=list)
-    parameters: dict[str, Parameter] = field(default_factory=dict)
-
-
-def shape_of(raw: type) -> Shape:
-    """Its methods, hooks and parameters with those of its bases. Raises InvalidError for what does not fit together."""
-    enters = [(name, mark) for name, mark in _marks(raw, reversed(raw.__mro__)) if mark.kind == "enter"]
-    shape = Shape(
-        {name: mark.is_generator for name, mark in _marks(raw, reversed(raw.__mro__)) if mark.kind == "method"},
-        [name for name, mark in sorted(enters, key=lambda pair: not pair[1].snap)],
-        [name for name, mark in _marks(raw, iter(raw.__mro__)) if mark.kind == "exit"],
-        _parameters_of(raw),
-    )
-    _check_init(raw, shape)
-    return shape
-
-
-def _marks(raw: type, bases: Iterator[type]) -> Iterator[tuple[str, Marked[..., Any]]]:
-    """What is decorated, in the order of the classes and of their lines; an override counts where it was first."""
-    seen: set[str] = set()
-    for base in bases:
-        for name, value in vars(base).items():
-            inner = getattr(value, "__func__", None) if isinstance(value, (staticmethod, classmethod)) else None
-            if isinstance(inner, Marked):
-                raise InvalidError(
-                    f"`{inner.__qualname__}` is a `{type(value).__name__}` with `@squall.{inner.kind}()`",
-                    hint="it takes a plain method, with `self`",
-                )
-            final = inspect.getattr_static(raw, name)
-            if isinstance(final, Marked) and isinstance(value, (Marked, types.FunctionType)) and name not in seen:
-                seen.add(name)
-                yield name, final
-
-
-def _check_init(raw: type, shape: Shape) -> None:
-    if raw.__init__ is object.__init__:  # type: ignore[misc]
-        return
-    if shape.parameters:
-        raise InvalidError(
-            f"class `{raw.__qualname__}` has parameters and an `__init__` of its own",
-            hint="leave `__init__` (or `@dataclass`) out, and set up the object in a `@squall.enter()` hook",
-        )
-    needed = _needed(raw.__init__)  # type: ignore[misc]
-    if needed:
-        raise InvalidError(
-            f"`{raw.__qualname__}.__init__` has the argument `{needed[0]}`, which a container cannot give it",
-            hint=f"declare it in the class: `{needed[0]}: str = squall.parameter()`",
-        )
-
-
-def is_async(call: Callable[..., Any]) -> bool:
-    target = inspect.unwrap(call)
-    return inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
-
-
-def plain_method(instance: Any, name: str) -> Callable[..., Any]:
-    """A decorated method or hook of an object, as the plain bound method."""
-    mark = inspect.getattr_static(type(instance), name)
-    return types.MethodType(mark.raw_f, instance)
-
-
-def make_instance(raw: type, values: dict[str, Any], shape: Shape, obj: Obj) -> Any:
-    """An object of the user's class with its parameters set, and not entered."""
-    instance = raw()
-    for name, one in shape.parameters.items():
-        if name in values:
-            setattr(instance, name, values[name])
-        elif one.default is not _MISSING:
-            setattr(instance, name, one.default)
-    try:
-        object.__setattr__(instance, _OWN, obj)
-    except AttributeError:  # it has slots: its methods cannot be called remotely from its own code
-        pass
-    return instance
-
-
-def make_here(raw: Any, shape: Shape, tag: str, function_id: str, parameters: bytes) -> Any:
-    """For the runner: the object that this container is for; `self.method.remote()` goes to the same pool."""
-    pool: Function[..., Any] = Function.from_id(function_id)
-    pool._tag = tag
-    values = unpack_parameters(parameters)
-    obj = Obj(pool, tag, shape, None, values, raw)
-    obj._local = make_instance(raw, values, shape, obj)
-    obj._is_entered = True
-    return obj._local
+__all__ = ["Cls", "Method", "Obj", "is_async", "make_here", "plain_method", "shape_of"]
 
 
 # ---- handles ----------------------------------------------------------------------------------------------------
@@ -508,7 +105,7 @@ class Cls(Handle, Generic[T]):
     @property
     def needed(self) -> tuple[str, ...]:
         """The names of the parameters that have no default."""
-        return tuple(name for name, one in self._shape.parameters.items() if one.init and one.default is _MISSING)
+        return tuple(name for name, one in self._shape.parameters.items() if one.init and one.default is MISSING)
 
     @classmethod
     def from_name(cls, app_name: str, name: str, **_options: object) -> Cls[Any]:
@@ -532,6 +129,24 @@ class Cls(Handle, Generic[T]):
                 print(Large().predict.remote(21))
         """
         fields = variant_fields(options, f"{self.tag}.with_options")
+        return self._variant_with(fields)
+
+    def with_concurrency(self, *, max_inputs: int, target_inputs: int | None = None) -> Cls[T]:
+        """The same class with containers that run several inputs at a time, as with `@squall.concurrent`."""
+        return self._variant_with(concurrency_fields(max_inputs, target_inputs, f"{self.tag}.with_concurrency"))
+
+    def with_batching(self, *, max_batch_size: int, wait_ms: int) -> Cls[T]:
+        """The same class, its one method run in batches, as with `@squall.batched`."""
+        if len(self._shape.methods) != 1:
+            raise InvalidError(
+                f"`{self.tag}.with_batching` needs a class with one method, it has {len(self._shape.methods)}",
+                hint=f"methods: {', '.join(self._shape.methods)}",
+            )
+        if self._raw is not None:
+            check_batched(inspect.getattr_static(self._raw, self.methods[0]).raw_f, True)
+        return self._variant_with(batch_fields(max_batch_size, wait_ms, f"{self.tag}.with_batching"))
+
+    def _variant_with(self, fields: dict[str, Any]) -> Cls[T]:
         return Cls(self._pool, self._shape, self._raw, merged_fields(self._fields, fields))
 
     def __call__(self, *args: Any, **kwargs: Any) -> T:
@@ -555,8 +170,8 @@ class Cls(Handle, Generic[T]):
             given[name] = value
         for name, one in self._shape.parameters.items():
             if name in given:
-                _check_value(one, given[name], f"`{self.tag}({name}=...)`")
-            elif one.default is not _MISSING:
+                check_value(one, given[name], f"`{self.tag}({name}=...)`")
+            elif one.default is not MISSING:
                 given[name] = one.default
             elif one.init:
                 raise InvalidError(f"`{self.tag}` needs its parameter `{name}`", hint=takes)
@@ -695,11 +310,10 @@ class Method(Function[P, R]):
         async for value in self.raw_f(await self._obj._entered_async(), *args, **kwargs):  # type: ignore[attr-defined]
             yield value
 
-    def with_options(self, **options: Unpack[FunctionOptions]) -> Function[P, R]:
-        """Options belong to the class: `Model.with_options(...)`."""
+    def _variant_with(self, fields: dict[str, Any]) -> Function[P, R]:
         raise InvalidError(
             f"`{self._tag}` is a method, and options belong to its class",
-            hint=f"use `{self._obj._tag}.with_options(...)` and make an instance of what it gives",
+            hint=f"use `{self._obj._tag}.with_options(...)` and so on, and make an instance of what it gives",
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -717,3 +331,43 @@ def _run_here(awaitable: Any, name: str) -> Any:
     import asyncio as loops  # only async hooks pay for it
 
     return loops.run(awaitable)
+
+
+# ---- objects of the user's class ----------------------------------------------------------------------------------
+
+
+def is_async(call: Callable[..., Any]) -> bool:
+    target = inspect.unwrap(call)
+    return inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
+
+
+def plain_method(instance: Any, name: str) -> Callable[..., Any]:
+    """A decorated method or hook of an object, as the plain bound method."""
+    mark = inspect.getattr_static(type(instance), name)
+    return types.MethodType(mark.raw_f, instance)
+
+
+def make_instance(raw: type, values: dict[str, Any], shape: Shape, obj: Obj) -> Any:
+    """An object of the user's class with its parameters set, and not entered."""
+    instance = raw()
+    for name, one in shape.parameters.items():
+        if name in values:
+            setattr(instance, name, values[name])
+        elif one.default is not MISSING:
+            setattr(instance, name, one.default)
+    try:
+        object.__setattr__(instance, OWN, obj)
+    except AttributeError:  # it has slots: its methods cannot be called remotely from its own code
+        pass
+    return instance
+
+
+def make_here(raw: Any, shape: Shape, tag: str, function_id: str, parameters: bytes) -> Any:
+    """For the runner: the object that this container is for; `self.method.remote()` goes to the same pool."""
+    pool: Function[..., Any] = Function.from_id(function_id)
+    pool._tag = tag
+    values = unpack_parameters(parameters)
+    obj = Obj(pool, tag, shape, None, values, raw)
+    obj._local = make_instance(raw, values, shape, obj)
+    obj._is_entered = True
+    return obj._local

@@ -8,6 +8,7 @@ how results are streamed (`_map.py`). Tested in `tests/unit/test_function.py` an
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import time
 import types
@@ -22,7 +23,7 @@ from squall._blocking import both, both_generator, run
 from squall._object import Handle, checked_id
 from squall.client import Client, Waiter, check_payload
 from squall.exception import InvalidError, NotFoundError, OutputTimeoutError, SerializationError
-from squall.options import FunctionOptions, merged_fields, variant_fields
+from squall.options import FunctionOptions, batch_fields, concurrency_fields, merged_fields, variant_fields
 from squall.protocol import payload as payloads
 from squall.protocol.messages import (
     BindFunction,
@@ -239,6 +240,41 @@ class Function(Handle, Generic[P, R]):
         fields = variant_fields(options, f"{self._tag}.with_options")
         if self._is_generator and fields.get("retries") and fields["retries"].max_retries:
             raise InvalidError(f"generator `{self._tag}` cannot have `retries`")
+        return self._variant_with(fields)
+
+    def with_concurrency(self, *, max_inputs: int, target_inputs: int | None = None) -> Function[P, R]:
+        """A handle whose containers run several inputs at a time, as with `@squall.concurrent`.
+
+        Example:
+
+            @app.function()
+            def square(x): return x * x
+
+            @app.local_entrypoint()
+            def main():
+                print(list(square.with_concurrency(max_inputs=4).map(range(8))))
+        """
+        return self._variant_with(concurrency_fields(max_inputs, target_inputs, f"{self._tag}.with_concurrency"))
+
+    def with_batching(self, *, max_batch_size: int, wait_ms: int) -> Function[P, R]:
+        """A handle whose inputs run in batches, as with `@squall.batched`: the function must be written for lists.
+
+        Example:
+
+            @app.function()
+            def squares(xs): return [x * x for x in xs]
+
+            @app.local_entrypoint()
+            def main():
+                print(list(squares.with_batching(max_batch_size=4, wait_ms=50).map(range(8))))
+        """
+        if self._is_generator:
+            raise InvalidError(f"`{self._tag}` is a generator and cannot be batched")
+        if self._raw_f is not None:
+            check_batched(self._raw_f, False)
+        return self._variant_with(batch_fields(max_batch_size, wait_ms, f"{self._tag}.with_batching"))
+
+    def _variant_with(self, fields: dict[str, Any]) -> Function[P, R]:
         before = {} if self._variant is None else self._variant.options
         handle: Function[P, R] = Function(self._tag, self._raw_f, self._app, self._is_generator)
         handle._base = self._base or self
@@ -496,6 +532,23 @@ class Function(Handle, Generic[P, R]):
         reply, _ = await target.client.request(GetStats(target.function_id))
         known = {key: int(value) for key, value in reply.data.items() if key in FunctionStats.__dataclass_fields__}
         return FunctionStats(**known)
+
+
+def check_batched(raw_f: Any, is_method: bool) -> None:
+    """Raises InvalidError for a function that cannot be given lists."""
+    name = getattr(raw_f, "__qualname__", repr(raw_f))
+    if inspect.isgeneratorfunction(raw_f) or inspect.isasyncgenfunction(raw_f):
+        raise InvalidError(f"`{name}` is a generator and cannot be batched")
+    parameters = list(inspect.signature(raw_f).parameters.values())[1 if is_method else 0 :]
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    for one in parameters:
+        if one.default is not one.empty or one.kind not in plain:
+            raise InvalidError(
+                f"`{name}` is batched, and its argument `{one}` is not a plain one",
+                hint="each argument becomes a list: no defaults, no `*args`, no keyword-only arguments",
+            )
+    if not parameters:
+        raise InvalidError(f"`{name}` is batched and has no argument", hint="each argument becomes a list")
 
 
 class FunctionCall(Handle, Generic[R]):

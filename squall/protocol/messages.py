@@ -173,6 +173,13 @@ class FunctionSpec:
     is_generator: bool = False
     is_async: bool = False
     concurrency: int = 1
+    """Inputs that a container runs at a time, or batches of them."""
+    target_concurrency: int = 0
+    """How many of them the autoscaler aims at; 0: as many as there may be."""
+    batch_size: int = 0
+    """Inputs of one call, at most; 0: each is a call."""
+    batch_wait: float = 0.0
+    """Seconds that a batch waits to be full."""
     methods: list[str] = field(default_factory=list)
     """Of a class: the methods that inputs may name. Empty for a function."""
     parameters: list[str] = field(default_factory=list)

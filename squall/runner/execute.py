@@ -22,7 +22,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from squall.exception import InputCancellation, ServiceError
 from squall.protocol import payload as payloads
@@ -30,6 +30,7 @@ from squall.protocol.messages import (
     INLINE_LIMIT_BYTES,
     YIELD_WINDOW,
     CancelRun,
+    FunctionSpec,
     Hello,
     Load,
     Loaded,
@@ -47,6 +48,9 @@ from squall.protocol.transport import Link, Pending
 from squall.runner import loader
 from squall.runner.loader import sdk
 
+if TYPE_CHECKING:
+    from squall.runner.concurrent import Serving
+
 CANCEL_SIGNAL = getattr(signal, "SIGRTMIN", signal.SIGUSR2) + (5 if hasattr(signal, "SIGRTMIN") else 0)
 LOAD_TIMEOUT = 120.0
 Key = tuple[str, int]
@@ -62,6 +66,8 @@ class Runner:
         self.inbox: deque[tuple[RunItem, bytes]] = deque()
         self.load: tuple[Load, bytes] | None = None
         self.entered = False
+        self.serving: Serving | None = None
+        """Where several inputs run at a time."""
         self.stopping = False
         self.current: Key | None = None
         self.in_user_code = False
@@ -79,7 +85,7 @@ class Runner:
     def on_push(self, message: Message, payload: bytes) -> None:
         if type(message) is Run:
             self.inbox.extend(zip(message.items, split_payload(message.items, payload), strict=True))
-            self.mail.set(None)
+            self._wake()
         elif type(message) is Outputs:
             self.client.on_push(message, payload)
         elif type(message) is Load:
@@ -89,20 +95,30 @@ class Runner:
             self._cancel((message.call_id, message.idx))
         elif type(message) is YieldCredit:
             key = (message.call_id, message.idx)
-            if key in self.credits:
+            if self.serving is not None:
+                self.serving.credit(key, message.n)
+            elif key in self.credits:
                 self.credits[key] += message.n
                 self.mail.set(None)
         elif type(message) is StopRunner:
             self.stopping = True
             if message.cancel:
                 self._abandon()
-            self.mail.set(None)
+            self._wake()
 
     def on_close(self, reason: str) -> None:
         self.stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
         self.mail.set(None)
+        if self.serving is not None:
+            self.serving.wake()
 
     def _cancel(self, key: Key) -> None:
+        if self.serving is not None:
+            self.serving.cancel(key)
+            return
         self.cancelled.add(key)
         if self.current != key:
             return
@@ -114,6 +130,8 @@ class Runner:
     def _abandon(self) -> None:
         """Nobody waits for what is here any more."""
         self.inbox.clear()
+        if self.serving is not None:
+            self.serving.abandon()
         current = self.current
         if current is not None:
             self._cancel(current)
@@ -136,19 +154,23 @@ class Runner:
             if not self._load():
                 return 1
             self.link.start_background()
-            self._serve()
+            spec = self.load[0].spec if self.load else None
+            if spec is not None and (spec.concurrency > 1 or spec.batch_size):
+                self._serve_many(spec)
+            else:
+                self._serve()
         except (ServiceError, Stop):
             return 0
         finally:
             self._exit()
             self._close_loop()
-            self._flush()
+            self.flush()
         return 0
 
     def _on_terminate(self, signum: int, frame: object) -> None:
         self.stopping = True
         if not self.in_user_code:
-            self.mail.set(None)
+            self._wake()
 
     def _wait_mail(self, ready: Callable[[], Any]) -> None:
         """Read the socket until `ready()`; raises Stop when the runner should end instead."""
@@ -169,11 +191,11 @@ class Runner:
             self.code = loader.load(message, parameters, self.source, self.read_blob)
             self._enter()
         except BaseException as error:
-            self._flush()
+            self.flush()
             text, hint = loader.what_failed(error)
             self.link.send(Loaded(False, message=text, hint=hint), payloads.pack_exception(error))
             return False
-        self._flush()
+        self.flush()
         self.link.send(Loaded(True, steps=self.code.steps))
         return True
 
@@ -212,6 +234,12 @@ class Runner:
             item, data = inbox.popleft()
             self._run_one(item, data)
 
+    def _serve_many(self, spec: FunctionSpec) -> None:
+        from squall.runner.concurrent import Serving  # with asyncio and threads, which most containers never need
+
+        self.serving = Serving(self, spec.concurrency, spec.batch_size, spec.batch_wait)
+        self.serving.serve()
+
     # -- one input
 
     def _run_one(self, item: RunItem, data: bytes) -> None:
@@ -230,7 +258,7 @@ class Runner:
             self.current = None
             self.cancelled.discard(key)
             self.credits.pop(key, None)
-        self._flush()
+        self.flush()
         out.finished_at = time.time()
         self.send_output(out, result)
 
@@ -262,10 +290,7 @@ class Runner:
     def _run_async(self, awaitable: Any) -> Any:
         import asyncio  # only functions that are async pay for it
 
-        if self.loop is None:
-            self.loop = asyncio.new_event_loop()
-            asyncio.set_event_loop(self.loop)
-        self.task = asyncio.ensure_future(awaitable, loop=self.loop)
+        self.task = asyncio.ensure_future(awaitable, loop=self.event_loop())
         if self.current in self.cancelled:
             self.task.cancel()
         try:
@@ -277,6 +302,15 @@ class Runner:
         finally:
             self.task = None
 
+    def event_loop(self) -> Any:
+        """The container's, made when it is first needed."""
+        import asyncio
+
+        if self.loop is None:
+            self.loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self.loop)
+        return self.loop
+
     def _run_generator(self, key: Key, item: RunItem, callee: loader.Callee, args: Any, kwargs: Any) -> None:
         self.credits[key] = YIELD_WINDOW
         generator = callee.call(*args, **kwargs)
@@ -284,7 +318,7 @@ class Runner:
         try:
             for seq, value in enumerate(values):
                 if self.credits[key] <= 0:
-                    self._flush()
+                    self.flush()
                     self._wait_mail(lambda: self.credits[key] > 0 or key in self.cancelled)
                 if key in self.cancelled:
                     raise InputCancellation("input was cancelled")
@@ -330,7 +364,7 @@ class Runner:
     def read_blob(self, digest: str) -> bytes:
         return self.client.get_blob(digest)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # the user may have closed or replaced it
                 stream.flush()

@@ -85,9 +85,15 @@ def options_of(function: FunctionRecord) -> FunctionOptions:
         buffer_containers=spec.buffer_containers,
         scaledown_window=spec.scaledown_window,
         single_use=spec.single_use,
-        concurrency=spec.concurrency,
+        concurrency=slots_of(spec),
+        target=spec.target_concurrency * max(1, spec.batch_size),
         is_generator=spec.is_generator,
     )
+
+
+def slots_of(spec: FunctionSpec) -> int:
+    """Inputs that a container of the function may hold."""
+    return spec.concurrency * max(1, spec.batch_size)
 
 
 class Objects:
@@ -259,6 +265,10 @@ def check_spec(spec: FunctionSpec) -> None:
         (not 0 <= spec.buffer_containers <= 100_000, f"buffer_containers={spec.buffer_containers}"),
         (not 0 <= spec.scaledown_window <= 86400, f"scaledown_window={spec.scaledown_window}"),
         (not 1 <= spec.concurrency <= 10_000, f"concurrency={spec.concurrency}"),
+        (not 0 <= spec.target_concurrency <= spec.concurrency, f"target_concurrency={spec.target_concurrency}"),
+        (not 0 <= spec.batch_size <= 1000, f"batch_size={spec.batch_size}"),
+        (not 0 <= spec.batch_wait <= 600, f"batch_wait={spec.batch_wait}"),
+        (spec.single_use and slots_of(spec) > 1, "several inputs at a time in a container that is used once"),
         (not 0 <= spec.exit_grace <= 3600, f"exit_grace={spec.exit_grace}"),
         (len(spec.methods) > METHOD_LIMIT or not all(map(_is_name, spec.methods)), "a list of methods"),
         (len(spec.parameters) > METHOD_LIMIT or not all(map(_is_name, spec.parameters)), "a list of parameters"),
@@ -281,9 +291,10 @@ def _is_name(value: str) -> bool:
 
 VARIABLE = frozenset(
     {
-        "block_network", "buffer_containers", "cpu", "cpu_limit", "env", "gpu", "image", "max_containers",
+        "batch_size", "batch_wait", "block_network", "buffer_containers", "concurrency", "cpu", "cpu_limit", "env",
+        "gpu", "image", "max_containers",
         "memory_limit_mib", "memory_mib", "min_containers", "retries", "scaledown_window", "single_use",
-        "startup_timeout", "timeout",
+        "startup_timeout", "target_concurrency", "timeout",
     }
 )  # fmt: skip
 """What of a spec a variant may have otherwise."""

@@ -49,7 +49,7 @@ from squall.server.inputs import (
 )
 from squall.server.metering import Metering
 from squall.server.nodes import Node, Nodes
-from squall.server.objects import FunctionRecord, Objects
+from squall.server.objects import FunctionRecord, Objects, slots_of
 from squall.server.scheduler import Grant, Request, Scheduler
 from squall.server.scheduler import Node as SchedulerNode
 from squall.server.timelines import ContainerTimeline
@@ -367,7 +367,7 @@ class Reconciler:
             return
         if record.move("ready"):
             self._tell(record)
-            self.apply(self.dispatch.container_ready(now, record.container_id, record.function.spec.concurrency))
+            self.apply(self.dispatch.container_ready(now, record.container_id, slots_of(record.function.spec)))
 
     def runner_outputs(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> None:
         results = []

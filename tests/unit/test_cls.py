@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import squall
-from squall.cls import make_here, pack_parameters, shape_of, unpack_parameters
+from squall._marks import pack_parameters, shape_of, unpack_parameters
+from squall.cls import make_here
 from squall.exception import InvalidError
 from squall.protocol import messages as m
 from tests.unit.conftest import Peer
@@ -369,3 +370,107 @@ def test_class_inside_a_function_needs_to_be_sent_by_value() -> None:
 
 def test_generator_option_belongs_to_the_method() -> None:
     refused(lambda: squall.App("a").cls(is_generator=True), "no option `is_generator`")
+
+
+# ---- several inputs at a time -----------------------------------------------------------------------------------
+
+
+def test_concurrency_and_batches_become_fields_of_the_spec() -> None:
+    other = squall.App("other")
+
+    @other.function(serialized=True)
+    @squall.concurrent(max_inputs=8, target_inputs=2)
+    @squall.batched(max_batch_size=4, wait_ms=250)
+    def f(xs: list[int]) -> list[int]:
+        return xs
+
+    spec = other._specs["f"]
+    assert (spec.concurrency, spec.target_concurrency, spec.batch_size, spec.batch_wait) == (8, 2, 4, 0.25)
+
+
+def test_batched_method_is_the_only_one_of_its_class() -> None:
+    class One:
+        @squall.batched(max_batch_size=4, wait_ms=0)
+        def f(self, xs: list[int]) -> list[int]:
+            return xs
+
+    assert shape_of(One).fields == {"batch_size": 4, "batch_wait": 0.0}
+
+    class Two(One):
+        @squall.method()
+        def g(self) -> None: ...
+
+    refused(lambda: shape_of(Two), "has the batched method `f` and 1 more", "make two classes")
+    refused(lambda: Model.with_batching(max_batch_size=2, wait_ms=0), "needs a class with one method")
+
+
+def test_concurrency_belongs_to_the_class_not_to_its_method() -> None:
+    def stacked() -> None:
+        class Wrong:
+            @squall.concurrent(max_inputs=2)
+            @squall.method()
+            def f(self) -> None: ...
+
+    refused(stacked, "belongs to its class", "between `@app.cls()` and the class")
+
+
+def with_default(xs: int = 3) -> None: ...
+
+
+def with_rest(*xs: int) -> None: ...
+
+
+def without_arguments() -> None: ...
+
+
+def generator(xs: int) -> Iterator[int]:
+    yield xs
+
+
+@pytest.mark.parametrize("raw_f", [with_default, with_rest, without_arguments, generator])
+def test_function_that_cannot_be_given_lists_is_refused(raw_f: Any) -> None:
+    refused(lambda: squall.batched(max_batch_size=2, wait_ms=0)(raw_f), "batched")
+    function = squall.App("a").function()(raw_f)
+    refused(lambda: function.with_batching(max_batch_size=2, wait_ms=0), "batched")
+
+
+@pytest.mark.parametrize("decorator", [squall.concurrent(max_inputs=2), squall.batched(max_batch_size=2, wait_ms=0)])
+def test_order_of_decorators_is_told(decorator: Any) -> None:
+    function = squall.App("a").function()(generator)
+    refused(lambda: decorator(function), "stands above", "below it")
+    refused(lambda: decorator(Model), "stands above|decorates the class")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: squall.concurrent(max_inputs=0),
+        lambda: squall.concurrent(max_inputs=4, target_inputs=5),
+        lambda: squall.batched(max_batch_size=1001, wait_ms=0),
+        lambda: squall.batched(max_batch_size=2, wait_ms=600_001),
+        lambda: squall.batched(max_batch_size=2.5, wait_ms=0),  # type: ignore[arg-type]
+    ],
+)
+def test_numbers_out_of_range_are_refused(wrong: Callable[[], Any]) -> None:
+    refused(wrong, "@squall.")
+
+
+def test_used_once_and_several_at_a_time_do_not_go_together() -> None:
+    def wrong() -> None:
+        squall.App("a").function(single_use_containers=True)(squall.concurrent(max_inputs=2)(alone))
+
+    refused(wrong, "single_use_containers")
+
+
+def alone(x: int) -> int:
+    return x
+
+
+def test_method_is_not_made_a_function_as_well() -> None:
+    decorated: Any = _Marked.f
+    refused(lambda: squall.App("a").function()(decorated), "is a method of a class and decorated with")
+
+
+class _Marked:
+    @squall.method()
+    def f(self) -> None: ...
