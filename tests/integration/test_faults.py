@@ -111,11 +111,13 @@ def test_a_poisonous_input_fails_alone_among_a_hundred() -> None:
     assert "exited with code 9" in results[50].message
 
 
-def test_a_generator_that_yielded_is_not_run_again_when_its_container_dies() -> None:
+def test_a_generator_that_yielded_is_not_run_again_when_its_container_dies(output: Kept) -> None:
     values = faulty.yields_then_dies.remote_gen(5)
     assert [next(values) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(ContainerLostError, match="exited with code 6"):
         next(values)
+    wait_ended("yields_then_dies")
+    assert output.text("yields_then_dies") == b"attempt\n"
 
 
 @pytest.mark.parametrize("runner", [True, False], ids=["runner", "init"])
