@@ -85,15 +85,15 @@ def test_an_input_that_lost_three_agents_has_lost_no_retry(home: Path) -> None:
     with faulty.app.run(output=Kept()):
         call = faulty.slowly.spawn(9, 1.0)
         lost: set[str] = set()
+
+        def another() -> set[str]:
+            return {row["container_id"] for row in containers_of("slowly") if row["running"]} - lost
+
         for _ in range(3):
-            wait_until(lambda: running_now() - lost, "it runs in another container")
-            lost |= running_now()
+            wait_until(another, "it runs in another container")
+            lost.update(another())
             kill(home, "node")
         assert call.get(timeout=30) == 81
-
-
-def running_now() -> set[str]:
-    return {row["container_id"] for row in containers_of("slowly") if row["running"]}
 
 
 # ---- the server ---------------------------------------------------------------------------------------------------
