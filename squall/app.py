@@ -12,8 +12,8 @@ import sys
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from squall._blocking import is_notebook
 from squall._marks import EXIT_GRACE, Marked, Shape, fields_of, parameter, shape_of
@@ -41,6 +41,16 @@ else:
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+
+class FunctionDecorator(Protocol):
+    """What `@app.function(...)` is to a type checker: a call of an async function gives what it returns."""
+
+    @overload
+    def __call__(self, raw_f: Callable[P, Coroutine[Any, Any, R]]) -> Function[P, R]: ...
+    @overload
+    def __call__(self, raw_f: Callable[P, R]) -> Function[P, R]: ...
+
 
 _NOT_YET = frozenset(
     {
@@ -183,7 +193,7 @@ class App:
 
     # -- registration
 
-    def function(self, *wrong: Any, **options: Unpack[FunctionOptions]) -> Callable[[Callable[P, R]], Function[P, R]]:
+    def function(self, *wrong: Any, **options: Unpack[FunctionOptions]) -> FunctionDecorator:
         """Make a function callable in containers. All options are keywords; None means the default.
 
         - `cpu=0.125`: cores kept free for a container, and its share when all are busy. `(1, 2)`: 1 core kept, never
@@ -224,10 +234,10 @@ class App:
             )
         fields = read_options(options)
 
-        def decorate(raw_f: Callable[P, R]) -> Function[P, R]:
+        def decorate(raw_f: Callable[..., Any]) -> Function[..., Any]:
             return self._register(raw_f, options, fields)
 
-        return decorate
+        return decorate  # type: ignore[return-value]
 
     def _register(self, raw_f: Callable[P, R], options: Mapping[str, Any], fields: dict[str, Any]) -> Function[P, R]:
         serialized = bool(options.get("serialized"))

@@ -16,7 +16,6 @@ import json
 import os
 import re
 import resource
-import secrets
 import signal
 import struct
 import time
@@ -31,7 +30,6 @@ from squall.exception import ConflictError, Error, InternalError, InvalidError
 from squall.node import linux, privileges, rootfs
 from squall.node.cgroups import Hierarchies, parent_name, sweep
 from squall.node.linux import StepError
-from squall.node.removal import CLOSE_SECONDS, Removals
 from squall.node.rootfs import Root
 from squall.node.runtime import (
     RUNNER_ENTRY,
@@ -213,7 +211,7 @@ class NativeContainer(Container):
         with contextlib.suppress(Exception):
             port.release(lease)
         try:
-            await self._runtime.undo(self._shell)
+            await self._shell.undo(self._runtime.executor)
         except Exception as error:
             _log.error("container left something behind", container=self.container_id, error=str(error))
         self._runtime.forget(self)
@@ -271,10 +269,7 @@ def _believable(claimed: int, status: int) -> int:
     """The runner's wait status as init tells it, if init ended with the code that goes with it."""
     if not 0 <= claimed <= 0xFFFF or os.WIFSTOPPED(claimed):
         return status
-    try:
-        code = os.waitstatus_to_exitcode(claimed)
-    except ValueError:  # no status the kernel would give, like 0xFFFF
-        return status
+    code = os.waitstatus_to_exitcode(claimed)
     return claimed if os.WEXITSTATUS(status) == (code if code >= 0 else 128 - code) else status
 
 
@@ -296,7 +291,6 @@ class NativeRuntime(Runtime):
         self.parent = parent_name(Path(home))
         self.hierarchies = Hierarchies.detect()
         self.executor = ThreadPoolExecutor(4, thread_name_prefix="squall-native")
-        self.removals = Removals()
         self._network = network
         self._empty = EmptyNetwork()
         self._entry = entry
@@ -334,7 +328,7 @@ class NativeRuntime(Runtime):
             raise
 
     async def _open_home(self) -> None:
-        for name in ("layers", "scratch", "mounts", "leftover"):
+        for name in ("layers", "scratch", "mounts"):
             (self.node_dir / name).mkdir(parents=True, exist_ok=True)
         self.node_dir.chmod(0o700)  # it holds tenants' files, setuid ones too
         self._lock = await self._take_lock()
@@ -343,8 +337,6 @@ class NativeRuntime(Runtime):
         _linux.prctl(_linux.PR_SET_CHILD_SUBREAPER, 1)
         _raise_descriptor_limit()
         await asyncio.get_running_loop().run_in_executor(self.executor, self._sweep)
-        for leftover in (self.node_dir / "leftover").iterdir():
-            self.removals.start(leftover)
         self.hierarchies.prepare(self.parent).bound(**node_bounds())
         rootfs.make_device_template(self.node_dir / "mounts" / "dev")
         nursery = self._nursery(ContainerSpec("co-warm"))
@@ -374,8 +366,7 @@ class NativeRuntime(Runtime):
         if count:
             _log.info("swept what an earlier agent left", groups=count)
         for workspace in (self.node_dir / "scratch").iterdir():
-            # Out of the way at once: how long deleting takes is the tenants' doing, and no start waits for it.
-            workspace.rename(self.node_dir / "leftover" / secrets.token_hex(8))
+            rootfs.remove_tree(workspace)
 
     async def close(self) -> None:
         if self._closed:
@@ -393,7 +384,6 @@ class NativeRuntime(Runtime):
                 await self._close_nursery(nursery)
             workspace.close()
         self._empty.close()
-        await self.removals.close()
         if self._lock >= 0:
             await asyncio.get_running_loop().run_in_executor(self.executor, self._close_files)
         self.executor.shutdown()
@@ -406,13 +396,9 @@ class NativeRuntime(Runtime):
         rootfs.unmount(self.node_dir / "mounts" / "dev")
         sweep(self.hierarchies, self.parent)
         self.hierarchies.group(self.parent).remove()
-        deadline = time.monotonic() + CLOSE_SECONDS
         for path in (self.node_dir / "scratch", self.node_dir / "mounts"):
             for entry in path.iterdir():
-                try:
-                    rootfs.remove_tree(entry, deadline)
-                except OSError as error:
-                    _log.error("files are left until the next start", path=str(entry), error=str(error))
+                rootfs.remove_tree(entry)
 
     async def _close_nursery(self, nursery: _Nursery) -> None:
         if nursery.refill is not None:
@@ -421,15 +407,12 @@ class NativeRuntime(Runtime):
         for shell in nursery.spares:
             shell.send_signal(signal.SIGKILL)
         for shell in nursery.spares:
-            await self.undo(shell)
+            await shell.undo(self.executor)
         nursery.spares.clear()
         if nursery.zygote is not None:
             await nursery.zygote.close("the node is shutting down")
         if nursery.tree is not None:
             rootfs.unmount(nursery.tree)
-
-    async def undo(self, shell: Shell) -> None:
-        await shell.undo(self.executor, self.removals)
 
     def forget(self, container: NativeContainer) -> None:
         if self._containers.get(container.container_id) is container:
@@ -539,7 +522,7 @@ class NativeRuntime(Runtime):
             await fork_shell(zygote, shell, self.executor)
             return shell
         except BaseException as error:
-            await self.undo(shell)
+            await shell.undo(self.executor)
             if isinstance(error, StepError) and error.step == "fork-shell":
                 zygote.kill()  # it is gone, did not fork in time, or lied
             raise
@@ -569,7 +552,7 @@ class NativeRuntime(Runtime):
             if not shell.has_ended():
                 shell.steps = {}
                 return shell
-            await self.undo(shell)
+            await shell.undo(self.executor)
         return await self._fork_shell(nursery)
 
     # -- create --
@@ -627,11 +610,9 @@ class NativeRuntime(Runtime):
             assert nursery.zygote is not None
             check_walls(shell, nursery.zygote, lease.netns_fd)
         except BaseException:
-            try:
-                await self.undo(shell)
-            finally:
-                if lease is not None:
-                    port.release(lease)
+            await shell.undo(self.executor)
+            if lease is not None:
+                port.release(lease)
             raise
         container = NativeContainer(self, spec, shell, (port, lease))
         done = time.monotonic()

@@ -19,7 +19,6 @@ import os
 import shutil
 import stat
 import sys
-import time
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -275,16 +274,11 @@ def spread_directories(path: Path) -> None:
         os.close(fd)
 
 
-REMOVE_SECONDS = 30.0
-
-
-def remove_tree(path: Path, deadline: float | None = None) -> None:
+def remove_tree(path: Path) -> None:
     """Delete a tree a container made: by descriptors, following no link, and however deep. Harmless when it is gone.
 
     A directory that is not empty is first moved to the top, so neither recursion nor descriptors grow with the depth.
-    Raises TimeoutError when there is more than can be deleted until `deadline` (of the monotonic clock).
     """
-    deadline = time.monotonic() + REMOVE_SECONDS if deadline is None else deadline
     try:
         top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -296,7 +290,7 @@ def remove_tree(path: Path, deadline: float | None = None) -> None:
         moved = 0
         while _has_entries(top):
             for name in os.listdir(top):
-                moved = _remove_entry(top, name, moved, deadline)
+                moved = _remove_entry(top, name, moved)
     finally:
         os.close(top)
     os.rmdir(path)
@@ -307,14 +301,8 @@ def _has_entries(fd: int) -> bool:
         return next(entries, None) is not None
 
 
-def _check_time(deadline: float) -> None:
-    if time.monotonic() > deadline:
-        raise TimeoutError(errno.ETIMEDOUT, "there is more than could be deleted in the time given")
-
-
-def _remove_entry(top: int, name: str, moved: int, deadline: float) -> int:
+def _remove_entry(top: int, name: str, moved: int) -> int:
     """Remove `name`, emptying it first when it is a directory. The number of directories moved to the top so far."""
-    _check_time(deadline)
     try:
         os.unlink(name, dir_fd=top)
         return moved
@@ -323,7 +311,6 @@ def _remove_entry(top: int, name: str, moved: int, deadline: float) -> int:
     fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
     try:
         for inner in os.listdir(fd):
-            _check_time(deadline)
             try:
                 os.unlink(inner, dir_fd=fd)
             except IsADirectoryError:

@@ -283,7 +283,10 @@ class Link:
 
     def send(self, message: Message, payload: bytes = b"") -> None:
         """Put one message on the wire; blocks while the other side does not read. Raises ServiceError when closed."""
-        header = encode_header(message)
+        self.send_raw(encode_header(message), payload)
+
+    def send_raw(self, header: bytes, payload: bytes = b"") -> None:
+        """`send` for a header that is encoded already."""
         head = len(header).to_bytes(4, "little") + len(payload).to_bytes(4, "little") + header
         with self._send_lock:
             if self.closed:

@@ -41,6 +41,7 @@ from squall.protocol.messages import (
     RunItem,
     StopRunner,
     YieldCredit,
+    encode_output,
     input_id,
     split_payload,
 )
@@ -250,9 +251,9 @@ class Runner:
             result = self._execute(key, item, data)
         except InputCancellation:
             out.status, out.message, result = "cancelled", "cancelled while it ran", b""
-        except ServiceError:
-            raise
         except BaseException as error:
+            if self.link.closed:
+                raise
             out.status, result = "error", payloads.pack_exception(error)
         finally:
             self.current = None
@@ -277,7 +278,11 @@ class Runner:
         if callee.is_async:
             result = self._run_async(callee.call(*args, **kwargs))
         else:
-            result = self._in_user_code(lambda: callee.call(*args, **kwargs))
+            self.in_user_code = True
+            try:
+                result = callee.call(*args, **kwargs)
+            finally:
+                self.in_user_code = False
         return payloads.pack(result, "result")
 
     def _in_user_code(self, body: Callable[[], Any]) -> Any:
@@ -359,15 +364,17 @@ class Runner:
             out.blob = self.client.put_blob(data)
             data = b""
         out.size = len(data)
-        self.link.send(Outputs([out]), data)
+        self.link.send_raw(encode_output(out), data)
 
     def read_blob(self, digest: str) -> bytes:
         return self.client.get_blob(digest)
 
     def flush(self) -> None:
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # the user may have closed or replaced it
+            try:
                 stream.flush()
+            except Exception:  # the user may have closed or replaced it
+                continue
 
     def _close_loop(self) -> None:
         if self.loop is not None:

@@ -122,7 +122,7 @@ def poisonous(x: int) -> int:
 
 @app.function(retries=squall.Retries(max_retries=3, backoff_coefficient=2.0, initial_delay=0.2))
 def fail_and_tell() -> None:
-    print("attempt", flush=True)
+    print(time.monotonic(), flush=True)
     raise ValueError("again")
 
 
@@ -159,5 +159,6 @@ def leave_threads() -> int:
 
 @app.function()
 def yields_then_dies(n: int) -> Iterator[int]:
+    print("attempt", flush=True)
     yield from range(n)
     os._exit(6)

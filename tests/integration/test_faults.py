@@ -111,11 +111,13 @@ def test_a_poisonous_input_fails_alone_among_a_hundred() -> None:
     assert "exited with code 9" in results[50].message
 
 
-def test_a_generator_that_yielded_is_not_run_again_when_its_container_dies() -> None:
+def test_a_generator_that_yielded_is_not_run_again_when_its_container_dies(output: Kept) -> None:
     values = faulty.yields_then_dies.remote_gen(5)
     assert [next(values) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(ContainerLostError, match="exited with code 6"):
         next(values)
+    wait_ended("yields_then_dies")
+    assert output.text("yields_then_dies") == b"attempt\n"
 
 
 @pytest.mark.parametrize("runner", [True, False], ids=["runner", "init"])
@@ -153,8 +155,8 @@ def test_a_busy_loop_is_ended_at_its_timeout(function: Function[[], None]) -> No
 def test_retries_wait_longer_each_time_and_are_counted(output: Kept) -> None:
     with pytest.raises(ValueError, match="again"):
         faulty.fail_and_tell.remote()
-    at = [chunk.at for chunk, data in output.chunks if chunk.function == "fail_and_tell" for _ in data.splitlines()]
-    assert len(at) == 4
+    wait_until(lambda: output.text("fail_and_tell").count(b"\n") == 4, "four attempts were told")
+    at = [float(line) for line in output.text("fail_and_tell").split()]
     waits = [later - earlier for earlier, later in itertools.pairwise(at)]
     assert all(wait >= least for wait, least in zip(waits, (0.19, 0.39, 0.79), strict=True)), waits
 

@@ -73,6 +73,7 @@ def test_kept_output_of_one_container_is_its_own() -> None:
 
 
 def test_a_follower_gets_what_was_and_what_comes_without_a_gap(output: Kept) -> None:
+    workload.shout.remote(20 << 20)  # so that sending what was takes a while
     call = Outcome(lambda: workload.say.remote("follow", 300, 0.005))
     wait_until(lambda: b"out follow 20\n" in output.text("say"), "it has begun")
     with Wire() as wire:

@@ -54,7 +54,7 @@ def test_a_bundle_is_fetched_once_and_unpacked_whole(tmp_path: Path) -> None:
     digest = hashlib.blake2b(data, digest_size=32).hexdigest()
 
     async def twice() -> list[Path]:
-        return await asyncio.gather(sources.get(digest), sources.get(digest))
+        return list(await asyncio.gather(sources.get(digest), sources.get(digest)))
 
     first, second = asyncio.run(twice())
     assert first == second

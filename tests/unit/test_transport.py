@@ -106,7 +106,12 @@ def test_pushes_arrive_after_a_long_wait_has_ended(ends: Ends) -> None:
 
 def test_a_wait_ends_at_its_deadline_whether_leading_or_following(ends: Ends) -> None:
     link = ends[0]
-    leader = threading.Thread(target=lambda: pytest.raises(OutputTimeoutError, Pending(link).wait, 0.4))
+
+    def lead() -> None:
+        with pytest.raises(OutputTimeoutError):
+            Pending(link).wait(0.4)
+
+    leader = threading.Thread(target=lead)
     leader.start()
     with pytest.raises(OutputTimeoutError):
         Pending(link).wait(0.1)
