@@ -80,7 +80,8 @@ class Container(abc.ABC):
 
     @abc.abstractmethod
     async def wait(self) -> Exit:
-        """Wait until the whole process tree is gone and everything of it is undone."""
+        """Wait until the whole process tree is gone and everything of it is undone; if it left very many files, the
+        last of them may go later."""
 
     @abc.abstractmethod
     def signal(self, signum: int) -> None:

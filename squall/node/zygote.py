@@ -21,7 +21,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,8 @@ from squall.node import linux, privileges
 from squall.node.cgroups import Cgroup
 from squall.node.linux import StepError
 from squall.node.privileges import ID_RANGE
-from squall.node.rootfs import Root, remove_tree
+from squall.node.removal import Removals
+from squall.node.rootfs import Root
 from squall.node.runtime import passed_environment
 
 ZYGOTE_TIMEOUT = 20.0
@@ -42,6 +43,8 @@ SHELL_TIMEOUT = 5.0
 """For each answer of a shell; a zygote that keeps one waiting longer is killed."""
 MESSAGE_LIMIT = 64 * 1024
 _QUEUE_LIMIT = 16
+_PROCESS_LIMIT = 256
+"""A container that is being made has two processes; when we are late, its code may have started more."""
 _CREDENTIALS = struct.Struct("3i")
 _SHM_BYTES = 1 << 30
 ENVIRONMENT = {
@@ -433,19 +436,21 @@ class Shell:
             raise StepError(step, f"process {pid} answered in place of {self.pid}")
         return _parse(step, data)
 
-    async def undo(self, executor: Executor) -> None:
-        """Kill it and remove its group and files. Harmless to repeat."""
+    async def undo(self, executor: Executor, removals: Removals) -> None:
+        """Kill it and remove its group and files; of very many files the last may go later. Harmless to repeat."""
+        try:
+            await self._end(executor)
+        finally:
+            await removals.remove(self.scratch)
+
+    async def _end(self, executor: Executor) -> None:
         self.send_signal(signal.SIGKILL)
         if self.pidfd >= 0:
             await asyncio.wait_for(asyncio.shield(self.ended), SHELL_TIMEOUT)
             os.close(self.pidfd)
             self.pidfd = -1
         self.channel.close()
-        await asyncio.get_running_loop().run_in_executor(executor, self._remove)
-
-    def _remove(self) -> None:
-        self.group.remove()
-        remove_tree(self.scratch)
+        await asyncio.get_running_loop().run_in_executor(executor, self.group.remove)
 
 
 async def fork_shell(zygote: Zygote, shell: Shell, executor: Executor) -> None:
@@ -567,13 +572,44 @@ _TIOCSCTTY = 0x540E
 
 
 def check_walls(shell: Shell, zygote: Zygote, network: int) -> None:
-    """Judge a sealed container by /proc. Nothing that matters is given to it before this has returned."""
-    status = linux.read_status(shell.pid)
+    """Judge a sealed container by /proc. Nothing that matters is given to it before this has returned.
+
+    All its processes are judged: its init forks the runner as soon as it is sealed, and a tenant's may have forked
+    something before it joined its group or gave up its rights.
+    """
+    _check_process(shell.pid, shell, zygote, network)
+    own_pids = linux.namespace_id(shell.pid, "pid")
+    for pid in _descendants(shell.pid):
+        try:
+            if linux.namespace_id(pid, "pid") != own_pids:
+                raise StepError("check-walls", f"process {pid} of container {shell.pid} is in another pid namespace")
+            _check_process(pid, shell, zygote, network)
+        except OSError:
+            continue  # it has ended
+        except StepError:
+            if not linux.is_ending(pid):  # then the kernel names no namespaces and groups of it any more
+                raise
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    waiting = [pid]
+    for _ in range(_PROCESS_LIMIT):
+        if not waiting:
+            return
+        for child in linux.children_of(waiting.pop()):
+            waiting.append(child)
+            yield child
+    raise StepError("check-walls", f"container {pid} has more than {_PROCESS_LIMIT} processes before it was handed out")
+
+
+def _check_process(pid: int, shell: Shell, zygote: Zygote, network: int) -> None:
+    status = linux.read_status(pid)
     first = zygote.plan.first_id
     mine = range(first, first + ID_RANGE)
-    namespaces = {kind: linux.namespace_id(shell.pid, kind) for kind in linux.NAMESPACES}
+    namespaces = {kind: linux.namespace_id(pid, kind) for kind in linux.NAMESPACES}
     agent = linux.own_namespaces()
     facts = {
+        "it is in its own control group": shell.group.holds(pid),
         "it has no capability in any set": status.capabilities == 0,
         "no_new_privs is set": status.no_new_privs,
         "both system call filters are on": status.seccomp_mode == 2 and status.seccomp_filters >= 2,
@@ -587,4 +623,4 @@ def check_walls(shell: Shell, zygote: Zygote, network: int) -> None:
     }
     failed = [fact for fact, holds in facts.items() if not holds]
     if failed:
-        raise StepError("check-walls", f"not true of process {shell.pid}: {'; '.join(failed)} ({status})")
+        raise StepError("check-walls", f"not true of process {pid}: {'; '.join(failed)} ({status})")
