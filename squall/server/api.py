@@ -19,6 +19,7 @@ from squall._observe import Logger
 from squall.exception import ConflictError, Error, InternalError, InvalidError, NotFoundError, ServiceError
 from squall.protocol.messages import (
     BLOB_CHUNK_BYTES,
+    BindFunction,
     CancelCall,
     CreateApp,
     ExecData,
@@ -116,6 +117,7 @@ class Api:
         """exec id -> who asked, and the node it runs on."""
         self._quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
             Submit: self.submit,
+            BindFunction: self.bind_function,
             PutBlob: self.put_blob,
             HasBlobs: self.has_blobs,
             GetBlob: self.get_blob,
@@ -190,6 +192,10 @@ class Api:
         app = self.server.create_app(message, peer)
         functions = {tag: function.function_id for tag, function in app.functions.items()}
         peer.reply(message.id, {"app_id": app.app_id, "functions": functions})
+
+    def bind_function(self, peer: Peer, message: BindFunction, payload: bytes) -> None:
+        function = self.server.bind_function(message, payload, trusted=not peer.is_runner)
+        peer.reply(message.id, {"function_id": function.function_id})
 
     async def stop_app(self, peer: Peer, message: StopApp) -> None:
         app = self.server.objects.find_app(message.app)

@@ -36,6 +36,8 @@ class FunctionOptions:
     single_use: bool = False
     concurrency: int = 1
     """Slots of a container."""
+    target: int = 0
+    """How many of them the autoscaler counts on; 0: all."""
     is_generator: bool = False
     max_pending: int = 2_000_000
     """Inputs that may wait; further ones are rejected."""
@@ -357,7 +359,7 @@ class Demand:
     headroom: int = 0
     """Free slots of ready containers."""
     slots: int = 1
-    """Of one container."""
+    """Of one container, as far as they are counted on."""
     idle: tuple[tuple[str, float], ...] = ()
     """(container_id, idle since) of ready containers without an input, longest idle first."""
     exec_time: float | None = None

@@ -49,7 +49,7 @@ from squall.server.inputs import (
 )
 from squall.server.metering import Metering
 from squall.server.nodes import Node, Nodes
-from squall.server.objects import FunctionRecord, Objects
+from squall.server.objects import FunctionRecord, Objects, slots_of
 from squall.server.scheduler import Grant, Request, Scheduler
 from squall.server.scheduler import Node as SchedulerNode
 from squall.server.timelines import ContainerTimeline
@@ -132,11 +132,11 @@ class Reconciler:
         heads: list[str] = []
         parts: list[bytes] = []
         for input_ in push.inputs:
-            data = input_.payload
+            call, data = input_.call, input_.payload
             if isinstance(data, str):
-                heads.append(run_head(input_.call.call_id, input_.idx, 0, data, input_.attempt))
+                heads.append(run_head(call.call_id, input_.idx, 0, data, input_.attempt, call.data.method))
             else:
-                heads.append(run_head(input_.call.call_id, input_.idx, len(data), "", input_.attempt))
+                heads.append(run_head(call.call_id, input_.idx, len(data), "", input_.attempt, call.data.method))
                 parts.append(data)
         header = '{"t":"run","items":[' + ",".join(heads) + "]}"
         record.stream.send_raw(header.encode(), *parts)
@@ -336,7 +336,8 @@ class Reconciler:
                 function.spec,
                 {tag: other.function_id for tag, other in app.functions.items()},
                 [tag for tag, other in app.functions.items() if other.spec.is_generator],
-            )
+            ),
+            function.parameters,
         )
 
     def runner_loaded(self, record: ContainerRecord, message: Loaded, payload: bytes) -> None:
@@ -366,7 +367,7 @@ class Reconciler:
             return
         if record.move("ready"):
             self._tell(record)
-            self.apply(self.dispatch.container_ready(now, record.container_id, record.function.spec.concurrency))
+            self.apply(self.dispatch.container_ready(now, record.container_id, slots_of(record.function.spec)))
 
     def runner_outputs(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> None:
         results = []
@@ -394,15 +395,17 @@ class Reconciler:
         if record.container_id in self.containers:
             self.stop_container(record.container_id, 0.0, record.stop_reason or "its runner went away")
 
-    def stop_container(self, container_id: str, grace: float, reason: str, *, by_operator: bool = False) -> bool:
-        """End a container on its node; whether there is one."""
+    def stop_container(
+        self, container_id: str, grace: float, reason: str, *, by_operator: bool = False, cancel: bool = False
+    ) -> bool:
+        """End a container on its node; whether there is one. `cancel`: what it still runs is over already."""
         record = self.containers.get(container_id)
         if record is None:
             return False
         record.stop_reason = record.stop_reason or reason
         record.stopped_by_operator = record.stopped_by_operator or by_operator
         if grace > 0 and record.stream is not None:
-            record.stream.send(StopRunner(grace, reason))
+            record.stream.send(StopRunner(grace, reason, cancel))
         record.node.send(StopContainer(container_id, grace, reason))
         if record.state == "ready":
             record.move("draining")
