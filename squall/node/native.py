@@ -259,11 +259,16 @@ class NativeContainer(Container):
         usage.pop("memory_peak_bytes", None)
         return usage
 
-    def exec(self, argv: Sequence[str], *, stdin: int, stdout: int, stderr: int, workdir: str, tty: bool) -> int:
+    async def exec(self, argv: Sequence[str], *, stdin: int, stdout: int, stderr: int, workdir: str, tty: bool) -> int:
         if not self._shell.is_alive:
             raise ConflictError(f"exec in container `{self.container_id}`: it is gone")
-        pid = join_and_exec(self._shell, list(argv), (stdin, stdout, stderr), workdir or "/root", tty)
-        self._runtime.exec_pids.add(pid)
+        runtime = self._runtime
+        runtime.joining += 1
+        try:
+            pid = await join_and_exec(self._shell, list(argv), (stdin, stdout, stderr), workdir or "/root", tty)
+            runtime.exec_pids.add(pid)
+        finally:
+            runtime.joining -= 1
         return pid
 
 
@@ -308,6 +313,8 @@ class NativeRuntime(Runtime):
         self._numbers = itertools.count(1)
         self.exec_pids: set[int] = set()
         """Children that whoever asked for an exec will reap, so nobody else may."""
+        self.joining = 0
+        """Execs under way, whose children are not yet known by number."""
         self._lock = -1
         self._closed = False
 
@@ -508,8 +515,12 @@ class NativeRuntime(Runtime):
         return target
 
     def _reap_strays(self) -> None:
-        if not self._closed:
-            linux.reap_strays(privileges.id_base(0), self._known_pids())
+        if self._closed:
+            return
+        if self.joining:
+            asyncio.get_running_loop().call_later(1.0, self._reap_strays)
+            return
+        linux.reap_strays(privileges.id_base(0), self._known_pids())
 
     def _known_pids(self) -> set[int]:
         self.exec_pids = {pid for pid in self.exec_pids if os.path.exists(f"/proc/{pid}")}

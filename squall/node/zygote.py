@@ -504,8 +504,11 @@ _JOINED = (
 )  # fmt: skip
 
 
-def join_and_exec(shell: Shell, argv: list[str], streams: tuple[int, int, int], workdir: str, tty: bool) -> int:
-    """Start `argv` behind a container's walls. A helper joins; its sibling, a child of ours, becomes the command."""
+async def join_and_exec(shell: Shell, argv: list[str], streams: tuple[int, int, int], workdir: str, tty: bool) -> int:
+    """Start `argv` behind a container's walls. A helper joins; its sibling, a child of ours, becomes the command.
+
+    The fork is made here and not in a thread: the command dies with whoever forked the helper, and a thread may end.
+    """
     report, answer = os.pipe()
     parent = os.getpid()
 
@@ -531,14 +534,41 @@ def join_and_exec(shell: Shell, argv: list[str], streams: tuple[int, int, int], 
 
     pid = linux.fork_child(helper)
     os.close(answer)
+    message = {"error": f"the helper did not answer within {SHELL_TIMEOUT:g} s"}
     try:
-        linux.reap(pid, SHELL_TIMEOUT)
-        message = json.loads(os.read(report, 65536) or b'{"error": "the helper ended without a word"}')
+        if await _is_readable(report, SHELL_TIMEOUT):
+            message = json.loads(os.read(report, 65536) or b'{"error": "the helper ended without a word"}')
     finally:
         os.close(report)
+        await _end_helper(pid)
     if "error" in message:
         raise StepError(f"exec in process {shell.pid} of {parent}", message["error"])
     return int(message["pid"])
+
+
+async def _is_readable(fd: int, timeout: float) -> bool:
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(fd, readable.set)
+    try:
+        await asyncio.wait_for(readable.wait(), timeout)
+    except (TimeoutError, asyncio.TimeoutError):
+        return False
+    finally:
+        loop.remove_reader(fd)
+    return True
+
+
+async def _end_helper(pid: int) -> None:
+    """Reap a helper that has nothing more to do; one that does not end by itself is killed."""
+    fd = os.pidfd_open(pid)
+    try:
+        if not await _is_readable(fd, 1.0):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+            await _is_readable(fd, 1.0)
+    finally:
+        os.close(fd)
+        os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - this does not wait
 
 
 def _run_command(argv: list[str], streams: tuple[int, int, int], workdir: str, tty: bool) -> None:

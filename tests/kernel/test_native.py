@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from squall import _linux
 from squall.exception import ConflictError, Error, InternalError, InvalidError
 from squall.node import linux, native, removal, rootfs, zygote
 from squall.node.native import NativeRuntime
@@ -289,11 +290,37 @@ def test_containers_are_made_while_files_of_others_are_still_being_deleted(
     node.run(until(lambda: not any(scratch.exists() for scratch in scratches)))
 
 
+def test_command_that_cannot_join_in_time_fails_and_keeps_nobody_waiting(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = node.make()
+    node.run(until(lambda: spares_of(node) == native.SPARE_SHELLS))
+    monkeypatch.setattr(zygote, "SHELL_TIMEOUT", 0.1)
+    monkeypatch.setattr(_linux, "setns", lambda *_: time.sleep(60))
+    children = set(linux.children_of(os.getpid()))
+
+    async def attempt(null: int) -> int:
+        turns = 0
+        ends = dict.fromkeys(("stdin", "stdout", "stderr"), null)
+        starting = asyncio.ensure_future(cell.container.exec(["true"], workdir="/", tty=False, **ends))
+        while not starting.done():
+            await asyncio.sleep(0.01)
+            turns += 1
+        with pytest.raises(Error, match=r"did not answer within 0\.1 s"):
+            await starting
+        return turns
+
+    with open(os.devnull, "r+b") as null:
+        assert node.run(attempt(null.fileno())) > 5
+    assert set(linux.children_of(os.getpid())) <= children
+    assert runtime_of(node).joining == 0
+
+
 def test_finished_command_is_left_to_whoever_started_it(node: Node) -> None:
     cell = node.make()
     with open(os.devnull, "r+b") as null:
         streams = {"stdin": null.fileno(), "stdout": null.fileno(), "stderr": null.fileno()}
-        pid = cell.container.exec(["true"], workdir="/", tty=False, **streams)
+        pid = node.run(cell.container.exec(["true"], workdir="/", tty=False, **streams))
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     runtime_of(node)._reap_strays()
     assert os.waitpid(pid, 0) == (pid, 0)

@@ -282,9 +282,8 @@ def test_core_dumps_are_off(cell: Cell) -> None:
 def test_exec_has_the_same_walls(own: Node) -> None:
     cell = own.make()
     out_r, out_w = os.pipe()
-    pid = cell.container.exec(
-        ["cat", "/proc/self/status"], stdin=out_w, stdout=out_w, stderr=out_w, workdir="/", tty=False
-    )
+    ends = {"stdin": out_w, "stdout": out_w, "stderr": out_w}
+    pid = own.run(cell.container.exec(["cat", "/proc/self/status"], **ends, workdir="/", tty=False))
     status = linux.read_status
     os.waitpid(pid, 0)
     os.close(out_w)
