@@ -28,6 +28,7 @@ HISTORY_LIMIT = 200
 VARIANT_LIMIT = 1000
 """Variants of all functions of one app: each is a pool that the periodic round looks at."""
 PARAMETERS_LIMIT_BYTES = 64 << 10
+OPTIONS_LIMIT_BYTES = 128 << 10
 METHOD_LIMIT = 500
 
 
@@ -134,6 +135,7 @@ class Objects:
         check_parameters(root.spec, parameters)
         if not options and not parameters:
             return root
+        check_options_size(root.spec, options)
         spec = variant_spec(root.spec, options)
         if not trusted and root.spec.block_network and not spec.block_network:
             raise InvalidError(f"function `{spec.tag}`: a container cannot lift `block_network`")
@@ -334,6 +336,15 @@ def check_parameters(spec: FunctionSpec, parameters: bytes) -> None:
         raise InvalidError(
             f"the parameters of `{spec.tag}` take {len(parameters):,} bytes, the limit is {PARAMETERS_LIMIT_BYTES:,}",
             hint="pass large values as arguments of its methods",
+        )
+
+
+def check_options_size(spec: FunctionSpec, options: dict[str, Any]) -> None:
+    size = len(json.dumps(options))
+    if size > OPTIONS_LIMIT_BYTES:
+        raise InvalidError(
+            f"options of a variant of `{spec.tag}` take {size:,} bytes, the limit is {OPTIONS_LIMIT_BYTES:,}",
+            hint="put large variables into a file, or into the function's own `env`",
         )
 
 

@@ -147,6 +147,7 @@ def test_server_refuses_variants_that_cannot_be() -> None:
             (BindFunction(square.object_id), b"[]", "has no parameters"),
             (BindFunction(Model.object_id), b"", "needs its parameters"),
             (BindFunction(Model.object_id), b"x" * 70_000, "the limit is"),
+            (BindFunction(square.object_id, {"env": {"A": "x" * 200_000}}), b"", "options of a variant"),
             (BindFunction("fu-0"), b"", "no running function"),
         ):
             reply, _ = wire.ask(message, parameters)
