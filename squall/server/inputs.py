@@ -50,7 +50,7 @@ class FunctionOptions:
 
 
 class Input:
-    """One set of arguments and where it stands. The hand reads it, and may only touch `payload`."""
+    """One set of arguments and where it stands. The hand reads it, and may only touch `payload` and `untaken`."""
 
     __slots__ = (
         "alone",
@@ -65,6 +65,7 @@ class Input:
         "pushed_at",
         "queued_at",
         "state",
+        "untaken",
         "yielded",
     )
 
@@ -82,6 +83,8 @@ class Input:
         self.queued_at = now
         self.pushed_at = 0.0
         self.yielded = False
+        self.untaken = (0, 0)
+        """Attempt, and how many values of its generator were not taken yet; kept by the hand."""
         self.cancelling = ""
         """Why it is being cancelled, or empty."""
         self.alone = False
