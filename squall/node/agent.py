@@ -22,12 +22,19 @@ from typing import Any
 
 from squall._observe import Logger
 from squall.config import Config
-from squall.exception import Error, ServiceError
+from squall.exception import Error, InvalidError, ServiceError
 from squall.node import reports, sources
+from squall.node.builder import Builder
 from squall.node.execs import Execs
+from squall.node.layers import Damaged
+from squall.node.native import NativeRuntime
 from squall.node.network import Network
 from squall.node.runtime import Container, ContainerIO, Runtime
+from squall.protocol.images import image_id_of
 from squall.protocol.messages import (
+    BuildDone,
+    BuildImage,
+    CancelBuild,
     ContainerEvent,
     ContainerOutput,
     ExecData,
@@ -85,6 +92,12 @@ class Agent:
         self._server_died = False
         self.sources = sources.Sources(config.node_dir / "sources", self.request)
         self.execs = Execs(self)
+        self.builder: Builder | None = None
+        if isinstance(runtime, NativeRuntime):
+            self.builder = Builder(
+                runtime, self._send_output, self.sources.read, timeout=config.build_timeout,
+                quota_bytes=int(config.images_gib * (1 << 30)),
+            )  # fmt: skip
         self._requests: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
         self._next_id = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -142,6 +155,8 @@ class Agent:
             if held.container is not None:
                 held.container.kill("the node agent is ending")
         self.execs.close()
+        if self.builder is not None:
+            await self.builder.close()
         waiting = [task for task in self._tasks if not task.done()]
         if waiting:
             await asyncio.wait(waiting, timeout=5.0)
@@ -192,6 +207,11 @@ class Agent:
             self.execs.start(message)
         elif isinstance(message, ExecData):
             self.execs.data(message, payload)
+        elif isinstance(message, BuildImage):
+            self._spawn(self._build(message))
+        elif isinstance(message, CancelBuild):
+            if self.builder is not None:
+                self.builder.cancel(message.image_id, message.reason)
         elif isinstance(message, (Reply, Failure, Welcome)):
             self._answer(message, payload)
         else:
@@ -249,6 +269,19 @@ class Agent:
         await self._follow(held, container)
 
     async def _create(self, held: Held, message: StartContainer) -> Container:
+        """A layer that is missing or damaged, as found just before it is used, is built again, once."""
+        image = message.spec.image
+        if image.kind != "host" and self.builder is not None and not self.builder.layers.has(image):
+            await self.builder.ensure(image)
+        try:
+            return await self._create_once(held, message)
+        except Damaged:
+            if self.builder is None:
+                raise
+            await self.builder.ensure(image)
+        return await self._create_once(held, message)
+
+    async def _create_once(self, held: Held, message: StartContainer) -> Container:
         spec = message.spec
         source = await self.sources.get(spec.source) if spec.source else None
         server_end, runner_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -322,6 +355,28 @@ class Agent:
                 return
             held.kill_timer.cancel()
         held.kill_timer = self.loop.call_at(deadline, container.kill, held.stop_reason)
+
+    # -- images
+
+    async def _build(self, message: BuildImage) -> None:
+        image_id = image_id_of(message.image.steps)
+        done = BuildDone(image_id)
+        try:
+            if self.builder is None:
+                raise InvalidError(
+                    f"build image `{image_id}`: the `{self.runtime.name}` runtime has no images but `Image.host()`",
+                    hint="`squall doctor` says what the native runtime lacks here",
+                )
+            layers = await self.builder.ensure(message.image)
+            done.layers = [layer.row() | {"was_built": was_built} for layer, was_built in layers]
+        except Error as error:
+            done.code, done.message, done.hint = error.code, error.message, error.hint
+        except OSError as error:
+            done.code, done.message = ServiceError.code, f"build image `{image_id}`: {error}"
+        self.stream.send(done)
+
+    def _send_output(self, message: Message, data: bytes) -> None:
+        self.stream.send(message, data)
 
     # -- output
 

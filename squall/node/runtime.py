@@ -19,13 +19,13 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import squall
-from squall.exception import ConflictError, StartupError
+from squall.exception import ConflictError, InvalidError, StartupError
 from squall.protocol.messages import ContainerSpec
 
 PASSED_VARIABLES = frozenset({"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"})
@@ -117,6 +117,25 @@ class NetworkPort(Protocol):
     async def lease(self, workspace: str, userns_fd: int) -> Lease: ...
 
     def release(self, lease: Lease) -> None: ...
+
+
+@dataclass
+class Build:
+    """One command of an image's build."""
+
+    spec: ContainerSpec
+    """Limits, workspace, id; its `image` does not count."""
+    layers: Sequence[Path] | None
+    """Below its root, the topmost first; None to see what `Image.host()` shows."""
+    command: list[str]
+    environment: dict[str, str]
+    workdir: str
+    mounts: list[tuple[Path, str, bool]]
+    """Host path, target, and whether it may be written to: what is shown beside the layers, and is part of none."""
+    output: int
+    """Descriptor that its stdout and stderr go to; the caller's."""
+    harvest: Callable[[Path], None]
+    """Is given its scratch directory when nothing of it runs any more; `u` in it is what was written."""
 
 
 class Runtime(abc.ABC):
@@ -284,6 +303,12 @@ class ProcessRuntime(Runtime):
         self._scratch.mkdir(parents=True, mode=0o700)
 
     async def create(self, spec: ContainerSpec, io: ContainerIO, source: Path | None) -> Container:
+        if spec.image.kind != "host":
+            raise InvalidError(
+                f"make container `{spec.container_id}` of image `{spec.image.image_id}`: the `process` runtime has no "
+                "images but `Image.host()`",
+                hint="`squall doctor` says what the native runtime lacks here",
+            )
         started = time.monotonic()
         workdir = Path(tempfile.mkdtemp(prefix=f"{spec.container_id}-", dir=self._scratch))
         try:

@@ -18,6 +18,7 @@ from squall._observe import Logger
 from squall.exception import ConflictError, Error, InternalError, InvalidError, NotFoundError, ServiceError
 from squall.protocol.messages import (
     BLOB_CHUNK_BYTES,
+    BuildImage,
     CancelCall,
     CreateApp,
     ExecData,
@@ -133,6 +134,7 @@ class Api:
             StopApp: self.stop_app,
             GetLogs: self.get_logs,
             StopServer: self.stop_server,
+            BuildImage: self.build_image,
         }
 
     def handle(self, peer: Peer, message: Message, payload: bytes) -> None:
@@ -189,6 +191,11 @@ class Api:
     async def stop_server(self, peer: Peer, message: StopServer) -> None:
         peer.reply(message.id)
         self.server.end(message.reason or "asked to stop")
+
+    # -- images
+
+    async def build_image(self, peer: Peer, message: BuildImage) -> None:
+        peer.reply(message.id, await self.server.builds.build(peer, message))
 
     # -- calls
 

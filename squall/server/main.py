@@ -23,6 +23,8 @@ from squall.engines.provider import EmbeddedProvider, NodeProvider
 from squall.exception import ConflictError, Error, InternalError, VersionError
 from squall.protocol.messages import (
     SUPPORTED_VERSIONS,
+    BuildDone,
+    BuildOutput,
     ContainerEvent,
     ContainerOutput,
     CreateApp,
@@ -42,6 +44,7 @@ from squall.protocol.messages import (
 )
 from squall.protocol.transport import FrameStream
 from squall.server.api import Api, Peer, log_chunk
+from squall.server.builds import Builds
 from squall.server.calls import Calls
 from squall.server.containers import ContainerRecord
 from squall.server.database import Database
@@ -84,6 +87,7 @@ class Server:
         self.objects = Objects(self.database)
         self.metering = Metering(self.database)
         self.nodes = Nodes(self.loop)
+        self.builds = Builds(config.state_dir / "images", self.nodes, self.blobs, self.logs)
         self.calls = Calls(self.dispatch, self.objects, self.database, self.timelines)
         self.reconciler = Reconciler(self.dispatch, self.objects, self.nodes, self.calls, self.metering)
         self.api = Api(self)
@@ -261,6 +265,10 @@ class Server:
             self._on_output(node, message, payload)
         elif isinstance(message, NodeReport):
             node.used = message.containers
+        elif isinstance(message, BuildOutput):
+            self.builds.output(node, message, payload)
+        elif isinstance(message, BuildDone):
+            self.builds.done(node, message)
         elif isinstance(message, (ExecData, ExecExit)):
             self.api.exec_from_node(node, message, payload, last=isinstance(message, ExecExit))
 
@@ -279,11 +287,13 @@ class Server:
             if not self.ended.is_set():
                 log.warning("node lost", node=owner.node_id, reason=reason, containers=len(owner.containers))
             self.reconciler.node_lost(owner, reason)
+            self.builds.node_lost(owner, reason)
 
     def _peer_lost(self, peer: Peer, reason: str) -> None:
         self.peers.discard(peer)
         self.busy_at = time.monotonic()
         self.api.peer_lost(peer)
+        self.builds.peer_lost(peer)
         for app in list(self.objects.apps.values()):
             app.followers.discard(peer)
             if app.owner is peer:
@@ -351,6 +361,8 @@ class Server:
     def create_app(self, message: CreateApp, peer: Peer) -> AppRecord:
         if self.ended.is_set():
             raise ConflictError("the server is ending", hint="try again")
+        for spec in message.functions:
+            self.builds.check_use(spec.image)
         app = self.objects.create_app(message, peer, time.time())
         peer.apps.add(app.app_id)
         if message.follow:

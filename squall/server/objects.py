@@ -167,7 +167,6 @@ def check_spec(spec: FunctionSpec) -> None:
         (not 0 <= spec.buffer_containers <= 100_000, f"buffer_containers={spec.buffer_containers}"),
         (not 0 <= spec.scaledown_window <= 86400, f"scaledown_window={spec.scaledown_window}"),
         (not 1 <= spec.concurrency <= 10_000, f"concurrency={spec.concurrency}"),
-        (spec.image.kind != "host", f"image `{spec.image.kind}`"),
     ]
     for wrong, what in problems:
         if wrong:
