@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 
@@ -32,8 +31,7 @@ def squall_call() -> float:
 
 
 def main() -> None:
-    with common.own_home(), tempfile.TemporaryDirectory() as scratch:
-        crun = common.Crun(Path(scratch)) if common.Crun.present() else None
+    with common.own_home(), common.crun_or_none() as crun:
         began = time.perf_counter()
         with app.run():
             first = (time.perf_counter() - began) * 1000

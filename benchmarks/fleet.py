@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -25,8 +24,8 @@ def one(i: int) -> int:
 
 
 @app.function(cpu=0.001, memory=1, scaledown_window=300, max_containers=max(LIVE, 1))
-def hold(i: int, until: float) -> int:
-    time.sleep(max(0.0, until - time.time()))
+def hold(i: int) -> int:
+    time.sleep(600)
     return i
 
 
@@ -34,7 +33,7 @@ def crun_hundred(crun: common.Crun) -> float:
     began = time.perf_counter()
     running = [crun.start() for _ in range(100)]
     for process in running:
-        process.wait(60)
+        crun.finish(process)
     return time.perf_counter() - began
 
 
@@ -68,24 +67,25 @@ def container_pids(server: int) -> list[int]:
     return found
 
 
+def consume(count: int) -> None:
+    with contextlib.suppress(squall.Error):  # the app ends first
+        list(hold.map(range(count)))
+
+
 def live(count: int) -> None:
-    until = time.time() + 25 + count / 40
     began = time.perf_counter()
-    results = hold.map(range(count), kwargs={"until": until})
-    consumer = threading.Thread(target=lambda: list(results))
-    consumer.start()
-    while hold.get_current_stats().num_running_inputs < count and time.perf_counter() - began < 120:
+    threading.Thread(target=consume, args=(count,), daemon=True).start()
+    alive = 0
+    while alive < count and time.perf_counter() - began < 240:
         time.sleep(0.1)
-    alive = hold.get_current_stats().num_running_inputs
+        alive = hold.get_current_stats().num_running_inputs
     print(f"0 to {alive} live containers: {time.perf_counter() - began:.2f} s")
     pids = container_pids(common.server_pid())
     print(f"{alive} live containers: {pss_mib(pids) / max(1, alive):.2f} MiB of PSS each ({len(pids)} processes)")
-    consumer.join()
 
 
 def main() -> None:
-    with common.own_home(), tempfile.TemporaryDirectory() as scratch:
-        crun = common.Crun(Path(scratch)) if common.Crun.present() else None
+    with common.own_home(), common.crun_or_none() as crun:
         with app.run():
             one.remote(0)
             ours, theirs = [], []

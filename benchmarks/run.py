@@ -24,11 +24,12 @@ def main():
 
 
 def main() -> None:
-    squall = str(Path(sys.executable).with_name("squall"))
+    script_of_package = Path(sys.executable).with_name("squall")
+    squall = [str(script_of_package)] if script_of_package.exists() else [sys.executable, "-m", "squall.cli.main"]
     with tempfile.TemporaryDirectory() as scratch:
         script = Path(scratch, "hello.py")
         script.write_text(HELLO)
-        command = [squall, "run", str(script)]
+        command = [*squall, "run", str(script)]
         without = []
         for _ in range(5):
             with common.own_home():

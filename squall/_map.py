@@ -33,7 +33,7 @@ IN_FLIGHT_LIMIT = 1000
 UNTAKEN_LIMIT = 8000
 BYTES_LIMIT = 64 << 20
 BATCH_INPUTS = 128
-FRAME_TARGET_BYTES = 1 << 20
+FRAME_TARGET_BYTES = 1 << 18
 FLUSH_S = 0.001
 ROOM_CHECK_S = 5.0
 """How long a feeder sleeps at most before it looks again; it is woken when there is room."""
@@ -42,6 +42,8 @@ NAP_ABOVE = 200
 NAP_BATCH = 32
 """With more than `NAP_ABOVE` inputs under way, a consumer that found less than `NAP_BATCH` results lets `NAP_S` pass
 before it looks again. Reading them two by two would take more of the machine than the work itself."""
+NAP_INPUT_BYTES = 1 << 13
+"""Mean size of the inputs under way above which nobody naps: what is large must be moved all the time."""
 CREDIT_STEP = YIELD_WINDOW // 4
 
 Args = tuple[Any, ...]
@@ -246,7 +248,13 @@ class Mapping(_Stream):
             await self.changed()
 
     def _let_results_gather(self, found: int) -> None:
-        if found < NAP_BATCH and len(self._sizes) > NAP_ABOVE and getattr(driver, "blocking", False):
+        under_way = len(self._sizes)
+        if (
+            found < NAP_BATCH
+            and under_way > NAP_ABOVE
+            and self._flight_bytes - self._arrived_bytes < under_way * NAP_INPUT_BYTES
+            and getattr(driver, "blocking", False)
+        ):
             time.sleep(NAP_S)
 
     async def _in_order(self) -> AsyncGenerator[Pair, None]:

@@ -52,31 +52,45 @@ def _rebuild(cls: type[Error], message: str, hint: str) -> Error:
 
 
 class InvalidError(Error):
+    """Your arguments or options are wrong."""
+
     code, status = "invalid", 400
 
 
 class NotFoundError(Error):
+    """No such app, function, call or container."""
+
     code, status = "not_found", 404
 
 
 class ConflictError(Error):
+    """It exists already, or is in a state that forbids this."""
+
     code, status = "conflict", 409
 
 
 class AuthError(Error):
+    """No credentials, or wrong ones."""
+
     code, status = "auth", 401
 
 
 class PermissionDeniedError(Error):
+    """Known, but not allowed."""
+
     code, status = "permission_denied", 403
 
 
 class ResourceExhaustedError(Error):
+    """A limit was reached: of the queue, of a payload, of what any machine has."""
+
     code, status = "resource_exhausted", 429
 
 
 class RemoteError(Error):
-    """`remote_type` and `remote_traceback` tell of the original exception where one could not travel."""
+    """Your code failed in its container and no exception of yours can tell how.
+
+    `remote_type` and `remote_traceback` tell of the original exception where one could not travel."""
 
     code, status = "remote", 502
     remote_type = ""
@@ -84,14 +98,20 @@ class RemoteError(Error):
 
 
 class FunctionTimeoutError(RemoteError, TimeoutError):
+    """One attempt took longer than the function's `timeout`."""
+
     code, status = "timeout", 504
 
 
 class ContainerLostError(RemoteError):
+    """The container died under the input: it exited, crashed, was killed or ran out of memory."""
+
     code = "lost"
 
 
 class StartupError(RemoteError):
+    """No container could start; the exception of a failed import is its `__cause__`."""
+
     code = "init_error"
 
 
@@ -100,30 +120,44 @@ class BuildError(RemoteError):
 
 
 class CancelledError(RemoteError):
+    """The input, or its app, was cancelled before it ended."""
+
     code, status = "cancelled", 499
 
 
 class OutputTimeoutError(Error, TimeoutError):
+    """The time given to `get` passed first; the call goes on."""
+
     code, status = "output_timeout", 504
 
 
 class OutputExpiredError(Error):
+    """The result was kept its 7 days and is gone."""
+
     code, status = "output_expired", 410
 
 
 class SerializationError(Error):
+    """A value could not be pickled or unpickled; the message names it."""
+
     code, status = "serialization", 400
 
 
 class ServiceError(Error):
+    """The server cannot be reached or broke off. What was called may have run."""
+
     code, status = "service", 503
 
 
 class VersionError(Error):
+    """Client, server or runner speak different versions."""
+
     code, status = "version", 426
 
 
 class InternalError(Error):
+    """A bug in Squall."""
+
     code, status = "internal", 500
 
 

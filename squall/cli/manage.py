@@ -2,7 +2,7 @@
 
 Every listing is described once, in `NOUNS`: what is asked of the server and which columns people see; with `--json`
 programs get the server's rows as they are. Names, ids and beginnings of ids are accepted alike. Data goes to stdout,
-the rest to stderr. Must never start a server: where none runs there is nothing to look at. Tested in
+the rest to stderr. Only looking back (`app list --all`, `app logs`) starts a server where none runs. Tested in
 `tests/unit/test_cli_manage.py` and `tests/acceptance/test_cli.py`.
 """
 
@@ -20,11 +20,13 @@ from typing import Any
 
 import click
 
+from squall import config
 from squall.cli.main import Group, did_you_mean
 from squall.cli.output import Output
 from squall.client import Client
 from squall.exception import InvalidError, NotFoundError, ServiceError
 from squall.protocol.messages import (
+    EXEC_WINDOW_BYTES,
     ExecData,
     ExecExit,
     GetLogs,
@@ -47,9 +49,9 @@ STDIN_CHUNK_BYTES = 32 << 10
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
 
-def connect() -> Client:
-    """A connection to the running server; NotFoundError where there is none."""
-    return Client.connect(autostart=False)
+def connect(*, start: bool = False) -> Client:
+    """A connection to the running server; ServiceError where there is none, unless one shall `start`."""
+    return Client.connect(autostart=start)
 
 
 def ask(link: Link, message: Message, timeout: float | None = ANSWER_SECONDS) -> dict[str, Any]:
@@ -152,11 +154,16 @@ def fetch(link: Link, noun: str, *, app: str = "", include_all: bool = False) ->
     return rows
 
 
+def _has_past() -> bool:
+    """Whether an earlier server of this home may remember apps."""
+    return any(config.load().state_dir.glob("squall.db"))
+
+
 def show_list(noun: str, *, app: str, include_all: bool, as_json: bool) -> None:
     try:
-        client = connect()
+        client = connect(start=include_all and noun == "app" and _has_past())
     except ServiceError:
-        rows = []  # nothing runs, so there is nothing; whoever starts a server to list would find it empty as well
+        rows = []  # nothing runs, so there is nothing
     else:
         rows = fetch(client.link, noun, app=app, include_all=include_all)
         client.close()
@@ -236,7 +243,7 @@ def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @log_options
 def app_logs(app_ref: str, follow: bool, tail: int, timestamps: bool, as_json: bool) -> None:
     """Print what the containers of an app have written. APP is its name or id."""
-    client = connect()
+    client = connect(start=True)  # the output of ended apps is kept longer than servers run
     app = resolve(client.link, "app", app_ref)
     LogPrinter(client.link, GetLogs(app=app, follow=follow), tail, timestamps, as_json).run()
 
@@ -376,6 +383,9 @@ class Exec:
         self.request = StartExec(container_id, argv, pty=pty, rows=rows, cols=cols, workdir=workdir)
         self.exec_id = ""
         self._done = threading.Event()
+        self._credit = threading.Condition()
+        self._unread = 0
+        """Bytes of our stdin that the command has not taken yet."""
         self._exit = ExecExit("", 1, "the connection to the server broke")
 
     def run(self) -> int:
@@ -395,7 +405,11 @@ class Exec:
 
     def _on_push(self, message: Message, payload: bytes) -> None:
         # Output may come before the answer that names the exec; it is the only one of this connection.
-        if isinstance(message, ExecData):
+        if isinstance(message, ExecData) and message.credit:
+            with self._credit:
+                self._unread -= message.credit
+                self._credit.notify()
+        elif isinstance(message, ExecData):
             _write_all(2 if message.stream == "stderr" else 1, payload)
         elif isinstance(message, ExecExit):
             self._exit = message
@@ -404,6 +418,9 @@ class Exec:
     def _pump_stdin(self) -> None:
         try:
             while data := os.read(0, STDIN_CHUNK_BYTES):
+                with self._credit:
+                    self._credit.wait_for(lambda: self._unread < EXEC_WINDOW_BYTES)
+                    self._unread += len(data)
                 self.link.send(ExecData(self.exec_id, "stdin"), data)
             self.link.send(ExecData(self.exec_id, "stdin", eof=True))
         except (OSError, ServiceError):  # no stdin at all, or the command has ended

@@ -33,6 +33,10 @@ class NodeProvider(abc.ABC):
         """Make the nodes come; they register by themselves."""
 
     @abc.abstractmethod
+    def kill(self) -> None:
+        """End an agent that hangs, at once, with everything on its node; another takes its place."""
+
+    @abc.abstractmethod
     async def stop(self) -> None:
         """Have them go, with everything on them. Waits, within a deadline."""
 
@@ -94,6 +98,10 @@ class EmbeddedProvider(NodeProvider):
         delay = min(RESTART_DELAY_LIMIT, RESTART_DELAY * 2 ** min(self.failures, 10))
         log.warning("the node agent ended and is started again", code=code, delay=delay)
         self.loop.call_later(delay, self.start)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
 
     async def stop(self) -> None:
         self._stopping = True

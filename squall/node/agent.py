@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from squall.node.execs import Execs
 from squall.node.layers import Damaged
 from squall.node.native import NativeRuntime
 from squall.node.network import Network
-from squall.node.runtime import Container, ContainerIO, Runtime
+from squall.node.runtime import Container, ContainerIO, Exit, Runtime
 from squall.protocol.images import image_id_of
 from squall.protocol.messages import (
     BuildDone,
@@ -199,6 +200,12 @@ class Agent:
 
     def _on_frame(self, stream: FrameStream, header: bytes, payload: bytes) -> None:
         message = decode(header)
+        try:
+            self._handle(message, payload)
+        except Exception:  # a bug of ours: it costs this message, not the connection and with it every container
+            log.error("a message failed", tag=message.TAG, error=traceback.format_exc())
+
+    def _handle(self, message: Message, payload: bytes) -> None:
         if isinstance(message, StartContainer):
             self._spawn(self._start(message))
         elif isinstance(message, StopContainer):
@@ -255,9 +262,9 @@ class Agent:
         try:
             async with self._creating:
                 container = await self._create(held, message)
-        except (Error, OSError) as error:  # OSError: no descriptor, no memory
+        except Exception as error:  # whatever it is: the server waits for ever for one whose end nobody reports
             self.held.pop(spec.container_id, None)
-            said, hint = (error.message, error.hint) if isinstance(error, Error) else (str(error), "")
+            said, hint = (error.message, error.hint) if isinstance(error, Error) else (_said(error), "")
             self._report_exit(spec.container_id, -1, f"could not be made: {said}", hint=hint)
             return
         steps = dict(container.steps)
@@ -313,7 +320,11 @@ class Agent:
             raise ServiceError(f"handing over the socket of `{container_id}` failed: {error}") from None
 
     async def _follow(self, held: Held, container: Container) -> None:
-        ended = await container.wait()
+        try:
+            ended = await container.wait()
+        except Exception as error:
+            log.error("a container's end could not be followed", container=held.container_id, error=_said(error))
+            ended = Exit(-1, f"its end could not be followed: {_said(error)}")
         if held.kill_timer is not None:
             held.kill_timer.cancel()
         with contextlib.suppress(asyncio.TimeoutError):
@@ -418,3 +429,7 @@ class Agent:
                 if held.container is not None:
                     report.containers[held.container_id] = held.container.usage()
             self.stream.send(report)
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"

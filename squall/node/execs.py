@@ -16,12 +16,12 @@ import termios
 from typing import TYPE_CHECKING
 
 from squall.exception import Error
-from squall.protocol.messages import ExecData, ExecExit, StartExec
+from squall.protocol.messages import EXEC_WINDOW_BYTES, ExecData, ExecExit, StartExec
 
 if TYPE_CHECKING:
     from squall.node.agent import Agent
 
-STDIN_LIMIT_BYTES = 4 << 20
+STDIN_LIMIT_BYTES = 4 * EXEC_WINDOW_BYTES
 CHUNK_BYTES = 1 << 16
 
 
@@ -34,6 +34,8 @@ class Exec:
         self.readers: dict[int, str] = {}
         self.pending = bytearray()
         self.close_stdin = False
+        self.message = ""
+        """Why it was killed, when it was for what its caller did."""
 
 
 class Execs:
@@ -96,12 +98,25 @@ class Execs:
         elif message.stream == "kill":
             self._kill(job)
         elif message.stream == "stdin":
-            job.pending += payload[: max(0, STDIN_LIMIT_BYTES - len(job.pending))]
+            if len(job.pending) + len(payload) > STDIN_LIMIT_BYTES:
+                job.message = "its input came faster than it was read"
+                self._kill(job)
+                return
+            job.pending += payload
             job.close_stdin = job.close_stdin or message.eof
             self._write(job)
 
     def _write(self, job: Exec) -> None:
+        """Pass on its input, and tell who sends it how much has gone."""
+        before = len(job.pending)
+        self._write_pending(job)
+        taken = before - len(job.pending)
+        if taken:
+            self.agent.stream.send(ExecData(job.exec_id, "stdin", credit=taken))
+
+    def _write_pending(self, job: Exec) -> None:
         if job.stdin < 0:
+            job.pending.clear()  # the command has closed it
             return
         while job.pending:
             try:
@@ -155,7 +170,7 @@ class Execs:
         await self._drain(job)
         self.running.pop(job.exec_id, None)
         self._close_ends(job)
-        self.agent.stream.send(ExecExit(job.exec_id, code))
+        self.agent.stream.send(ExecExit(job.exec_id, code, job.message))
 
     async def _drain(self, job: Exec) -> None:
         """Give its output half a second to end; a background process may hold the pipes open for ever."""
@@ -205,7 +220,7 @@ async def wait_pid(loop: asyncio.AbstractEventLoop, pid: int) -> int:
         loop.remove_reader(fd)
         os.close(fd)
     try:
-        _, status = os.waitpid(pid, 0)
+        _, status = os.waitpid(pid, 0)  # noqa: ASYNC222 - it has ended: this does not wait
     except ChildProcessError:
         return -1
     code = os.waitstatus_to_exitcode(status)

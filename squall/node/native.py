@@ -727,7 +727,7 @@ class NativeRuntime(Runtime):
             if tree >= 0:
                 os.close(tree)
 
-    async def _seal(self, shell: Shell, message: dict[str, object], fds: list[int]) -> float:
+    async def _seal(self, shell: Shell, message: Mapping[str, object], fds: list[int]) -> float:
         try:
             shell.channel.send(message, fds)
         except OSError as error:

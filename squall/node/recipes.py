@@ -196,8 +196,8 @@ def base_files(step: ImageStep, host: HostSettings) -> Recipe:
     ]
     conf = (
         f'{host.apt}Dir::State::status "/tmp/apt/status";\nDir::State::lists "/tmp/apt/lists";\n'
-        'Dir::Etc::main "-";\nDir::Etc::parts "-";\nDir::Cache "/tmp/apt";\nDir::Etc::sourcelist "/tmp/apt/etc/sources.list";\nDir::Etc::sourceparts "-";\n'
-        'Dir::Etc::preferencesparts "-";\nDir::Log "/tmp/apt";\nAPT::Install-Recommends "false";\n'
+        'Dir::Etc::main "/dev/null";\nDir::Etc::parts "/dev/null";\nDir::Cache "/tmp/apt";\nDir::Etc::sourcelist "/tmp/apt/etc/sources.list";\nDir::Etc::sourceparts "/dev/null";\n'
+        'Dir::Etc::preferencesparts "/dev/null";\nDir::Log "/tmp/apt";\nAPT::Install-Recommends "false";\n'
         'Acquire::Languages "none";\nAcquire::Retries "3";\nAPT::Sandbox::User "root";\n'
     )
     recipe = Recipe(script(*lines), {"sources.list": sources, "apt.conf": conf}, on_host=True)

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import select
 import socket
 import struct
 import subprocess
@@ -31,6 +30,7 @@ from squall._observe import Logger
 from squall.exception import ConflictError, Error, ServiceError
 from squall.node import netlink
 from squall.node.egress import UPLINK_NAME, Opening, Uplink, host_rules
+from squall.node.linux import is_readable
 from squall.node.netlink import End, Netlink, NetlinkError
 
 NFT_TIMEOUT = 10.0
@@ -251,7 +251,7 @@ class _TableOwner:
         deadline = time.monotonic() + NFT_TIMEOUT
         output = ""
         while not re.search(rf"^table ip {self._table} .*\n}}$", output, re.MULTILINE | re.DOTALL):
-            ready, _, _ = select.select([self.fd], [], [], max(0.0, deadline - time.monotonic()))
+            ready = is_readable(self.fd, max(0.0, deadline - time.monotonic()))
             chunk = os.read(self.fd, 1 << 16) if ready else b""
             output += chunk.decode("utf-8", "replace")
             if not chunk or "Error" in output:

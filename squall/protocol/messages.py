@@ -620,7 +620,8 @@ class StartExec(Message):
 
 @dataclass(eq=False, repr=False)
 class ExecData(Message):
-    """Bytes of an exec: `stdin` toward it (`eof` closes), `stdout`/`stderr` from it; `resize` uses rows, cols."""
+    """Bytes of an exec: `stdin` toward it (`eof` closes), `stdout`/`stderr` from it; `resize` uses rows, cols. `stdin`
+    from it brings no bytes but `credit`: how many it has taken. At most EXEC_WINDOW_BYTES may be on their way to it."""
 
     TAG = "exec_data"
     exec_id: str
@@ -628,6 +629,10 @@ class ExecData(Message):
     eof: bool = False
     rows: int = 0
     cols: int = 0
+    credit: int = 0
+
+
+EXEC_WINDOW_BYTES = 1 << 20
 
 
 @dataclass(eq=False, repr=False)
@@ -767,6 +772,8 @@ def split_payload(items: list[Any], payload: bytes) -> list[bytes]:
     """The bytes of each of a message's `items`, in order. Raises ValueError when the sizes do not add up."""
     parts, offset = [], 0
     for item in items:
+        if item.size < 0:
+            raise ValueError(f"an item announces {item.size} bytes")
         parts.append(payload[offset : offset + item.size])
         offset += item.size
     if offset != len(payload):

@@ -38,6 +38,8 @@ SEND_TIMEOUT = 120.0
 QUIET_S = 0.02
 """How long the foreground must have been quiet before the background thread takes the lead."""
 HEADER_LIMIT_BYTES = 16 << 20
+LARGE_FRAME_BYTES = 1 << 16
+"""From here on a frame is taken and sent without joining it to its neighbours: copying costs more than a call."""
 
 SOCKET_BUFFER_BYTES = 4 << 20
 """A large payload then leaves in few pieces; each piece more is two switches between processes."""
@@ -184,11 +186,30 @@ class FrameReader:
         if self._have < self._need:
             self._chunks.append(data)
             return []
-        if self._chunks:
-            self._chunks.append(data)
-            data = b"".join(self._chunks)
-            self._chunks.clear()
+        if not self._chunks:
+            return self._cut(data)
+        self._chunks.append(data)
+        if self._need > LARGE_FRAME_BYTES:
+            return self._take_large()
+        data = b"".join(self._chunks)
+        self._chunks.clear()
         return self._cut(data)
+
+    def _take_large(self) -> list[tuple[bytes, bytes]]:
+        """A large frame is complete, its beginning is in the first chunk: copy its payload once, not twice."""
+        chunks, self._chunks = self._chunks, []
+        first = chunks[0]
+        header_len = int.from_bytes(first[:4], "little")
+        body = HEAD_BYTES + header_len
+        if len(first) < body:  # cut within its header, which is rare: as if it came in one piece
+            return self._cut(b"".join(chunks))
+        extra = self._have - self._need
+        last = chunks.pop()
+        payload = b"".join([memoryview(first)[body:], *chunks[1:], memoryview(last)[: len(last) - extra]])
+        frame = (first[HEAD_BYTES:body], payload)
+        self._have, self._need = 0, HEAD_BYTES
+        rest = last[len(last) - extra :] if extra else b""
+        return [frame, *self.feed(rest)] if rest else [frame]
 
     def _cut(self, data: bytes) -> list[tuple[bytes, bytes]]:
         frames: list[tuple[bytes, bytes]] = []
@@ -235,8 +256,11 @@ class Link:
         self.on_close = on_close
         self.closed = ""
         self._reader = FrameReader()
+        # One buffer for good: `recv` would take this much from the allocator, and mostly give it back, for each frame.
+        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._frames: deque[tuple[bytes, bytes]] = deque()
         self._send_lock = threading.Lock()
+        self._unsent: deque[memoryview] = deque()
         self._lead = threading.Lock()
         self._followers: deque[Pending[Any]] = deque()
         self._requests: dict[int, Pending[tuple[Reply, bytes]]] = {}
@@ -265,26 +289,43 @@ class Link:
             if self.closed:
                 raise ServiceError(f"connection to the server is closed: {self.closed}")
             try:
-                self._send_all(head + payload if len(payload) < RECEIVE_BYTES else head, payload)
+                self._send_all(head, payload)
             except OSError as error:
                 reason = f"sending failed: {error}"
                 raise ServiceError(f"connection to the server broke: {reason}") from None
 
-    def _send_all(self, data: bytes, payload: bytes) -> None:
-        parts = [memoryview(data)]
-        if payload and len(payload) >= RECEIVE_BYTES:
-            parts.append(memoryview(payload))
-        for part in parts:
-            while part:
-                try:
-                    sent = self.sock.send(part)
-                except BlockingIOError:
-                    writable = select.poll()
-                    writable.register(self.sock.fileno(), select.POLLOUT)
-                    if not writable.poll(SEND_TIMEOUT * 1000):
-                        raise TimeoutError(f"the server read nothing for {SEND_TIMEOUT:g} s") from None
-                    continue
-                part = part[sent:]
+    def _send_all(self, head: bytes, payload: bytes) -> None:
+        """A small frame is one buffer; of a large one the payload is not copied behind its head.
+
+        Ctrl-C, a cancelled input or a silent peer may end this within a frame. Its rest then leaves before what is
+        sent next, which the other side would take for a part of it; a frame of which nothing left is forgotten.
+        """
+        unsent, is_first = self._unsent, not self._unsent
+        parts = [head, payload] if len(payload) >= LARGE_FRAME_BYTES else [head + payload if payload else head]
+        unsent.extend(map(memoryview, parts))
+        begun = len(unsent[0])
+        try:
+            while unsent:
+                self._send_some()
+        except BaseException:
+            if is_first and len(unsent) == len(parts) and len(unsent[0]) == begun:
+                unsent.clear()
+            raise
+
+    def _send_some(self) -> None:
+        unsent = self._unsent
+        try:
+            sent = self.sock.send(unsent[0]) if len(unsent) == 1 else self.sock.sendmsg(unsent)
+        except BlockingIOError:
+            writable = select.poll()
+            writable.register(self.sock.fileno(), select.POLLOUT)
+            if not writable.poll(SEND_TIMEOUT * 1000):
+                raise TimeoutError(f"the server read nothing for {SEND_TIMEOUT:g} s") from None
+            return
+        while unsent and sent >= len(unsent[0]):
+            sent -= len(unsent.popleft())
+        if sent:
+            unsent[0] = unsent[0][sent:]
 
     def request(self, message: Message, payload: bytes = b"") -> Pending[tuple[Reply, bytes]]:
         """Send a message that is answered by `Reply` or `Failure`; the latter is raised by the Pending."""
@@ -379,17 +420,17 @@ class Link:
 
     def _read(self) -> None:
         try:
-            data = self.sock.recv(RECEIVE_BYTES)
+            received = self.sock.recv_into(self._buffer)
         except BlockingIOError:
             return
         except OSError as error:
             self._break(f"receiving failed: {error}")
             return
-        if not data:
+        if not received:
             self._break("the other side closed it")
             return
         try:
-            self._frames.extend(self._reader.feed(data))
+            self._frames.extend(self._reader.feed(bytes(self._buffer[:received])))
             self._deliver_all()
         except ValueError as error:
             self._break(f"received garbage: {error}")
@@ -497,10 +538,13 @@ class Link:
 
 class FrameStream:
     """One connection in an event loop. `on_frame(stream, header, payload)` gets raw frames in order; `on_lost(stream,
-    reason)` comes once. Writes of one loop turn leave as one."""
+    reason)` comes once. Writes of one loop turn leave as one.
+
+    With `hold_above` set, an end that does not read is not listened to: what it asks for would fill our memory."""
 
     __slots__ = (
-        "_loop", "_on_frame", "_on_lost", "_out", "_reader", "closing", "owner", "paused", "transport", "waiters",
+        "_held", "_loop", "_on_frame", "_on_lost", "_out", "_out_bytes", "_reader", "closing", "hold_above", "owner",
+        "paused", "transport", "waiters",
     )  # fmt: skip
 
     def __init__(
@@ -515,9 +559,14 @@ class FrameStream:
         self._on_lost = on_lost
         self._reader = FrameReader(limit)
         self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._held: list[tuple[bytes, bytes]] = []
         self.transport: Any = None
         self.closing = ""
         self.paused = False
+        self.hold_above = 0
+        """Bytes written and not read by the other side above which nothing is taken from it; 0 for no such bound.
+        Never for two ends that both hold: each would wait for the other."""
         self.owner: Any = None
         """Whatever the user of the stream wants to find again from it."""
         self.waiters: list[asyncio.Future[None]] = []
@@ -528,6 +577,8 @@ class FrameStream:
         sock = transport.get_extra_info("socket")
         if sock is not None:
             widen(sock)
+        if self._out:  # queued before there was a connection to write to
+            self._loop.call_soon(self.flush)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -535,10 +586,32 @@ class FrameStream:
         except ValueError as error:
             self.abort(f"received garbage: {error}")
             return
-        for header, payload in frames:
+        if self._held:
+            self._held += frames
+        else:
+            self._take(frames)
+
+    def _take(self, frames: list[tuple[bytes, bytes]]) -> None:
+        for taken, (header, payload) in enumerate(frames):
             if self.closing:
                 return
+            if self.hold_above and self._is_unread():
+                self._held = frames[taken:]
+                self.transport.pause_reading()
+                return
             self._on_frame(self, header, payload)
+
+    def _is_unread(self) -> bool:
+        if self._out_bytes > self.hold_above:
+            return True
+        return self.paused and self.waiting_bytes() + self._out_bytes > self.hold_above
+
+    def _take_held(self) -> None:
+        """The other side has read: go on where it was left waiting."""
+        frames, self._held = self._held, []
+        self._take(frames)
+        if frames and not self._held and not self.closing:
+            self.transport.resume_reading()
 
     def eof_received(self) -> bool:
         return False
@@ -554,6 +627,8 @@ class FrameStream:
 
     def resume_writing(self) -> None:
         self.paused = False
+        if self._held:
+            self._loop.call_soon(self._take_held)
         waiters, self.waiters = self.waiters, []
         for waiter in waiters:
             if not waiter.done():
@@ -573,25 +648,33 @@ class FrameStream:
     def send(self, message: Message, payload: bytes = b"") -> None:
         self.send_raw(encode_header(message), payload)
 
-    def send_raw(self, header: bytes, payload: bytes) -> None:
-        """Queue one frame for the end of this loop turn. Harmless when the connection is gone."""
+    def send_raw(self, header: bytes, *payload: bytes) -> None:
+        """Queue one frame, its payload in pieces, for the end of this loop turn. Harmless when the connection is
+        gone."""
         if self.closing:
             return
         if not self._out:
             self._loop.call_soon(self.flush)
-        self._out.append(len(header).to_bytes(4, "little") + len(payload).to_bytes(4, "little") + header)
-        if payload:
-            self._out.append(payload)
+        size = sum(map(len, payload))
+        self._out.append(len(header).to_bytes(4, "little") + size.to_bytes(4, "little") + header)
+        self._out_bytes += HEAD_BYTES + len(header) + size
+        if size:
+            self._out.extend(payload)
 
     def flush(self) -> None:
         """Write now what is queued."""
+        if self.transport is None and not self.closing:
+            return  # `connection_made` comes back to it
         out, self._out = self._out, []
+        size, self._out_bytes = self._out_bytes, 0
         if self.closing or not out:
             return
-        if sum(map(len, out)) < RECEIVE_BYTES:
+        if size < RECEIVE_BYTES:
             self.transport.write(b"".join(out))
         else:
             self.transport.writelines(out)
+        if self._held and not self.paused:
+            self._loop.call_soon(self._take_held)
 
     def close(self, reason: str) -> None:
         """Send what is queued, then close."""

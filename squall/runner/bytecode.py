@@ -56,7 +56,7 @@ def compile_one(source: str, target: str, cache: str) -> None:
 
 def _compile(text: bytes, source: str) -> bytes:
     code = compile(text, source, "exec", dont_inherit=True, optimize=0)
-    return bytes(bootstrap._code_to_hash_pyc(code, importlib.util.source_hash(text), False))
+    return bytes(bootstrap._code_to_hash_pyc(code, importlib.util.source_hash(text), False))  # type: ignore[attr-defined]
 
 
 def _keep(path: str, data: bytes) -> None:

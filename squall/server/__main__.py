@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import resource
 import sys
 
 import uvloop
@@ -16,6 +18,7 @@ from squall.server.main import Server
 async def serve() -> None:
     settings = config.load()
     tune_collector()
+    allow_descriptors()
     _observe.configure(settings.log_level, format=settings.log_format)
     await Server(settings).run()
 
@@ -25,6 +28,13 @@ def tune_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def allow_descriptors() -> None:
+    """A container takes one here, and the usual soft limit of 1,024 is for programs that use `select`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS has a lower limit that it does not name
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main() -> int:

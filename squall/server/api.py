@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from squall._observe import Logger
@@ -66,6 +67,15 @@ EXEC_BUFFER_BYTES = 64 << 20
 """Output of an exec that may wait here for a client that does not read."""
 
 
+@dataclass
+class Dropped:
+    """How much of an app's output was dropped, beginning with that of this container."""
+
+    container_id: str
+    function: str
+    size: int = 0
+
+
 class Peer:
     """A client's connection, or a runner's where it acts as a client: what it asked for and owns."""
 
@@ -78,8 +88,8 @@ class Peer:
         self.apps: set[str] = set()
         self.uploads: dict[str, Upload] = {}
         self.tasks: set[asyncio.Task[None]] = set()
-        self.dropped: dict[str, int] = {}
-        """App id -> bytes of its output that this peer was too slow for, and was not told of yet."""
+        self.dropped: dict[str, Dropped] = {}
+        """App id -> output that this peer was too slow for, and was not told of yet."""
 
     def reply(self, request_id: int, data: dict[str, Any] | None = None, payload: bytes = b"") -> None:
         if request_id:
@@ -123,7 +133,6 @@ class Api:
         self._client_quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
             **self._quick,
             CreateApp: self.create_app,
-            ListObjects: self.list_objects,
             StartExec: self.start_exec,
             ExecData: self.exec_data,
             GetTrace: self.get_trace,
@@ -133,6 +142,7 @@ class Api:
             **self._slow,
             StopApp: self.stop_app,
             GetLogs: self.get_logs,
+            ListObjects: self.list_objects,
             StopServer: self.stop_server,
             BuildImage: self.build_image,
         }
@@ -241,10 +251,20 @@ class Api:
         if upload is None:
             raise InvalidError(f"blob `{digest}`: a chunk at {message.offset} without a beginning")
         upload.write(message.offset, payload)
-        if message.last:
-            del peer.uploads[digest]
-            upload.seal()
-        peer.reply(message.id)
+        if not message.last:
+            peer.reply(message.id)
+            return
+        del peer.uploads[digest]
+        # In a thread: a sync of much to a slow disk would have everybody wait for seconds.
+        sealing = self.loop.run_in_executor(None, upload.seal)
+        sealing.add_done_callback(lambda done: self._sealed(done, peer, message))
+
+    def _sealed(self, done: asyncio.Future[None], peer: Peer, message: PutBlob) -> None:
+        error = done.exception()
+        if isinstance(error, Exception):
+            self._failed(peer, message, error)
+        else:
+            peer.reply(message.id)
 
     def has_blobs(self, peer: Peer, message: HasBlobs, payload: bytes) -> None:
         missing = [digest for digest in message.digests if not self.server.blobs.has(digest)]
@@ -252,7 +272,7 @@ class Api:
 
     def get_blob(self, peer: Peer, message: GetBlob, payload: bytes) -> None:
         size = self.server.blobs.size(message.digest)
-        data = self.server.blobs.read(message.digest, max(0, message.offset), BLOB_CHUNK_BYTES)
+        data = self.server.blobs.read(message.digest, min(max(0, message.offset), size), BLOB_CHUNK_BYTES)
         peer.reply(message.id, {"size": size}, data)
 
     # -- containers
@@ -267,8 +287,8 @@ class Api:
         record = self.server.reconciler.containers.get(message.container_id)
         if record is None or record.state not in ("starting", "ready", "draining"):
             raise no_container(message.container_id)
-        if not message.argv or any("\0" in word for word in message.argv):
-            raise InvalidError("an exec needs a command without NUL characters")
+        if not message.argv or not message.argv[0] or any("\0" in word for word in message.argv):
+            raise InvalidError("an exec needs a command, and words without NUL characters")
         request_id, message.id = message.id, 0
         message.exec_id = new_id("ex")
         self.execs[message.exec_id] = (peer, record.node)
@@ -301,7 +321,9 @@ class Api:
 
     # -- looking
 
-    def list_objects(self, peer: Peer, message: ListObjects, payload: bytes) -> None:
+    async def list_objects(self, peer: Peer, message: ListObjects) -> None:
+        if message.all:
+            await self.server.objects.recall()
         makers: dict[str, Callable[[ListObjects], list[dict[str, Any]]]] = {
             "apps": self._apps,
             "containers": self._containers,
@@ -426,6 +448,7 @@ class Api:
         )
 
     async def get_logs(self, peer: Peer, message: GetLogs) -> None:
+        await self.server.objects.recall()
         app = self._logs_app(message)
         end = await self._send_logs(peer, message, app, 0)
         if message.follow:

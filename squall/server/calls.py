@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from squall._observe import Logger
 from squall.exception import InvalidError, NotFoundError, OutputExpiredError
 from squall.protocol.messages import CancelCall, GetCall, GetOutput, OutputItem, Submit, split_payload
 from squall.protocol.messages import to_dict as message_dict
@@ -22,8 +23,15 @@ from squall.server.timelines import InputTimeline, Timelines
 from squall.server.wire import check_id, output_head
 from squall.storage.blobs import check_digest
 
+log = Logger("server")
+
 RESULT_DAYS = 7
+RESULT_COLUMNS = ("result", "result_blob", "status", "message", "hint", "finished_at")
+STORE_RETRY_S = 1.0
+UNREAD_RESULTS_BYTES = 1 << 30
+"""More than the SDK ever lets wait: it reads whether its user takes the results or not."""
 IDX_LIMIT = 1 << 31
+WAIT_LIMIT = RESULT_DAYS * 86400.0
 Payload = bytes | str
 """An input's or output's bytes, or the digest of the blob that holds them."""
 
@@ -62,6 +70,8 @@ class Calls:
         self.offset = time.time() - time.monotonic()
         """Added to a brain's monotonic moment it gives wall-clock time."""
         self._waiting: dict[tuple[str, int], list[asyncio.Future[None]]] = {}
+        self._results: list[dict[str, Any]] = []
+        """Of spawned inputs, not handed to the Store yet."""
 
     # -- in
 
@@ -139,8 +149,7 @@ class Calls:
             head = output_head(
                 call.call_id, input_.idx, instruction.status, size, blob, 0, instruction.message, instruction.hint
             )
-            owner: Any = call.owner
-            owner.outbox.add(head, b"" if blob else data)
+            _give(call.owner, head, b"" if isinstance(data, str) else data)
 
     def give_yield(self, call: Call, item: OutputItem, data: Payload) -> None:
         """One value of a generator."""
@@ -148,8 +157,7 @@ class Calls:
             return
         size, blob = (0, data) if isinstance(data, str) else (len(data), "")
         head = output_head(call.call_id, item.idx, "yield", size, blob, item.seq, "", "")
-        owner: Any = call.owner
-        owner.outbox.add(head, b"" if blob else data)
+        _give(call.owner, head, b"" if isinstance(data, str) else data)
 
     def _record(self, input_: Input, call: Call, status: str, result: Result | None) -> None:
         info: CallInfo | None = call.data
@@ -178,39 +186,62 @@ class Calls:
     # -- spawned calls
 
     def _store(self, call: Call, idx: int, instruction: Finish, data: Payload) -> None:
-        call_id = call.call_id
-        values = {
-            **_columns("result", data),
-            "status": instruction.status,
-            "message": instruction.message,
-            "hint": instruction.hint,
-            "finished_at": time.time(),
-        }
+        """One row; those of one turn of the loop are one write, as the end of an app may end a million inputs."""
+        if not self._results:
+            asyncio.get_running_loop().call_soon(self._write_results)
+        self._results.append(
+            {
+                **_columns("result", data),
+                "status": instruction.status,
+                "message": instruction.message,
+                "hint": instruction.hint,
+                "finished_at": time.time(),
+                "of_call": call.call_id,
+                "of_idx": idx,
+            }
+        )
+
+    def _write_results(self) -> None:
+        rows, self._results = self._results, []
 
         def work(connection: Any) -> None:
+            import sqlalchemy as sa
+
             from squall.server import tables
 
             table = tables.inputs
-            mine = (table.c.call_id == call_id) & (table.c.idx == idx) & table.c.status.is_(None)
-            connection.execute(table.update().where(mine).values(values))
+            mine = (table.c.call_id == sa.bindparam("of_call")) & (table.c.idx == sa.bindparam("of_idx"))
+            columns: dict[str, Any] = {name: sa.bindparam(name) for name in RESULT_COLUMNS}
+            connection.execute(table.update().where(mine & table.c.status.is_(None)).values(columns), rows)
 
-        self.database.write(work).add_done_callback(lambda done: self._stored(done, (call_id, idx)))
+        if rows:
+            self.database.write(work).add_done_callback(lambda done: self._stored(done, rows))
 
-    def _stored(self, done: asyncio.Future[None], key: tuple[str, int]) -> None:
-        done.exception()
-        for waiter in self._waiting.pop(key, []):
-            if not waiter.done():
-                waiter.set_result(None)
+    def _stored(self, done: asyncio.Future[None], rows: list[dict[str, Any]]) -> None:
+        error = done.exception()
+        if error is not None:  # a full disk: what was promised to be kept is kept here until there is room
+            log.error("results could not be stored and are tried again", results=len(rows), error=str(error))
+            self._results += rows
+            asyncio.get_running_loop().call_later(STORE_RETRY_S, self._write_results)
+            return
+        if not self._waiting:
+            return
+        for row in rows:
+            for waiter in self._waiting.pop((row["of_call"], row["of_idx"]), []):
+                if not waiter.done():
+                    waiter.set_result(None)
 
     async def get_output(self, peer: Any, message: GetOutput) -> None:
         """Answer with the output once it is there, or with `ready: false` when the time is up."""
         key = (check_id(message.call_id, "fc"), message.idx)
+        if not 0 <= message.idx < IDX_LIMIT:
+            raise NotFoundError(f"call `{message.call_id}` has no input {message.idx}")
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(key, []).append(waiter)
         try:
             item, data = await self._read_output(*key)
             if item is None and message.timeout != 0:
-                await asyncio.wait([waiter], timeout=message.timeout if message.timeout > 0 else None)
+                await asyncio.wait([waiter], timeout=min(message.timeout, WAIT_LIMIT) if message.timeout > 0 else None)
                 item, data = await self._read_output(*key)
         finally:
             self._forget_waiter(key, waiter)
@@ -314,6 +345,14 @@ class Calls:
         )
         if message.id:
             peer.reply(message.id, {"cancelled": len(idxs) if idxs else before})
+
+
+def _give(owner: Any, head: str, data: bytes) -> None:
+    """Send a result to its caller; one that never reads is left, before what waits for it fills the memory."""
+    owner.outbox.add(head, data)
+    stream = owner.stream
+    if stream.paused and stream.waiting_bytes() > UNREAD_RESULTS_BYTES:
+        stream.abort(f"it left {UNREAD_RESULTS_BYTES >> 20} MiB of results unread")
 
 
 def _columns(prefix: str, data: Payload) -> dict[str, Any]:

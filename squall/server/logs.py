@@ -42,6 +42,12 @@ class Logs:
         for segment in self._open.values():
             segment.flush()
 
+    def prune(self, older_than: float) -> None:
+        """Delete the output of apps that wrote nothing since that moment (seconds of the wall clock)."""
+        for path in self.directory.iterdir():
+            if path.stem not in self._open and path.stat().st_mtime < older_than:
+                path.unlink(missing_ok=True)
+
     def close_app(self, app_id: str) -> None:
         segment = self._open.pop(app_id, None)
         if segment is not None:

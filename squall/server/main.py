@@ -43,7 +43,7 @@ from squall.protocol.messages import (
     split_payload,
 )
 from squall.protocol.transport import FrameStream
-from squall.server.api import Api, Peer, log_chunk
+from squall.server.api import Api, Dropped, Peer, log_chunk
 from squall.server.builds import Builds
 from squall.server.calls import Calls
 from squall.server.containers import ContainerRecord
@@ -67,6 +67,13 @@ STOP_GRACE = 1.0
 STOP_TIMEOUT = 30.0
 DRAIN_TIMEOUT = 5.0
 HELLO_TIMEOUT = 10.0
+PRUNE_AFTER = 30.0
+PRUNE_EVERY = 3600.0
+LOG_DAYS = 30
+BLOB_DAYS = 8
+"""One more than results are kept."""
+UNREAD_LIMIT_BYTES = 64 << 20
+"""Answers and results that may wait for a client or runner that does not read, before it may ask no more."""
 LOCK_TIMEOUT = 2.0
 """How long a server that is ending, or an agent tidying up after one that was killed, may hold the lock."""
 
@@ -112,7 +119,8 @@ class Server:
         self.nodes.listen(self.config.run_dir / "handoff.sock")
         await self._listen()
         self.provider.start()
-        rounds = [self.loop.create_task(self.reconciler.rounds()), self.loop.create_task(self._watch_idle())]
+        bodies = (self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune())
+        rounds = [self.loop.create_task(body) for body in bodies]
         self.loop.call_later(STORE_AFTER, self._open_store)
         log.info("serving", home=str(self.config.home), pid=os.getpid())
         try:
@@ -164,7 +172,8 @@ class Server:
             await asyncio.wait_for(asyncio.gather(*stops), STOP_TIMEOUT)
         await self.provider.stop()
         self.nodes.close()
-        self.logs.close()
+        with contextlib.suppress(OSError):  # a full disk must not keep the Store from being committed
+            self.logs.close()
         self.metering.flush()
         await self.database.close()
         for peer in list(self.peers):
@@ -175,13 +184,40 @@ class Server:
     async def _watch_idle(self) -> None:
         while True:
             await asyncio.sleep(min(1.0, max(0.05, self.config.idle_timeout / 4)))
-            self.logs.flush()
-            self._end_idle_apps()
-            running = any(app.state != "stopped" for app in self.objects.apps.values())
-            if self.peers or running:
-                self.busy_at = time.monotonic()
-            elif time.monotonic() - self.busy_at >= self.config.idle_timeout:
-                self.end(f"nobody used it for {self.config.idle_timeout:g} s")
+            try:
+                self._look_for_idleness()
+                self._tell_all_dropped()
+                self.logs.flush()
+            except Exception:  # a full disk, or a bug of ours: this must go on, or the server would never end
+                log.error("the look for idleness failed", error=traceback.format_exc())
+
+    async def _prune(self) -> None:
+        """Forget old output and old payloads. Payloads outlive the results that may name them."""
+        while True:
+            await asyncio.sleep(PRUNE_AFTER)
+            now = time.time()
+            try:
+                await self.loop.run_in_executor(None, self.logs.prune, now - LOG_DAYS * 86400)
+                await self.loop.run_in_executor(None, self.blobs.prune, now - BLOB_DAYS * 86400)
+            except OSError as error:
+                log.error("pruning failed", error=str(error))
+            await asyncio.sleep(PRUNE_EVERY)
+
+    async def _watch_nodes(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            for node in self.nodes.silent():
+                log.error("a node agent hangs and is ended", node=node.node_id, silent_for=node.silence)
+                self.provider.kill()
+                node.stream.abort(f"it said nothing for {node.silence} s")
+
+    def _look_for_idleness(self) -> None:
+        self._end_idle_apps()
+        running = any(app.state != "stopped" for app in self.objects.apps.values())
+        if self.peers or running:
+            self.busy_at = time.monotonic()
+        elif time.monotonic() - self.busy_at >= self.config.idle_timeout:
+            self.end(f"nobody used it for {self.config.idle_timeout:g} s")
 
     def _end_idle_apps(self) -> None:
         """A detached app whose maker is gone ends when nothing of it is left to do."""
@@ -235,6 +271,7 @@ class Server:
             stream.close("it speaks another version")
             return
         if message.role == "client":
+            stream.hold_above = UNREAD_LIMIT_BYTES
             peer = Peer(self.loop, stream)
             peer.prefix = message.prefix
             stream.owner = peer
@@ -248,6 +285,8 @@ class Server:
 
     def _on_agent(self, stream: FrameStream, message: Message, payload: bytes) -> None:
         node = stream.owner
+        if isinstance(node, Node):
+            node.silence = 0
         if isinstance(message, GetBlob):
             self._agent_blob(stream, message)
         elif isinstance(message, Register):
@@ -304,11 +343,16 @@ class Server:
 
     # -- runners
 
-    def _on_runner(self, container_id: str, sock: socket.socket) -> None:
+    def _on_runner(self, container_id: str, sock: socket.socket | None) -> None:
+        if sock is None:
+            log.error("a runner's socket could not be taken", container=container_id)
+            self.reconciler.stop_container(container_id, 0.0, "the server has no file descriptor left for it")
+            return
         stream = FrameStream(self.loop, self._on_runner_frame, self._on_runner_lost)
         if not self.reconciler.adopt_runner(container_id, stream):
             sock.close()
             return
+        stream.hold_above = UNREAD_LIMIT_BYTES
         sock.setblocking(False)
         self.loop.create_task(self._attach(stream, sock))
 
@@ -328,8 +372,9 @@ class Server:
                 self.reconciler.runner_loaded(record, message, payload)
             else:
                 self._runner_asks(record, message, payload)
-        except ValueError as error:
+        except (ValueError, Error) as error:
             stream.abort(f"received garbage: {error}")
+            self.reconciler.stop_container(record.container_id, 0.0, "its runner sent what is no message")
 
     def _runner_hello(self, record: ContainerRecord, message: Hello) -> None:
         if message.version not in SUPPORTED_VERSIONS:
@@ -424,24 +469,31 @@ class Server:
     def _push_log(self, peer: Peer, app: AppRecord, entry: Record) -> None:
         """A follower that does not read loses output, and is told how much, rather than filling this memory."""
         if peer.stream.paused:
-            peer.dropped[app.app_id] = peer.dropped.get(app.app_id, 0) + len(entry.data)
+            lost = peer.dropped.setdefault(app.app_id, Dropped(entry.container_id, entry.function))
+            lost.size += len(entry.data)
             return
-        self._tell_dropped(peer, app, entry)
+        self._tell_dropped(peer, app)
         peer.stream.send(log_chunk(app, entry), entry.data)
 
-    def _tell_dropped(self, peer: Peer, app: AppRecord, entry: Record) -> None:
-        lost = peer.dropped.pop(app.app_id, 0)
-        if lost:
-            text = f"[{lost} bytes of output were dropped, as they came faster than they were read]\n"
-            note = Record(entry.at, entry.container_id, entry.function, "system", text.encode())
+    def _tell_dropped(self, peer: Peer, app: AppRecord) -> None:
+        lost = peer.dropped.pop(app.app_id, None)
+        if lost is not None:
+            text = f"[{lost.size} bytes of output were dropped, as they came faster than they were read]\n"
+            note = Record(time.time(), lost.container_id, lost.function, "system", text.encode())
             peer.stream.send(log_chunk(app, note), note.data)
+
+    def _tell_all_dropped(self) -> None:
+        """Followers that have caught up, of apps that have written nothing since."""
+        for peer in self.peers:
+            for app_id in list(peer.dropped) if not peer.stream.paused else ():
+                self._tell_dropped(peer, self.objects.apps[app_id])
 
     async def _end_output(self, app: AppRecord) -> None:
         """Nothing more will come of the app: say now what its followers have missed."""
         for peer in [peer for peer in app.followers if app.app_id in peer.dropped]:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(peer.stream.drained(), DRAIN_TIMEOUT)
-            self._tell_dropped(peer, app, Record(time.time(), "", "", "system", b""))
+            self._tell_dropped(peer, app)
 
     def _warn(self, app: AppRecord, node: Node) -> None:
         """What protection is missing is said to whoever runs code there, each time."""

@@ -25,6 +25,8 @@ from squall.protocol.transport import FrameStream
 log = Logger("server")
 
 HANDOFF_BYTES = 4096
+SILENCE_LIMIT = 30
+"""Seconds; an agent reports every five."""
 
 
 class Node:
@@ -36,6 +38,8 @@ class Node:
         self.machine = machine
         self.containers: set[str] = set()
         self.used: dict[str, dict[str, float]] = {}
+        self.silence = 0
+        """Looks at it since it was last heard of."""
 
     def send(self, message: Message, payload: bytes = b"") -> None:
         self.stream.send(message, payload)
@@ -46,8 +50,9 @@ class Nodes:
         self.loop = loop
         self.nodes: dict[str, Node] = {}
         self.changed = asyncio.Event()
-        self.on_runner: Callable[[str, socket.socket], None]
-        """Set by `main`: takes the socket of a container's runner."""
+        self.on_runner: Callable[[str, socket.socket | None], None]
+        """Set by `main`: takes the socket of a container's runner, or None when there was no descriptor left for it:
+        the kernel then drops it without an error."""
         self._handoff: socket.socket | None = None
         self._links: set[socket.socket] = set()
 
@@ -62,6 +67,16 @@ class Nodes:
         for warning in machine.warnings:
             log.warning(warning, node=node.node_id)
         return node
+
+    def silent(self) -> list[Node]:
+        """To be called every second: the nodes that have said nothing for so long that they must hang.
+
+        Looks are counted, not seconds: if it was this process that stood still, what they said meanwhile is read
+        before the next look.
+        """
+        for node in self.nodes.values():
+            node.silence += 1
+        return [node for node in self.nodes.values() if node.silence > SILENCE_LIMIT]
 
     def lost(self, node: Node) -> None:
         self.nodes.pop(node.node_id, None)
@@ -107,8 +122,8 @@ class Nodes:
         sockets = [socket.socket(fileno=fd) for fd in fds]
         try:
             container_id = json.loads(data)["container_id"]
-            if len(sockets) == 1 and isinstance(container_id, str):
-                self.on_runner(container_id, sockets.pop())
+            if len(sockets) <= 1 and isinstance(container_id, str):
+                self.on_runner(container_id, sockets.pop() if sockets else None)
         except (ValueError, KeyError, TypeError) as error:
             log.warning("a malformed hand-over was refused", error=str(error))
         finally:

@@ -17,7 +17,9 @@ from squall.protocol.messages import CreateApp, FunctionSpec, new_id
 from squall.protocol.states import AppState
 from squall.server.database import Database
 from squall.server.dispatch import FunctionOptions
+from squall.server.scheduler import parse_gpu
 
+GPU = re.compile(r"[A-Za-z0-9_!-]{1,60}(:[1-9][0-9]{0,3})?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HISTORY_LIMIT = 200
 
@@ -43,6 +45,9 @@ class FunctionRecord:
     function_id: str
     app: AppRecord
     spec: FunctionSpec
+    progress: tuple[int, float] = (0, 0.0)
+    """Inputs that had ended, and since when it is that many."""
+    told_stalled: bool = False
     told_stats: dict[str, int] = field(default_factory=dict)
     """What its followers were last told."""
 
@@ -71,6 +76,7 @@ class Objects:
         self.database = database
         self.apps: dict[str, AppRecord] = {}
         self.functions: dict[str, FunctionRecord] = {}
+        self._recalled = False
 
     def create_app(self, message: CreateApp, owner: Any, now_wall: float) -> AppRecord:
         if not NAME.fullmatch(message.name):
@@ -145,6 +151,27 @@ class Objects:
             raise NotFoundError(f"no app `{ref[:80]}`", hint=hint)
         return next((app for app in named if app.state == "running"), named[-1])
 
+    async def recall(self) -> None:
+        """Fill the history with the newest apps of earlier servers, for whoever looks back. Once."""
+        if self._recalled:
+            return
+        self._recalled = True
+
+        def work(connection: Any) -> list[Any]:
+            from squall.server import tables
+
+            table = tables.apps
+            query = table.select().order_by(table.c.created_at.desc()).limit(HISTORY_LIMIT)
+            return list(connection.execute(query))
+
+        past: dict[str, AppRecord] = {}
+        for row in reversed(await self.database.read(work)):
+            if row.app_id not in self.apps:
+                app = past[row.app_id] = AppRecord(row.app_id, row.name, row.detached, row.created_at, None)
+                app.state, app.stopped_at = "stopped", row.stopped_at or 0.0
+                app.reason = row.reason or "its server ended"
+        self.apps = {**past, **self.apps}
+
     def function(self, function_id: str) -> FunctionRecord:
         record = self.functions.get(function_id)
         if record is None:
@@ -157,20 +184,40 @@ def check_spec(spec: FunctionSpec) -> None:
     problems = [
         (not spec.tag or len(spec.tag) > 256 or not spec.tag.isprintable(), f"function name `{spec.tag[:80]!r}`"),
         (" " in spec.tag, f"function name `{spec.tag}` with a space"),
-        (not 0 < spec.cpu <= 1024, f"cpu={spec.cpu}"),
-        (not 1 <= spec.memory_mib <= 1 << 24, f"memory={spec.memory_mib}"),
+        (not 0 < spec.cpu <= 4096, f"cpu={spec.cpu}"),
+        (not 1 <= spec.memory_mib <= 1 << 30, f"memory={spec.memory_mib}"),
+        (not 0 <= spec.cpu_limit <= 8192, f"cpu limit {spec.cpu_limit}"),
+        (not 0 <= spec.memory_limit_mib <= 1 << 30, f"memory limit {spec.memory_limit_mib}"),
+        (not all(len(wish) < 80 and GPU.fullmatch(wish) for wish in spec.gpu[:20]), f"gpu={str(spec.gpu)[:80]}"),
+        (len(spec.gpu) > 20, f"a list of {len(spec.gpu)} GPUs"),
         (not 0.1 <= spec.timeout <= 86400, f"timeout={spec.timeout}"),
         (not 0.1 <= spec.startup_timeout <= 86400, f"startup_timeout={spec.startup_timeout}"),
         (not 0 <= spec.retries.max_retries <= 10_000, f"retries={spec.retries.max_retries}"),
+        (not 0 <= spec.retries.initial_delay <= 3600, f"a delay of {spec.retries.initial_delay} before a retry"),
+        (not 0 <= spec.retries.max_delay <= 3600, f"a delay of {spec.retries.max_delay} before a retry"),
+        (not 1 <= spec.retries.backoff_coefficient <= 10, f"backoff_coefficient={spec.retries.backoff_coefficient}"),
         (not 0 <= spec.min_containers <= 100_000, f"min_containers={spec.min_containers}"),
         (not 0 <= spec.max_containers <= 100_000, f"max_containers={spec.max_containers}"),
         (not 0 <= spec.buffer_containers <= 100_000, f"buffer_containers={spec.buffer_containers}"),
         (not 0 <= spec.scaledown_window <= 86400, f"scaledown_window={spec.scaledown_window}"),
         (not 1 <= spec.concurrency <= 10_000, f"concurrency={spec.concurrency}"),
+        (not 0 <= spec.cpu_limit <= 4096, f"cpu limit {spec.cpu_limit}"),
+        (not 0 <= spec.memory_limit_mib <= 1 << 24, f"memory limit {spec.memory_limit_mib}"),
+        (not 1 <= spec.retries.backoff_coefficient <= 10, f"backoff_coefficient={spec.retries.backoff_coefficient}"),
+        (not 0 <= spec.retries.initial_delay <= 86400, f"initial_delay={spec.retries.initial_delay}"),
+        (not 0 <= spec.retries.max_delay <= 86400, f"max_delay={spec.retries.max_delay}"),
+        (not all(map(_is_gpu, spec.gpu)), f"gpu={spec.gpu}"),
     ]
     for wrong, what in problems:
         if wrong:
             raise InvalidError(f"function `{spec.tag[:80]}`: {what} is not allowed")
+
+
+def _is_gpu(wish: str) -> bool:
+    try:
+        return 0 < parse_gpu(wish)[1] <= 1024
+    except ValueError:
+        return False
 
 
 def _storable(spec: FunctionSpec) -> str:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
-from squall._observe import count
+from squall._observe import Logger, count
 from squall.protocol.messages import (
+    INLINE_LIMIT_BYTES,
     CancelRun,
     ContainerEvent,
     ContainerSpec,
@@ -54,13 +56,20 @@ from squall.server.timelines import ContainerTimeline
 from squall.server.wire import run_head
 from squall.storage.blobs import check_digest
 
+log = Logger("server")
+
+log = Logger("server")
+
 ROUND_S = 0.5
 """How often the autoscaler looks at every function, asked or not."""
 STREAM_GRACE = 5.0
 """A runner's socket may end this long before its node reports why."""
 HISTORY_LIMIT = 5000
+LOAD_TEXT_LIMIT = 4000
+"""Characters kept of what a runner says about a failed import."""
 TELL_WAITING_AFTER = 2.0
 """Seconds without room before the followers of an app hear of it: a start of the machine is not worth a word."""
+TELL_STALLED_AFTER = 10.0
 Notify = Callable[[FunctionRecord, str, dict[str, Any]], None]
 
 
@@ -130,7 +139,7 @@ class Reconciler:
                 heads.append(run_head(input_.call.call_id, input_.idx, len(data), "", input_.attempt))
                 parts.append(data)
         header = '{"t":"run","items":[' + ",".join(heads) + "]}"
-        record.stream.send_raw(header.encode(), parts[0] if len(parts) == 1 else b"".join(parts))
+        record.stream.send_raw(header.encode(), *parts)
 
     def _arm(self, deadline: float) -> None:
         if self._timer is not None:
@@ -174,11 +183,37 @@ class Reconciler:
         """The periodic look at everything: windows that passed, room that came free, delays that are over."""
         while True:
             await asyncio.sleep(ROUND_S)
-            now = time.monotonic()
-            for function_id in list(self.dispatch.functions):
-                self._scale(now, function_id)
-                self._tell_stats(function_id)
-            self.place(now)
+            try:
+                self._round(time.monotonic())
+            except Exception:  # a bug of ours: it costs this round, not every later one
+                log.error("a round failed", error=traceback.format_exc())
+
+    def _round(self, now: float) -> None:
+        for function_id in list(self.dispatch.functions):
+            self._scale(now, function_id)
+            self._tell_stats(function_id)
+            self._tell_stalled(now, function_id)
+        self.place(now)
+
+    def _tell_stalled(self, now: float, function_id: str) -> None:
+        """Inputs that wait behind busy containers are nothing wrong, and what a program that hangs looks like."""
+        state, function = self.dispatch.functions.get(function_id), self.objects.functions.get(function_id)
+        if state is None or function is None:
+            return
+        ended, since = function.progress
+        if ended != state.finished or not state.queued or state.starting:
+            function.progress = (state.finished, now)
+            function.told_stalled = False
+        elif now - since > TELL_STALLED_AFTER and not function.told_stalled and state.containers:
+            function.told_stalled = True
+            limit = state.options.max_containers
+            many = len(state.containers)
+            busy = "its one container is busy" if many == 1 else f"its {many} containers are busy"
+            room = f", and max_containers={limit}" if limit and len(state.containers) >= limit else ""
+            refusal = self._refusals.get(function_id, (0.0, ""))[1]
+            why = room or (f"; {refusal}" if refusal else "")
+            reason = f"none of its inputs has ended for {TELL_STALLED_AFTER:g} s and {busy}{why}"
+            self.notify(function, "waiting", {"reason": reason})
 
     def _tell_stats(self, function_id: str) -> None:
         state, function = self.dispatch.functions.get(function_id), self.objects.functions.get(function_id)
@@ -309,7 +344,11 @@ class Reconciler:
             return
         now = time.monotonic()
         record.timeline.loaded_at = time.time()
-        record.timeline.load_steps = message.steps
+        # The tenant's words, kept for as long as the container is remembered, and told to each input that waits.
+        record.timeline.load_steps = {name[:32]: ms for name, ms in list(message.steps.items())[:32]}
+        message.message, message.hint = message.message[:LOAD_TEXT_LIMIT], message.hint[:LOAD_TEXT_LIMIT]
+        if len(payload) > INLINE_LIMIT_BYTES:
+            payload = b""
         if not message.ok:
             record.init_error = Result(payload, record.container_id, 0.0, 0.0)
             record.reason = f"could not load `{record.function.spec.tag}`: {message.message}"
@@ -396,6 +435,7 @@ class Reconciler:
         self._tell(record)
         self.metering.stopped(record.container_id, _stop_row(record), _timeline_row(record.timeline))
         record.gone.set()
+        record.init_error = None  # told to whom it concerned; history is for names and times
         self.history[record.container_id] = record
         if len(self.history) > HISTORY_LIMIT:
             del self.history[next(iter(self.history))]

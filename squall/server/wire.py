@@ -71,7 +71,7 @@ class Outbox:
         if not self._heads:
             return
         header = '{"t":"outputs","items":[' + ",".join(self._heads) + "]}"
-        self._stream.send_raw(header.encode(), b"".join(self._parts))
+        self._stream.send_raw(header.encode(), *self._parts)
         self._heads.clear()
         self._parts.clear()
         self._bytes = 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from squall import client as clients
+from squall.client import Client
 from tests.conftest import temporary_home
 
 
@@ -16,13 +17,19 @@ from tests.conftest import temporary_home
 def own_home() -> Iterator[Path]:
     """A new home, and a process without a client until it is first needed."""
     with temporary_home() as path:
-        before, clients._state.client = clients._state.client, None
+        before = swap_client(None)
         try:
             yield path
         finally:
-            mine, clients._state.client = clients._state.client, before
+            mine = swap_client(before)
             if mine is not None:
                 mine.close()
+
+
+def swap_client(client: Client | None) -> Client | None:
+    """Make `client` that of this process; the one before."""
+    before, clients._state.client = clients._state.client, client
+    return before
 
 
 @pytest.fixture

@@ -159,5 +159,6 @@ def leave_threads() -> int:
 
 @app.function()
 def yields_then_dies(n: int) -> Iterator[int]:
+    print("attempt", flush=True)
     yield from range(n)
     os._exit(6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
@@ -26,6 +25,7 @@ from squall.protocol.messages import (
 )
 from squall.protocol.transport import FrameReader
 from tests.conftest import processes_of, wait_until
+
 
 class Kept:
     """An `Output` that keeps everything."""

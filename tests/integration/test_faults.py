@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -9,9 +10,11 @@ import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from squall import FunctionCall
 from squall.exception import (
     CancelledError,
     ContainerLostError,
@@ -102,18 +105,19 @@ def test_a_fork_bomb_leaves_room_for_its_neighbours(output: Kept) -> None:
 
 
 def test_a_poisonous_input_fails_alone_among_a_hundred() -> None:
-    results = list(faulty.poisonous.map(range(101), return_exceptions=True))
+    results: list[Any] = list(faulty.poisonous.map(range(101), return_exceptions=True))
     assert [x for x in results if isinstance(x, int)] == [x for x in range(101) if x != 50]
     assert isinstance(results[50], ContainerLostError)
     assert "exited with code 9" in results[50].message
 
 
-def test_a_generator_that_yielded_is_not_run_again_when_its_container_dies() -> None:
-    taken = []
+def test_a_generator_that_yielded_is_not_run_again_when_its_container_dies(output: Kept) -> None:
+    values = faulty.yields_then_dies.remote_gen(5)
+    assert [next(values) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(ContainerLostError, match="exited with code 6"):
-        for value in faulty.yields_then_dies.remote_gen(5):
-            taken.append(value)
-    assert taken == [0, 1, 2, 3, 4]
+        next(values)
+    wait_ended("yields_then_dies")
+    assert output.text("yields_then_dies") == b"attempt\n"
 
 
 @pytest.mark.parametrize("runner", [True, False], ids=["runner", "init"])
@@ -153,7 +157,7 @@ def test_retries_wait_longer_each_time_and_are_counted(output: Kept) -> None:
         faulty.fail_and_tell.remote()
     at = [chunk.at for chunk, data in output.chunks if chunk.function == "fail_and_tell" for _ in data.splitlines()]
     assert len(at) == 4
-    waits = [later - earlier for earlier, later in zip(at, at[1:], strict=False)]
+    waits = [later - earlier for earlier, later in itertools.pairwise(at)]
     assert all(wait >= least for wait, least in zip(waits, (0.19, 0.39, 0.79), strict=True)), waits
 
 
@@ -284,7 +288,7 @@ def test_cancelled_while_it_runs_a_call_ends_as_cancelled_and_its_container_goes
 
 
 def test_an_async_function_is_cancelled_while_it_waits() -> None:
-    call = faulty.cancellable_async.spawn(600)
+    call: FunctionCall[Any] = faulty.cancellable_async.spawn(600)
     wait_until(lambda: any(row["running"] for row in containers_of("cancellable_async")), "it runs")
     call.cancel()
     with pytest.raises(CancelledError):

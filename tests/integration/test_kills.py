@@ -7,14 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from squall import FunctionCall
 from squall.client import Client
-from squall.exception import Error, RemoteError, ServiceError
+from squall.exception import RemoteError, ServiceError
 from tests.conftest import leftovers, wait_until
 from tests.integration import faulty
 from tests.integration.support import (
@@ -37,7 +36,9 @@ SQUARES = [x * x for x in range(100)]
 def kill(home: Path, part: str) -> list[int]:
     """Kill -9 the home's `server` or `node`; the pids of containers and zygotes that it had then."""
     had = [*inits(home).values(), *zygotes(home)]
-    os.kill(pid_of(home, part), signal.SIGKILL)
+    pid = pid_of(home, part)
+    assert pid, f"there is no {part}"
+    os.kill(pid, signal.SIGKILL)
     return had
 
 
@@ -53,11 +54,6 @@ def client_script(path: Path, body: str) -> subprocess.Popen[str]:
     path.write_text(f"import time\nfrom tests.integration import faulty\n{body}\n")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     return subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True, env=environment)
-
-
-@pytest.fixture
-def agent_log(home: Path) -> Iterator[Path]:
-    yield home / "state" / "agent.log"
 
 
 # ---- the agent ----------------------------------------------------------------------------------------------------
@@ -85,11 +81,18 @@ def test_a_map_outlives_five_agents(home: Path) -> None:
         assert call.result() == [x * x for x in range(200)]
 
 
-def test_a_result_is_there_once_its_call_was_spawned_whatever_becomes_of_the_agent(home: Path) -> None:
+def test_an_input_that_lost_three_agents_has_lost_no_retry(home: Path) -> None:
     with faulty.app.run(output=Kept()):
         call = faulty.slowly.spawn(9, 1.0)
-        wait_until(lambda: any(row["running"] for row in containers_of("slowly")), "it runs")
-        kill(home, "node")
+        lost: set[str] = set()
+
+        def another() -> set[str]:
+            return {row["container_id"] for row in containers_of("slowly") if row["running"]} - lost
+
+        for _ in range(3):
+            wait_until(another, "it runs in another container")
+            lost.update(another())
+            kill(home, "node")
         assert call.get(timeout=30) == 81
 
 
@@ -97,7 +100,7 @@ def test_a_result_is_there_once_its_call_was_spawned_whatever_becomes_of_the_age
 
 
 def test_a_killed_server_takes_all_with_it_and_its_clients_are_told(home: Path) -> None:
-    with pytest.raises(Error), faulty.app.run(output=Kept()):
+    with faulty.app.run(output=Kept()):
         call = map_under_way()
         had = kill(home, "server")
         error = call.error(10)
@@ -106,7 +109,6 @@ def test_a_killed_server_takes_all_with_it_and_its_clients_are_told(home: Path) 
         assert error.hint
         wait_until(lambda: not any(is_alive(pid) for pid in had), "its containers and zygotes are gone", 10)
         wait_until(lambda: not leftovers(home), lambda: f"these are gone: {leftovers(home)}", 10)
-        raise error
 
 
 def test_after_a_killed_server_the_next_one_settles_what_it_owed(home: Path) -> None:

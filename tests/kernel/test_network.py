@@ -19,7 +19,7 @@ import pytest
 
 from squall._observe import counters
 from squall.exception import ConflictError
-from squall.node import netlink
+from squall.node import netlink, uplink
 from squall.node.linux import make_user_namespace
 from squall.node.network import Network, Pool
 from tests.kernel.fake_internet import HOST, SERVER, World, in_namespace, run_in_fake_host, shell, tcp
@@ -360,3 +360,16 @@ def test_five_hundred_namespaces_at_once_come_and_go_without_stopping_the_loop(r
             await world.until(lambda: not network._destroying, "all are destroyed")
 
     run_in_fake_host(scenario)
+
+
+def test_the_host_rules_are_put_back_on_a_node_with_more_descriptors_than_select_knows() -> None:
+    read, write = os.pipe()
+    high = fcntl.fcntl(read, fcntl.F_DUPFD_CLOEXEC, 2000)
+    try:
+        owner = uplink._TableOwner.__new__(uplink._TableOwner)
+        owner._table, owner.fd = "t", high
+        os.write(write, b"table ip t {\n}\n")
+        owner._wait_for_table()
+    finally:
+        for fd in (read, write, high):
+            os.close(fd)

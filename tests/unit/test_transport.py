@@ -12,7 +12,7 @@ import pytest
 from squall._blocking import both, run
 from squall.exception import NotFoundError, OutputTimeoutError, ServiceError
 from squall.protocol.messages import Failure, Message, Notice, Ping, Reply, StopApp, encode
-from squall.protocol.transport import FrameReader, Link, Pending
+from squall.protocol.transport import FrameReader, FrameStream, Link, Pending
 
 WAIT = 10.0
 
@@ -182,3 +182,124 @@ def test_frames_are_cut_right_however_the_bytes_come(step: int) -> None:
 def test_a_frame_over_the_limit_is_refused_by_its_announcement_alone() -> None:
     with pytest.raises(ValueError, match="announces"):
         FrameReader(limit=1000).feed((10).to_bytes(4, "little") + (2 << 30).to_bytes(4, "little"))
+
+
+class Interrupted:
+    """A socket that takes `size` bytes of the first send, and is then interrupted as by Ctrl-C."""
+
+    def __init__(self, sock: socket.socket, size: int) -> None:
+        self.sock = sock
+        self.left = size
+
+    def send(self, data: bytes) -> int:
+        return self.sendmsg([data])
+
+    def sendmsg(self, parts: list[bytes]) -> int:
+        data = b"".join(parts)
+        if not self.left:
+            self.left = -1
+            raise KeyboardInterrupt
+        sent = self.sock.send(data if self.left < 0 else data[: self.left])
+        if self.left > 0:
+            self.left -= sent
+        return sent
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.sock, name)
+
+
+@pytest.mark.parametrize("payload", [b"small", bytes(1 << 17)])
+@pytest.mark.parametrize("size", [0, 5, 30, 60])
+def test_what_is_sent_after_an_interrupted_send_is_not_taken_for_its_rest(payload: bytes, size: int) -> None:
+    ours, theirs = socket.socketpair()
+    link = Link(ours, lambda *_: None, background=False)
+    link.sock = Interrupted(ours, size)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        link.send(StopApp("the first", reason="a header of more than sixty bytes"), payload)
+    link.send(StopApp("the second"))
+    theirs.settimeout(WAIT)
+    reader = FrameReader()
+    got: list[tuple[bytes, bytes]] = []
+    while not got or b"second" not in got[-1][0]:
+        got += reader.feed(theirs.recv(1 << 18))
+    assert [sent for _, sent in got] == [payload, b""][0 if size else 1 :]
+    link.close()
+    theirs.close()
+
+
+class Transport:
+    """What a FrameStream writes to; reads nothing by itself."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.is_reading = True
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        self.high = high
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting
+
+    def write(self, data: bytes) -> None:
+        self.waiting += len(data)
+
+    def writelines(self, parts: list[bytes]) -> None:
+        self.write(b"".join(parts))
+
+    def pause_reading(self) -> None:
+        self.is_reading = False
+
+    def resume_reading(self) -> None:
+        self.is_reading = True
+
+
+def answering_stream(loop: asyncio.AbstractEventLoop, answer: bytes) -> tuple[FrameStream, Transport]:
+    """A stream that answers each frame with `answer` and may hold 1 MiB that is not read."""
+    stream = FrameStream(loop, lambda s, header, payload: s.send(Reply(), answer), lambda s, reason: None)
+    stream.hold_above = 1 << 20
+    transport = Transport()
+    stream.connection_made(transport)
+    return stream, transport
+
+
+def test_who_asks_and_does_not_read_is_not_listened_to() -> None:
+    async def body() -> None:
+        stream, transport = answering_stream(asyncio.get_running_loop(), bytes(1 << 18))
+        stream.data_received(encode(Ping()) * 1000)
+        await asyncio.sleep(0)
+        assert transport.waiting < 2 << 20
+        assert not transport.is_reading
+
+    asyncio.run(body())
+
+
+def test_who_reads_again_gets_every_answer() -> None:
+    async def body() -> None:
+        stream, transport = answering_stream(asyncio.get_running_loop(), bytes(1 << 18))
+        stream.data_received(encode(Ping()) * 1000)
+        stream.pause_writing()
+        answered = 0
+        for _ in range(2000):
+            await asyncio.sleep(0)
+            answered, transport.waiting = answered + transport.waiting, 0
+            stream.resume_writing()
+        assert answered // (1 << 18) == 1000
+        assert transport.is_reading
+
+    asyncio.run(body())
+
+
+def test_what_is_sent_before_there_is_a_connection_leaves_with_it() -> None:
+    async def body() -> None:
+        stream = FrameStream(asyncio.get_running_loop(), lambda *_: None, lambda *_: None)
+        stream.send(Ping())
+        await asyncio.sleep(0)
+        transport = Transport()
+        stream.connection_made(transport)
+        await asyncio.sleep(0)
+        assert transport.waiting == len(encode(Ping()))
+
+    asyncio.run(body())

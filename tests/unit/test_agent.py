@@ -1,0 +1,131 @@
+"""The agent against a runtime that fails in ways nobody foresaw: the server hears of each container's end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from squall import config
+from squall.node.agent import Agent
+from squall.node.runtime import Container, ContainerIO, Exit, Runtime
+from squall.protocol.messages import (
+    ContainerEvent,
+    ContainerSpec,
+    Message,
+    StartContainer,
+    StopContainer,
+    encode_header,
+)
+from squall.protocol.transport import FrameStream
+
+
+class Sent:
+    """A stream to the server that keeps what is sent."""
+
+    paused = False
+    closing = ""
+
+    def __init__(self) -> None:
+        self.events: list[ContainerEvent] = []
+
+    def send(self, message: Message, payload: bytes = b"") -> None:
+        if isinstance(message, ContainerEvent):
+            self.events.append(message)
+
+
+class Standing(Container):
+    """A container whose end cannot be told."""
+
+    def __init__(self, container_id: str) -> None:
+        self.container_id, self.pid, self.steps = container_id, 1, {}
+
+    async def wait(self) -> Exit:
+        raise ValueError("invalid wait status: 65535")
+
+    def signal(self, signum: int) -> None: ...
+
+    def kill(self, reason: str) -> None: ...
+
+    def usage(self) -> dict[str, float]:
+        return {}
+
+    def exec(self, argv: Any, **_: Any) -> int:
+        raise AssertionError
+
+
+class Broken(Runtime):
+    name = "broken"
+
+    def __init__(self, make: Callable[[str], Container]) -> None:
+        self.make = make
+
+    @classmethod
+    def problems(cls) -> list[str]:
+        return []
+
+    def warnings(self) -> list[str]:
+        return []
+
+    async def start(self) -> None: ...
+
+    async def create(self, spec: ContainerSpec, io: ContainerIO, source: Path | None) -> Container:
+        return self.make(spec.container_id)
+
+    async def close(self) -> None: ...
+
+
+def with_agent(tmp_path: Path, runtime: Runtime, body: Callable[[Agent, Sent], Awaitable[None]]) -> None:
+    async def main() -> None:
+        agent = Agent(config.load({"SQUALL_HOME": str(tmp_path)}), runtime)
+        sent = Sent()
+        agent.stream = cast(FrameStream, sent)
+        agent.handoff, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with contextlib.closing(agent.handoff), server:
+            await asyncio.wait_for(body(agent, sent), 10)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [RecursionError("too deep"), KeyError("size"), OSError(24, "Too many open files")])
+def test_a_container_that_cannot_be_made_is_reported_whatever_went_wrong(tmp_path: Path, error: Exception) -> None:
+    def make(container_id: str) -> Container:
+        raise error
+
+    async def body(agent: Agent, sent: Sent) -> None:
+        await agent._start(StartContainer(ContainerSpec("co-1")))
+        assert [event.state for event in sent.events] == ["exited"]
+        assert sent.events[0].reason.startswith("could not be made: ")
+        assert not agent.held
+
+    with_agent(tmp_path, Broken(make), body)
+
+
+def test_a_message_the_agent_stumbles_over_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[str] = []
+
+    def stop(message: StopContainer) -> None:
+        stopped.append(message.container_id)
+        raise OverflowError("timestamp too large")
+
+    async def body(agent: Agent, sent: Sent) -> None:
+        monkeypatch.setattr(agent, "_stop", stop)
+        for container_id in ("co-1", "co-2"):
+            agent._on_frame(agent.stream, encode_header(StopContainer(container_id, 1e300)), b"")
+        assert stopped == ["co-1", "co-2"]
+
+    with_agent(tmp_path, Broken(Standing), body)
+
+
+def test_a_container_whose_end_cannot_be_told_is_reported_as_gone(tmp_path: Path) -> None:
+    async def body(agent: Agent, sent: Sent) -> None:
+        await agent._start(StartContainer(ContainerSpec("co-1")))
+        assert [event.state for event in sent.events] == ["starting", "exited"]
+        assert not agent.held
+
+    with_agent(tmp_path, Broken(Standing), body)
