@@ -220,19 +220,9 @@ class Builder:
         await asyncio.get_running_loop().run_in_executor(self.runtime.executor, _tidy, building)
 
     async def _write_inputs(self, work: _Work, recipe: recipes.Recipe, inputs: Path) -> None:
-        inputs.mkdir(mode=0o755)
-        for name, text in recipe.inputs.items():
-            (inputs / name).write_text(text)
-            (inputs / name).chmod(0o644)
-        if work.step.kind == "copy":
-            data = await self._read_blob(work.step.blob)
-            (inputs / "files").mkdir(mode=0o755)
-            await asyncio.get_running_loop().run_in_executor(self.runtime.executor, unpack, data, inputs / "files")
-        elif work.step.kind == "function":
-            (inputs / "function").write_bytes(await self._read_blob(work.step.blob))
-            (inputs / "args").write_bytes(bytes.fromhex(work.step.args["args"]))
-            for name in ("function", "args"):
-                (inputs / name).chmod(0o644)
+        data = await self._read_blob(work.step.blob) if work.step.blob else b""
+        executor = self.runtime.executor
+        await asyncio.get_running_loop().run_in_executor(executor, write_inputs, work.step, recipe, inputs, data)
 
     async def _run_container(
         self, work: _Work, recipe: recipes.Recipe, building: Path, inputs: Path, output: _Output
@@ -376,6 +366,20 @@ def uv_mount(step: ImageStep) -> list[tuple[str, str]]:
     return [(str(path.resolve()), recipes.UV)]
 
 
+def write_inputs(step: ImageStep, recipe: recipes.Recipe, inputs: Path, data: bytes) -> None:
+    """What a step's command reads, as files that everybody may read: inside they are nobody's."""
+    inputs.mkdir(mode=0o755)
+    files = {name: text.encode() for name, text in recipe.inputs.items()}
+    if step.kind == "function":
+        files |= {"function": data, "args": bytes.fromhex(step.args["args"])}
+    for name, content in files.items():
+        (inputs / name).write_bytes(content)
+        (inputs / name).chmod(0o644)
+    if step.kind == "copy":
+        (inputs / "files").mkdir(mode=0o755)
+        unpack(data, inputs / "files")
+
+
 def _make_cache(cache: Path) -> None:
     if not cache.is_dir():
         cache.mkdir(parents=True, mode=0o700)
@@ -398,13 +402,14 @@ TAIL_LINES = 30
 _HINTS = (
     (("No space left on device",), "the disk or a limit of the build is full: `squall image prune` frees some"),
     (
-        ("error: command 'gcc' failed", "command 'cc' failed", "No such file or directory: 'gcc'", "unable to execute 'gcc'",
-         "No such file or directory: 'cc'", "C compiler", "Failed to build", "failed to build", "Python.h: No such file",
+        ("command 'gcc' failed", "command 'cc' failed", "file or directory: 'gcc'", "unable to execute 'gcc'",
+         "file or directory: 'cc'", "C compiler", "Failed to build", "failed to build", "Python.h: No such file",
          "linker `cc` not found"),
         'the package is compiled: put `.apt_install("build-essential", "python3-dev")` before this step',
     ),
     (
-        ("No solution found", "No matching distribution", "Could not find a version", "was not found in the package registry"),
+        ("No solution found", "No matching distribution", "Could not find a version",
+         "was not found in the package registry"),
         "check the name and the versions asked for, or name the index it is in: `index_url=`, `extra_index_url=`",
     ),
     (("Unable to locate package", "has no installation candidate"), "check the name at https://packages.debian.org"),

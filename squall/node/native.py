@@ -44,6 +44,7 @@ from squall.node.runtime import (
     identity,
     passed_environment,
 )
+from squall.node.settings import HostSettings
 from squall.node.trial import find_problems
 from squall.node.zygote import (
     ENVIRONMENT,
@@ -56,8 +57,7 @@ from squall.node.zygote import (
     fork_shell,
     join_and_exec,
 )
-from squall.node.settings import HostSettings
-from squall.protocol.images import Settings, image_id_of, settings_of
+from squall.protocol.images import Settings, check_image, image_id_of, settings_of
 from squall.protocol.messages import ContainerSpec, ImageSpec
 
 PARALLEL_CREATIONS = 8
@@ -472,6 +472,7 @@ class NativeRuntime(Runtime):
 
     async def _image_nursery(self, workspace: _Workspace, image: ImageSpec) -> _Nursery:
         """Of an image whose layers are all here; made anew when one of them was built again since."""
+        check_image(image)
         host = await self.host_settings()
         layers = self.layers.resolve(image)
         name = ":".join([image_id_of(image.steps), *(layer.path.name for layer in layers)])

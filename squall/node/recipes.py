@@ -176,7 +176,9 @@ def base_files(step: ImageStep, host: HostSettings) -> Recipe:
     sources = _sources(suite, host)
     lines = [
         f"test -e {KEYRING} || {{ echo 'the node lacks {KEYRING}'; exit 3; }}",
-        "for tool in apt-get dpkg-deb tar; do command -v $tool >/dev/null || { echo the node lacks $tool; exit 3; }; done",
+        "for tool in apt-get dpkg-deb tar; do",
+        "  command -v $tool > /dev/null || { echo the node lacks $tool; exit 3; }",
+        "done",
         "a=/tmp/apt; mkdir -p $a/lists/partial $a/archives/partial $a/etc",
         ": > $a/status",
         f"cp {INPUTS}/sources.list {INPUTS}/apt.conf $a/etc/",
@@ -196,7 +198,9 @@ def base_files(step: ImageStep, host: HostSettings) -> Recipe:
     ]
     conf = (
         f'{host.apt}Dir::State::status "/tmp/apt/status";\nDir::State::lists "/tmp/apt/lists";\n'
-        'Dir::Etc::main "/dev/null";\nDir::Etc::parts "/dev/null";\nDir::Cache "/tmp/apt";\nDir::Etc::sourcelist "/tmp/apt/etc/sources.list";\nDir::Etc::sourceparts "/dev/null";\n'
+        'Dir::Etc::main "/dev/null";\nDir::Etc::parts "/dev/null";\n'
+        'Dir::Cache "/tmp/apt";\nDir::Etc::sourcelist "/tmp/apt/etc/sources.list";\n'
+        'Dir::Etc::sourceparts "/dev/null";\n'
         'Dir::Etc::preferencesparts "/dev/null";\nDir::Log "/tmp/apt";\nAPT::Install-Recommends "false";\n'
         'Acquire::Languages "none";\nAcquire::Retries "3";\nAPT::Sandbox::User "root";\n'
     )

@@ -98,7 +98,7 @@ class HostSettings:
                 continue
             # An index's pages point at files beside it.
             shown = os.path.dirname(path) if os.path.basename(path) == "simple" else path
-            if shown in _NEVER or not shown.startswith("/"):
+            if shown in _NEVER:
                 _log.warning("a local package index is not shown to images: too much would be", path=shown)
             elif (shown, shown) not in self.mounts:
                 self.mounts.append((shown, shown))
@@ -125,15 +125,18 @@ def _local_path(word: str) -> str:
     return os.path.normpath(os.path.expanduser(word)) if not parts.scheme and word.startswith(("/", "~")) else ""
 
 
-def _read_pip(env: Mapping[str, str], home: Path) -> dict[str, str]:
-    """pip's settings, as pip orders them: site, user, the file that is named, then variables."""
+def _pip_files(env: Mapping[str, str], home: Path) -> list[Path]:
+    if env.get("PIP_CONFIG_FILE"):
+        return [Path(env["PIP_CONFIG_FILE"])]
     xdg = Path(env.get("XDG_CONFIG_HOME") or home / ".config")
     files = [Path("/etc/xdg/pip/pip.conf"), Path("/etc/pip.conf"), home / ".pip/pip.conf", xdg / "pip/pip.conf"]
-    files += [Path(sys.prefix, "pip.conf")]
-    if env.get("PIP_CONFIG_FILE"):
-        files = [Path(env["PIP_CONFIG_FILE"])]
+    return [*files, Path(sys.prefix, "pip.conf")]
+
+
+def _read_pip(env: Mapping[str, str], home: Path) -> dict[str, str]:
+    """pip's settings, as pip orders them: of the machine, of the user, of the environment, then variables."""
     found: dict[str, str] = {}
-    for file in files:
+    for file in _pip_files(env, home):
         parser = configparser.RawConfigParser()
         try:
             parser.read(file, encoding="utf-8")

@@ -77,10 +77,8 @@ def chain(steps: Iterable[ImageStep]) -> Iterator[tuple[str, ImageStep]]:
 
 def image_id_of(steps: Iterable[ImageStep]) -> str:
     """`im-` and the beginning of the last step's key."""
-    last = ""
-    for last, _ in chain(steps):
-        pass
-    return f"im-{last[:20]}"
+    keys = [key for key, _ in chain(steps)]
+    return f"im-{keys[-1][:20]}" if keys else ""
 
 
 def layer_keys(steps: Iterable[ImageStep]) -> Iterator[tuple[str, ImageStep]]:
@@ -223,7 +221,8 @@ def _check_apt(step: ImageStep) -> None:
     for name in step.args["packages"]:
         if not isinstance(name, str) or not _APT_NAME.fullmatch(name):
             raise InvalidError(
-                f"{name!r:.200} is not the name of a Debian package", hint="as in `apt_install('git', 'curl=7.88.1-10')`"
+                f"{name!r:.200} is not the name of a Debian package",
+                hint="as in `apt_install('git', 'curl=7.88.1-10')`",
             )
     if not step.args["packages"]:
         raise InvalidError("`apt_install` needs a package")
@@ -269,7 +268,9 @@ _REQUIREMENT = re.compile(
     r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\s*(\[[A-Za-z0-9,._\s-]*\])?\s*"
     r"($|;|\(?\s*[<>=!~]=?|===|@\s*(https?|git\+https?|git\+ssh)://)"
 )
-_ALLOWED_LINES = re.compile(r"(--(index-url|extra-index-url|find-links|pre|prefer-binary|only-binary|no-binary)\b|-i\s|-f\s)")
+_ALLOWED_LINES = re.compile(
+    r"(--(index-url|extra-index-url|find-links|pre|prefer-binary|only-binary|no-binary)\b|-i\s|-f\s)"
+)
 _HASHES = re.compile(r"\s+--hash[=\s]\S+")
 
 

@@ -34,6 +34,8 @@ from squall.storage.blobs import BlobStore
 
 NODE_TIMEOUT = 30.0
 """Seconds a build waits for a node to register."""
+NODE_TRIES = 3
+"""Times a build is begun when the node that builds is lost."""
 RECIPE_LIMIT_BYTES = 1 << 20
 KEPT_IMAGES = 1000
 
@@ -67,6 +69,7 @@ class Builds:
         self.blobs = blobs
         self.logs = logs
         self.images: dict[str, ImageRecord] = {}
+        self._sending: set[asyncio.Future[None]] = set()
         self._read()
 
     # -- building
@@ -75,12 +78,12 @@ class Builds:
         """Have the image built, or find that it is; `Reply.data` of `BuildImage`."""
         record = self._record(message.image)
         record.image = message.image
-        if record.done is None:
-            await self._begin(record)
         record.waiting.add(peer)
         try:
-            assert record.done is not None
-            done = await asyncio.shield(record.done)
+            for _ in range(NODE_TRIES):
+                done = await asyncio.shield(record.done or self._begin(record))
+                if done.code != ServiceError.code:
+                    break
         finally:
             record.waiting.discard(peer)
         if done.code:
@@ -102,10 +105,17 @@ class Builds:
             record = self.images[image_id] = ImageRecord(image_id, image, time.time())
         return record
 
-    async def _begin(self, record: ImageRecord) -> None:
-        loop = asyncio.get_running_loop()
-        done = record.done = loop.create_future()
+    def _begin(self, record: ImageRecord) -> asyncio.Future[BuildDone]:
+        """Start a build. Its future ends with its node's answer, or with that node."""
+        done: asyncio.Future[BuildDone] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda _: self._ended(record, done))
+        record.done = done
+        task = asyncio.ensure_future(self._send(record, done))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+        return done
+
+    async def _send(self, record: ImageRecord, done: asyncio.Future[BuildDone]) -> None:
         try:
             await asyncio.wait_for(self.nodes.changed.wait(), NODE_TIMEOUT)
         except asyncio.TimeoutError:
@@ -115,7 +125,8 @@ class Builds:
         record.node.send(BuildImage(record.image))
 
     def _ended(self, record: ImageRecord, done: asyncio.Future[BuildDone]) -> None:
-        record.done, record.node = None, None
+        if record.done is done:
+            record.done, record.node = None, None
         result = done.result()
         if result.code:
             record.error = result.message
