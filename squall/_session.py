@@ -26,7 +26,17 @@ from squall.client import Client, Output
 from squall.exception import ConflictError, Error, InvalidError, NotFoundError, ResourceExhaustedError
 from squall.options import checked_name
 from squall.protocol import payload as payloads
-from squall.protocol.messages import BuildImage, CreateApp, FunctionSpec, ImageSpec, LogChunk, Notice, StopApp
+from squall.protocol.messages import (
+    BuildImage,
+    CreateApp,
+    FunctionSpec,
+    GetImage,
+    ImageSpec,
+    ImageStep,
+    LogChunk,
+    Notice,
+    StopApp,
+)
 
 if TYPE_CHECKING:
     from squall.app import App
@@ -375,6 +385,13 @@ def build_image(image: Image, output: Output | None) -> str:
     if image._kind == "host":
         return ""
     return _blocking.run(_build(Client.current(), image, output or PlainOutput())).image_id
+
+
+def find_image(image_id: str) -> ImageSpec:
+    """The recipe of an image the server knows. Raises NotFoundError."""
+    reply, _ = _blocking.run(Client.current().request(GetImage(image_id)))
+    steps = [ImageStep(**step) for step in reply.data["recipe"]]
+    return ImageSpec("layers", steps, str(reply.data["image_id"]))
 
 
 async def stop_app(running: RunningApp, reason: str, timeout: float) -> None:

@@ -8,16 +8,19 @@ Local files named in steps are read at that moment. What a step may say is check
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from squall.exception import InvalidError
+from squall.exception import InvalidError, VersionError
 from squall.protocol.messages import ImageSpec, ImageStep
 
 if TYPE_CHECKING:
+    from squall._files import Ignore
     from squall.client import Output
 
 _NOT_YET = frozenset(
@@ -27,23 +30,11 @@ _NOT_YET = frozenset(
         "from_aws_ecr",
         "from_gcp_artifact_registry",
         "from_name",
-        "from_id",
         "from_scratch",
         "micromamba",
-        "pip_install_from_pyproject",
-        "uv_sync",
         "poetry_install_from_file",
         "pip_install_private_repos",
-        "run_function",
         "dockerfile_commands",
-        "shell",
-        "entrypoint",
-        "cmd",
-        "add_local_file",
-        "add_local_dir",
-        "add_local_python_source",
-        "imports",
-        "pipe",
         "publish",
     }
 )
@@ -86,9 +77,11 @@ class Image(metaclass=_ImageMeta):
         app = squall.App("tables", image=image)
     """
 
-    def __init__(self, parts: tuple[_Part, ...] = (), *, kind: str = "host") -> None:
+    def __init__(self, parts: tuple[_Part, ...] = (), *, kind: str = "host", fixed: ImageSpec | None = None) -> None:
         self._parts = parts
         self._kind = kind
+        self._fixed = fixed
+        """The recipe of an image that the server knows."""
 
     # -- bases
 
@@ -126,6 +119,24 @@ class Image(metaclass=_ImageMeta):
                 hint=f"give one of: {', '.join(repr(version) for version in DEBIAN)}",
             )
         return cls((_Part(_checked(ImageStep("debian", {"suite": suite}, force=force_build))),), kind="layers")
+
+    @classmethod
+    def from_id(cls, image_id: str) -> Image:
+        """An image that was built before, by its id as `squall image list` shows it. Raises NotFoundError.
+
+        Example:
+
+            image = squall.Image.debian_slim().build()
+            same = squall.Image.from_id(image.image_id)
+        """
+        from squall._session import find_image
+
+        return cls(kind="layers", fixed=find_image(image_id))
+
+    @property
+    def image_id(self) -> str:
+        """`im-` and a digest of all its steps; empty for `Image.host()`. Reads the local files that the steps name."""
+        return self._resolve()[0].image_id
 
     # -- commands
 
@@ -234,7 +245,240 @@ class Image(metaclass=_ImageMeta):
             args["options"] = options
         return self._with(kind, args, force, later)
 
+    def pip_install_from_pyproject(
+        self,
+        pyproject_toml: str,
+        optional_dependencies: Sequence[str] = (),
+        *,
+        index_url: str | None = None,
+        extra_index_url: str | None = None,
+        find_links: str | None = None,
+        pre: bool = False,
+        extra_options: str = "",
+        force_build: bool = False,
+        **later: object,
+    ) -> Image:
+        """Install the dependencies of a project of yours, not the project itself, with pip.
+
+        - `pyproject_toml`: its file; `[project] dependencies` are installed.
+        - `optional_dependencies`: groups of `[project.optional-dependencies]` to install too.
+
+        Example:
+
+            image = squall.Image.debian_slim().pip_install_from_pyproject("pyproject.toml")
+        """
+        options = _options(index_url, extra_index_url, find_links, pre, extra_options)
+        packages = _dependencies(os.fspath(pyproject_toml), optional_dependencies)
+        return self._install("pip", packages, None, options, force_build, later)
+
+    def uv_sync(
+        self,
+        uv_project_dir: str = "./",
+        *,
+        groups: Sequence[str] | None = None,
+        extras: Sequence[str] | None = None,
+        frozen: bool = True,
+        extra_options: str = "",
+        force_build: bool = False,
+        **later: object,
+    ) -> Image:
+        """Install the locked dependencies of a uv project of yours, not the project itself.
+
+        - `uv_project_dir`: where its `pyproject.toml` and `uv.lock` are.
+        - `groups`, `extras`: dependency groups and optional dependencies to install too.
+        - `frozen`: False lets uv bring the lock up to date first, in the build; your file stays as it is.
+
+        Example:
+
+            image = squall.Image.debian_slim().uv_sync()
+        """
+        project = os.fspath(uv_project_dir)
+        args: dict[str, Any] = {"pyproject": _read_text(os.path.join(project, "pyproject.toml"))}
+        if os.path.exists(os.path.join(project, "uv.lock")):
+            args["lock"] = _read_text(os.path.join(project, "uv.lock"))
+        elif frozen:
+            raise InvalidError(f"`{project}` has no `uv.lock`", hint="make one with `uv lock`, or give `frozen=False`")
+        options = {"groups": list(groups or ()), "extras": list(extras or ()), "extra_options": extra_options}
+        args["options"] = {"frozen": bool(frozen), **{name: value for name, value in options.items() if value}}
+        return self._with("uv_sync", args, force_build, later)
+
+    # -- your own files and code
+
+    def add_local_file(self, local_path: str, remote_path: str, *, copy: bool = False) -> Image:
+        """Show a file of yours in containers, at an absolute path; one that ends in `/` names the directory.
+
+        It is sent when it has changed and costs no build. With `copy=True` it becomes a layer instead, so that later
+        steps see it; needed before any step that builds.
+
+        Example:
+
+            image = squall.Image.debian_slim().add_local_file("settings.toml", "/etc/app/")
+        """
+        from squall import _files
+
+        local = os.path.abspath(os.fspath(local_path))
+        target = remote_path + os.path.basename(local) if remote_path.endswith("/") else remote_path
+        directory, _, name = target.rpartition("/")
+        read = functools.partial(_files.pack_file, local, name)
+        if not name:
+            raise InvalidError(f"`add_local_file(remote_path={remote_path!r:.80})` names no file")
+        return self._add(read, directory or "/", name, target, copy)
+
+    def add_local_dir(
+        self, local_path: str, remote_path: str, *, copy: bool = False, ignore: Sequence[str] | Ignore | None = None
+    ) -> Image:
+        """Show a directory of yours in containers, at an absolute path; `copy=True` makes it a layer.
+
+        - `ignore`: patterns as in `.dockerignore`, or a function of the path within the directory that says True for
+          what to leave out.
+
+        Example:
+
+            image = squall.Image.debian_slim().add_local_dir("data", "/data", ignore=["**/*.tmp"])
+        """
+        from squall import _files
+
+        read = functools.partial(
+            _files.pack_directory, os.path.abspath(os.fspath(local_path)), _files.read_ignore(ignore)
+        )
+        return self._add(read, remote_path, "", remote_path, copy)
+
+    def add_local_python_source(
+        self, *modules: str, copy: bool = False, ignore: Sequence[str] | Ignore | None = None
+    ) -> Image:
+        """Make modules or packages of yours importable in containers, found as your program would import them.
+
+        They are shown below `/root`; a change costs no build. Your function's own module, or the package it is in,
+        is there without this.
+
+        Example:
+
+            image = squall.Image.debian_slim().add_local_python_source("helpers")
+        """
+        from squall import _files
+
+        image = self
+        for module in _words("add_local_python_source", modules):
+            path, is_package = _module_path(module)
+            if is_package:
+                skip = _files.read_ignore(ignore, python=True)
+                name = f"/root/{module}"
+                read = functools.partial(_files.pack_directory, path, skip)
+                image = image._add(read, name, "", name, copy, python="/root")
+            else:
+                name = f"{module}.py"
+                read = functools.partial(_files.pack_file, path, name)
+                image = image._add(read, "/root", name, f"/root/{name}", copy, python="/root")
+        return image
+
+    def _add(
+        self, read: Callable[[], bytes], directory: str, entry: str, target: str, copy: bool, python: str = ""
+    ) -> Image:
+        args = {"target": directory} if copy else {"target": target, "entry": entry}
+        if python:
+            args["python"] = python
+        return self._with_step(ImageStep("copy" if copy else "mount", args, blob=_UNREAD), read)
+
+    def run_function(
+        self,
+        raw_f: Callable[..., Any],
+        *,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        timeout: float = 3600.0,
+        force_build: bool = False,
+        **later: object,
+    ) -> Image:
+        """Run a function of yours in the image, once, to keep what it writes: a model's weights, say.
+
+        It is sent by value, so your Python and the image's must be of the same minor version. It runs again when its
+        source, its arguments or the values it refers to change.
+
+        Example:
+
+            def fetch():
+                open("/weights", "w").write("42")
+
+            image = squall.Image.debian_slim("3.11").run_function(fetch)
+        """
+        if not callable(raw_f):
+            raise InvalidError(f"`Image.run_function({raw_f!r:.80})` takes a function")
+        raw_f = getattr(raw_f, "raw_f", raw_f)
+        self._check_python(f"`Image.run_function({getattr(raw_f, '__name__', 'function')})`")
+        packed, tag, read = _pack_function(raw_f, tuple(args), dict(kwargs or {}))
+        name = getattr(raw_f, "__qualname__", type(raw_f).__name__)
+        step_args = {"name": name, "args": packed.hex(), "tag": tag, "timeout": float(timeout)}
+        self._check_options("function", later)
+        return self._with_step(ImageStep("function", step_args, blob=_UNREAD, force=force_build), read)
+
+    def _check_python(self, what: str) -> None:
+        from squall.protocol.images import DEBIAN
+
+        here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        suites = [part.step.args["suite"] for part in self._parts if part.step.kind == "debian"]
+        there = next((version for version, suite in DEBIAN.items() if [suite] == suites), here)
+        if there != here:
+            raise VersionError(
+                f"{what} sends a function by value from Python {here} to an image with Python {there}",
+                hint="use an image with your own Python version, or `run_commands`",
+            )
+
+    @contextlib.contextmanager
+    def imports(self) -> Iterator[None]:
+        """Imports inside this block may fail in your program, where the packages need not be, and not in containers.
+
+        Example:
+
+            image = squall.Image.debian_slim().uv_pip_install("numpy")
+            with image.imports():
+                import numpy
+        """
+        try:
+            yield
+        except ImportError:
+            if os.environ.get("SQUALL_IS_REMOTE"):
+                raise
+
+    def pipe(self, function: Callable[..., Image], *args: Any, **kwargs: Any) -> Image:
+        """`function(image, *args, **kwargs)`: steps of your own in a chain of methods.
+
+        Example:
+
+            def with_tools(image):
+                return image.apt_install("git", "curl")
+
+            image = squall.Image.debian_slim().pipe(with_tools)
+        """
+        return function(self, *args, **kwargs)
+
     # -- what later steps and containers see
+
+    def shell(self, shell_commands: Sequence[str]) -> Image:
+        """The shell of later `run_commands`, as words; `["/bin/sh", "-c"]` before.
+
+        Example:
+
+            image = squall.Image.debian_slim().shell(["/bin/bash", "-ec"]).run_commands("[[ 1 < 2 ]]")
+        """
+        return self._with("shell", {"words": _words("shell", [shell_commands])}, False, {})
+
+    def entrypoint(self, entrypoint_commands: Sequence[str]) -> Image:
+        """A command kept with the image for what runs it as one; functions do not use it.
+
+        Example:
+
+            image = squall.Image.debian_slim().entrypoint(["python3"])
+        """
+        return self._with("entrypoint", {"words": _words("entrypoint", [entrypoint_commands])}, False, {})
+
+    def cmd(self, cmd: Sequence[str]) -> Image:
+        """Arguments kept with the image for its entrypoint; functions do not use them.
+
+        Example:
+
+            image = squall.Image.debian_slim().cmd(["--version"])
+        """
+        return self._with("cmd", {"words": _words("cmd", [cmd])}, False, {})
 
     def env(self, variables: Mapping[str, str]) -> Image:
         """Set environment variables for later steps and for containers. Not for secrets: they become part of the
@@ -285,6 +529,8 @@ class Image(metaclass=_ImageMeta):
         from squall.client import blob_digest
         from squall.protocol.images import check_image, image_id_of
 
+        if self._fixed is not None:
+            return self._fixed, {}
         steps, blobs = [], {}
         for part in self._parts:
             step = part.step
@@ -298,8 +544,10 @@ class Image(metaclass=_ImageMeta):
         return spec, blobs
 
     def _with(self, kind: str, args: dict[str, Any], force: bool, later: Mapping[str, object]) -> Image:
-        from squall.protocol.images import HOST_HINT
+        self._check_options(kind, later)
+        return self._with_step(ImageStep(kind, args, force=force))
 
+    def _check_options(self, kind: str, later: Mapping[str, object]) -> None:
         method = _METHODS.get(kind, kind)
         for name in later:
             known = name in _LATER
@@ -307,10 +555,17 @@ class Image(metaclass=_ImageMeta):
                 f"`Image.{method}` has no option `{name}`{' in this release' if known else ''}",
                 hint="`.env()` sets variables for later steps" if name == "env" else "",
             )
+
+    def _with_step(self, step: ImageStep, read: Callable[[], bytes] | None = None) -> Image:
+        from squall.protocol.images import HOST_HINT
+
+        method = _METHODS.get(step.kind, step.kind)
         if self._kind == "host":
             raise InvalidError(f"`Image.{method}` cannot add to `Image.host()`", hint=HOST_HINT)
-        step = _checked(ImageStep(kind, args, force=force))
-        return Image((*self._parts, _Part(step)), kind=self._kind)
+        parts = self._parts
+        if self._fixed is not None:
+            parts = tuple(_Part(step) for step in self._fixed.steps)
+        return Image((*parts, _Part(_checked(step), read)), kind=self._kind)
 
     def __getattr__(self, name: str) -> Any:
         _refuse(name)
@@ -329,7 +584,12 @@ _METHODS = {
     "apt": "apt_install",
     "pip": "pip_install",
     "uv": "uv_pip_install",
+    "copy": "add_local_…",
+    "mount": "add_local_…",
+    "function": "run_function",
 }
+_UNREAD = "0" * 64
+"""Stands for the digest of what is read when the image is built."""
 
 
 def _checked(step: ImageStep) -> ImageStep:
@@ -378,3 +638,83 @@ def _read_text(path: str) -> str:
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidError(f"cannot read the requirements in `{path}`: {error}") from None
+
+
+def _dependencies(path: str, extras: Sequence[str]) -> list[str]:
+    """What a `pyproject.toml` says its project needs."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        project = tomllib.loads(_read_text(path)).get("project", {})
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidError(f"cannot read the dependencies in `{path}`: {error}") from None
+    found = list(project.get("dependencies", []))
+    optional = project.get("optional-dependencies", {})
+    for extra in [extras] if isinstance(extras, str) else extras:
+        if extra not in optional:
+            raise InvalidError(
+                f"`{path}` has no optional dependencies `{extra}`", hint=f"it has: {', '.join(optional) or 'none'}"
+            )
+        found += optional[extra]
+    return found
+
+
+def _module_path(module: str) -> tuple[str, bool]:
+    """Where a module's source is, and whether it is a package."""
+    import importlib.util
+
+    if not module.isidentifier():
+        raise InvalidError(
+            f"`{module[:80]}` is not the name of a module", hint="give the top-level name, as in `import helpers`"
+        )
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is not None and spec.submodule_search_locations:
+        return next(iter(spec.submodule_search_locations)), True
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        raise InvalidError(f"there is no Python source of module `{module}` on the import path")
+    return spec.origin, False
+
+
+def _pack_function(
+    raw_f: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]
+) -> tuple[bytes, str, Callable[[], bytes]]:
+    """The packed arguments, a digest of all that decides what the function does, and how to pack the function."""
+    from squall.client import blob_digest
+    from squall.protocol import payload as payloads
+
+    name = f"`{getattr(raw_f, '__name__', 'function')}`"
+    packed = payloads.pack_by_value((args, kwargs), f"the arguments of {name}")
+    tag = blob_digest(packed + _essence(raw_f, set()))
+    return packed, tag, functools.partial(payloads.pack_by_value, raw_f, f"function {name}")
+
+
+def _essence(function: Any, seen: set[int]) -> bytes:
+    """Source of a function and of the functions it refers to, and the values of its other globals."""
+    import inspect
+
+    from squall.protocol import payload as payloads
+
+    if id(function) in seen:
+        return b""
+    seen.add(id(function))
+    try:
+        source = inspect.getsource(function).encode()
+    except (OSError, TypeError):
+        return payloads.pack_by_value(function, "a function")
+    parts = [source]
+    code = getattr(function, "__code__", None)
+    named = {name: function.__globals__[name] for name in code.co_names if name in function.__globals__} if code else {}
+    for name, value in sorted(named.items()):
+        if inspect.isfunction(value):
+            parts.append(_essence(value, seen))
+        elif inspect.ismodule(value):
+            parts.append(value.__name__.encode())
+        else:
+            with contextlib.suppress(Exception):  # what cannot be packed is told when the function is
+                parts.append(name.encode() + payloads.pack_by_value(value, name))
+    return b"\0".join(parts)

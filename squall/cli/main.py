@@ -25,6 +25,7 @@ COMMANDS = {
     "run": "squall.cli.run:run",
     "app": "squall.cli.manage:app",
     "container": "squall.cli.manage:container",
+    "image": "squall.cli.images:image",
     "trace": "squall.cli.manage:trace",
     "status": "squall.cli.admin:status",
     "down": "squall.cli.admin:down",

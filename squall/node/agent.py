@@ -27,11 +27,11 @@ from squall.exception import Error, InvalidError, ServiceError
 from squall.node import reports, sources
 from squall.node.builder import Builder
 from squall.node.execs import Execs
-from squall.node.layers import Damaged
+from squall.node.layers import Damaged, total_size
 from squall.node.native import NativeRuntime
 from squall.node.network import Network
 from squall.node.runtime import Container, ContainerIO, Exit, Runtime
-from squall.protocol.images import image_id_of
+from squall.protocol.images import image_id_of, settings_of
 from squall.protocol.messages import (
     BuildDone,
     BuildImage,
@@ -43,11 +43,14 @@ from squall.protocol.messages import (
     Hello,
     Message,
     NodeReport,
+    Pruned,
+    PruneImages,
     Register,
     Reply,
     StartContainer,
     StartExec,
     StopContainer,
+    VerifyImage,
     Welcome,
     decode,
 )
@@ -216,6 +219,8 @@ class Agent:
             self.execs.data(message, payload)
         elif isinstance(message, BuildImage):
             self._spawn(self._build(message))
+        elif isinstance(message, (PruneImages, VerifyImage)):
+            self._spawn(self._look_after(message))
         elif isinstance(message, CancelBuild):
             if self.builder is not None:
                 self.builder.cancel(message.image_id, message.reason)
@@ -291,6 +296,10 @@ class Agent:
     async def _create_once(self, held: Held, message: StartContainer) -> Container:
         spec = message.spec
         source = await self.sources.get(spec.source) if spec.source else None
+        shown = []
+        for digest, entry, target in settings_of(spec.image.steps).mounts:
+            bundle = await self.sources.get(digest)
+            shown.append((bundle / entry if entry else bundle, target))
         server_end, runner_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         out_r, out_w = os.pipe2(os.O_CLOEXEC)
         err_r, err_w = os.pipe2(os.O_CLOEXEC)
@@ -298,7 +307,7 @@ class Agent:
             for end in (server_end, runner_end):  # the container could not
                 widen(end)
             self._hand_over(spec.container_id, server_end)
-            container = await self.runtime.create(spec, ContainerIO(runner_end.fileno(), out_w, err_w), source)
+            container = await self.runtime.create(spec, ContainerIO(runner_end.fileno(), out_w, err_w), source, shown)
         except BaseException:
             os.close(out_r)
             os.close(err_r)
@@ -386,6 +395,16 @@ class Agent:
             done.code, done.message = ServiceError.code, f"build image `{image_id}`: {error}"
         self.stream.send(done)
 
+    async def _look_after(self, message: PruneImages | VerifyImage) -> None:
+        done = Pruned()
+        if self.builder is not None:
+            if isinstance(message, PruneImages):
+                layers = await self.builder.prune(set(message.keep))
+            else:
+                layers = await self.builder.verify(message.image)
+            done = Pruned([layer.title for layer in layers], total_size(layers))
+        self.stream.send(done)
+
     def _send_output(self, message: Message, data: bytes) -> None:
         self.stream.send(message, data)
 
@@ -428,6 +447,8 @@ class Agent:
             for held in list(self.held.values()):
                 if held.container is not None:
                     report.containers[held.container_id] = held.container.usage()
+            if self.builder is not None:
+                report.layers = self.builder.changed_sizes()
             self.stream.send(report)
 
 

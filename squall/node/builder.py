@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import functools
 import os
 import sys
 import time
@@ -62,7 +64,15 @@ class _Running:
 
     task: asyncio.Task[Layer]
     listeners: set[str] = field(default_factory=set)
-    kill: Callable[[str], None] = lambda reason: None
+    kill: Callable[[str], None] | None = None
+    """Ends its container, once there is one."""
+    doom: str = ""
+    """Why it is to end."""
+
+    def end(self, reason: str) -> None:
+        self.doom = self.doom or reason
+        if self.kill is not None:
+            self.kill(reason)
 
 
 class Builder:
@@ -77,6 +87,7 @@ class Builder:
         self._quota = quota_bytes
         self._running: dict[str, _Running] = {}
         self._slots = asyncio.Semaphore(PARALLEL_BUILDS)
+        self._told_sizes: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- images
@@ -118,11 +129,42 @@ class Builder:
         for running in self._running.values():
             running.listeners.discard(image_id)
             if not running.listeners:
-                running.kill(reason)
+                running.end(reason)
+
+    # -- keeping the store
+
+    async def prune(self, keep: set[str]) -> list[Layer]:
+        """Remove layers whose key is not in `keep`, unless something holds them."""
+        await self.runtime.retire({layer.key for layer in self.layers.all()} - keep)
+        doomed = self.layers.prune(keep)
+        await asyncio.get_running_loop().run_in_executor(self.runtime.executor, self.layers.remove_doomed)
+        return doomed
+
+    async def verify(self, image: ImageSpec) -> list[Layer]:
+        """Compare every byte of an image with what was built; the damaged layers, which are taken out."""
+        damaged = []
+        for key, _ in layer_keys(image.steps):
+            layer = self.layers.find(key)
+            if layer is None or not layer.settled:
+                continue
+            check = functools.partial(self.layers.check, layer, deep=True)
+            wrong = await asyncio.get_running_loop().run_in_executor(None, check)
+            if wrong:
+                self.layers.quarantine(layer, wrong)
+                damaged.append(layer)
+        return damaged
+
+    def changed_sizes(self) -> dict[str, int]:
+        """Bytes of each layer, when they are others than at the last question; else nothing."""
+        sizes = {layer.key: layer.size_bytes for layer in self.layers.all()}
+        if sizes == self._told_sizes:
+            return {}
+        self._told_sizes = sizes
+        return sizes
 
     async def close(self) -> None:
         for running in list(self._running.values()):
-            running.kill("the node is shutting down")
+            running.end("the node is shutting down")
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -138,6 +180,10 @@ class Builder:
     async def _layer(self, work: _Work, image_id: str, force: bool) -> tuple[Layer, bool]:
         """The layer of a step: found, or made by whoever asks first."""
         running = self._running.get(work.key)
+        while running is not None and running.doom:  # given up by those who asked for it
+            await asyncio.wait([running.task])
+            await asyncio.sleep(0)
+            running = self._running.get(work.key)
         found = None if force else self.layers.find(work.key)
         if running is None and found is not None:
             return found, False
@@ -203,9 +249,7 @@ class Builder:
         """Run a step's command; its tree lies in `building` afterwards. Raises BuildError."""
         host = await self.runtime.host_settings()
         is_files = work.step.kind == "debian" and not work.parents
-        recipe = (
-            recipes.base_files(work.step, host) if is_files else recipes.recipe_of(work.step, work.settings, host)
-        )
+        recipe = recipes.base_files(work.step, host) if is_files else recipes.recipe_of(work.step, work.settings, host)
         inputs = building / "inputs"
         await self._write_inputs(work, recipe, inputs)
         output = _Output(self, work, building / "log")
@@ -246,6 +290,8 @@ class Builder:
         running = self._running.get(work.key)
         if running is not None:
             running.kill = container.kill
+            if running.doom:
+                container.kill(running.doom)
         watching = asyncio.ensure_future(self._watch_disk(container.kill))
         timer = asyncio.get_running_loop().call_later(
             self._step_timeout(work), container.kill, f"it took longer than {self._step_timeout(work):g} s"
@@ -347,10 +393,7 @@ class _Output:
 
 
 def _copy_of(settings: Settings) -> Settings:
-    return Settings(
-        dict(settings.env), settings.workdir, list(settings.shell), list(settings.entrypoint), list(settings.cmd),
-        list(settings.mounts),
-    )  # fmt: skip
+    return copy.deepcopy(settings)
 
 
 def uv_mount(step: ImageStep) -> list[tuple[str, str]]:
@@ -433,5 +476,3 @@ def failure(work: _Work, end: Exit, tail: str) -> BuildError:
     if end.oom:
         hint = "the node's containers together reached the memory they have"
     return BuildError(f"{_which(work)} {what}" + (f"\n{shown}" if shown else ""), hint=hint)
-
-

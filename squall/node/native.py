@@ -57,7 +57,7 @@ from squall.node.zygote import (
     fork_shell,
     join_and_exec,
 )
-from squall.protocol.images import Settings, check_image, image_id_of, settings_of
+from squall.protocol.images import Settings, check_image, settings_of
 from squall.protocol.messages import ContainerSpec, ImageSpec
 
 PARALLEL_CREATIONS = 8
@@ -68,6 +68,8 @@ SPARE_NETWORKS = 4
 IMAGE_ZYGOTES = 8
 """Of images that were built, kept alive; the one that was used longest ago makes room for another."""
 _LOCK_TIMEOUT = 10.0
+SOURCE = "/src"
+"""Where a container finds the bundle of its function's source."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 _log = Logger("native")
@@ -187,6 +189,8 @@ class _Nursery:
         self.settings = settings or Settings()
         self.environment = {**dict(root.environment), **self.settings.env}
         self.used_at = time.monotonic()
+        self.users = 0
+        """Containers that were made from it and live, and those in the making."""
         self.tree: Path | None = None
         self.zygote: Zygote | None = None
         self.spares: deque[Shell] = deque()
@@ -207,6 +211,7 @@ class NativeContainer(Container):
         self._network = network
         self._kill_reason = ""
         self._exit: asyncio.Task[Exit] | None = None
+        self.nursery: _Nursery | None = None
 
     def watch(self) -> None:
         """From now on its end is noticed and everything of it undone, whether somebody waits or not."""
@@ -436,6 +441,9 @@ class NativeRuntime(Runtime):
     def forget(self, container: NativeContainer) -> None:
         if self._containers.get(container.container_id) is container:
             del self._containers[container.container_id]
+        if container.nursery is not None:
+            container.nursery.users -= 1
+            container.nursery = None
 
     # -- workspaces, zygotes, shells --
 
@@ -475,13 +483,15 @@ class NativeRuntime(Runtime):
         check_image(image)
         host = await self.host_settings()
         layers = self.layers.resolve(image)
-        name = ":".join([image_id_of(image.steps), *(layer.path.name for layer in layers)])
+        settings = settings_of(image.steps)
+        # Local files that are only shown are no part of it: an edit costs no new zygote.
+        name = json.dumps([[layer.path.name for layer in layers], settings.env, settings.workdir], sort_keys=True)
         found = workspace.nurseries.get(name)
         if found is None:
             self._make_room(workspace)
             mounts = [*rootfs.squall_mounts(), *host.mounts]
             root = rootfs.image_root(self.node_dir, [layer.tree for layer in layers], mounts, host.environment)
-            found = workspace.nurseries[name] = _Nursery(workspace, root, settings_of(image.steps), layers)
+            found = workspace.nurseries[name] = _Nursery(workspace, root, settings, layers)
             self.layers.hold(layers)
         found.used_at = time.monotonic()
         return found
@@ -501,11 +511,22 @@ class NativeRuntime(Runtime):
     def _make_room(self, workspace: _Workspace) -> None:
         images = [(nursery.used_at, name) for name, nursery in workspace.nurseries.items() if name != "host"]
         for _, name in sorted(images)[: max(0, len(images) - IMAGE_ZYGOTES + 1)]:
-            if not workspace.nurseries[name].starting.locked():
+            if not workspace.nurseries[name].starting.locked() and not workspace.nurseries[name].users:
                 closing = self._close_nursery(workspace.nurseries.pop(name))
                 task = asyncio.get_running_loop().create_task(closing)
                 self._closing.add(task)
                 task.add_done_callback(self._closing.discard)
+
+    async def retire(self, keys: set[str]) -> None:
+        """End the zygotes of images that have one of these layers, unless a container of theirs may be in the making.
+
+        Containers that run keep what they see: their mounts hold the files, and nothing of a running app is retired.
+        """
+        for workspace in self._workspaces.values():
+            for name, nursery in list(workspace.nurseries.items()):
+                if any(layer.key in keys for layer in nursery.layers) and not nursery.users:
+                    del workspace.nurseries[name]
+                    await self._close_nursery(nursery)
 
     async def warm(self, image: ImageSpec, workspace: str = "main") -> None:
         """Have a zygote of an image ready, and containers made ahead. Raises StepError when its Python will not do."""
@@ -630,7 +651,9 @@ class NativeRuntime(Runtime):
 
     # -- create --
 
-    async def create(self, spec: ContainerSpec, io: ContainerIO, source: Path | None) -> Container:
+    async def create(
+        self, spec: ContainerSpec, io: ContainerIO, source: Path | None, shown: Sequence[tuple[Path, str]] = ()
+    ) -> Container:
         if not _NAME.fullmatch(spec.container_id):
             raise InvalidError(f"make container {spec.container_id!r}: not an id")
         if spec.container_id in self._containers:
@@ -640,27 +663,33 @@ class NativeRuntime(Runtime):
         asked = time.monotonic()
         nursery = await self._nursery(spec)
         self._creating += 1
+        nursery.users += 1
         try:
             async with self._slots:
                 waited = time.monotonic()
-                container = await self._create_from_any(nursery, spec, io, source)
-        except OSError as error:
-            raise StepError(f"make container `{spec.container_id}`", error) from error
+                trees = [*shown, *([(source, SOURCE)] if source is not None else [])]
+                container = await self._create_from_any(nursery, spec, io, trees)
+        except BaseException as error:
+            nursery.users -= 1
+            if isinstance(error, OSError):
+                raise StepError(f"make container `{spec.container_id}`", error) from error
+            raise
         finally:
             self._creating -= 1
             if not self._closed:
                 self._schedule_refill(nursery)
+        container.nursery = nursery
         container.steps = {"queue": (waited - asked) * 1000, **container.steps}
         return container
 
     async def _create_from_any(
-        self, nursery: _Nursery, spec: ContainerSpec, io: ContainerIO, source: Path | None
+        self, nursery: _Nursery, spec: ContainerSpec, io: ContainerIO, trees: Sequence[tuple[Path, str]]
     ) -> NativeContainer:
         """A shell made ahead may have been killed while it waited: then another is taken, the last one made now."""
         for _ in range(SPARE_SHELLS + 1):
             is_spare = bool(nursery.spares)
             try:
-                return await self._create(nursery, spec, io, source)
+                return await self._create(nursery, spec, io, trees)
             except StepError as error:
                 if not is_spare or error.step != "dress":
                     raise
@@ -668,7 +697,7 @@ class NativeRuntime(Runtime):
         raise StepError("dress", "all containers made ahead failed")
 
     async def _create(
-        self, nursery: _Nursery, spec: ContainerSpec, io: ContainerIO, source: Path | None
+        self, nursery: _Nursery, spec: ContainerSpec, io: ContainerIO, trees: Sequence[tuple[Path, str]]
     ) -> NativeContainer:
         started = time.monotonic()
         port: NetworkPort = self._network if spec.network and self._network is not None else self._empty
@@ -679,7 +708,7 @@ class NativeRuntime(Runtime):
             lease = await port.lease(spec.workspace, nursery.workspace.userns)
             leased = time.monotonic()
             shell.group.limit(spec)
-            sealed = await self._dress(nursery, shell, spec, io, source, lease)
+            sealed = await self._dress(nursery, shell, spec, io, trees, lease)
             assert nursery.zygote is not None
             check_walls(shell, nursery.zygote, lease.netns_fd)
         except BaseException:
@@ -706,27 +735,29 @@ class NativeRuntime(Runtime):
         shell: Shell,
         spec: ContainerSpec,
         io: ContainerIO,
-        source: Path | None,
+        trees: Sequence[tuple[Path, str]],
         lease: Lease,
     ) -> float:
         """Give a shell what makes it this container; returns when it has sealed itself, by its own word."""
         hostname = (spec.hostname or spec.container_id)[:63]
         fds = {"runner": io.runner, "stdout": io.stdout, "stderr": io.stderr, "network": lease.netns_fd}
-        tree = -1
+        opened: list[int] = []
         try:
-            if source is not None:
-                tree = fds["source"] = rootfs.source_tree(source)
+            for number, (path, target) in enumerate(trees):
+                name = "source" if target == SOURCE else f"tree-{number}"
+                fds[name] = rootfs.source_tree(path)
+                opened.append(fds[name])
             message = {
                 "fds": list(fds),
                 "hostname": hostname,
                 "environment": {**ENVIRONMENT, **passed_environment(), **nursery.environment, **identity(spec)},
                 "files": _files(nursery.root.overrides, lease, hostname),
                 "workdir": nursery.settings.workdir,
+                "trees": [[f"tree-{n}", target] for n, (_, target) in enumerate(trees) if target != SOURCE],
             }
             return await self._seal(shell, message, list(fds.values()))
         finally:
-            if tree >= 0:
-                os.close(tree)
+            linux.close_fds(opened)
 
     async def _seal(self, shell: Shell, message: Mapping[str, object], fds: list[int]) -> float:
         try:

@@ -186,9 +186,7 @@ def squall_mounts() -> list[tuple[str, str]]:
     return [(package, f"{INSIDE}/lib/squall"), (pickler, f"{INSIDE}/lib/cloudpickle")]
 
 
-def _make_skeleton(
-    target: Path, places: Mapping[str, bool], links: dict[str, str], overrides: dict[str, str]
-) -> Path:
+def _make_skeleton(target: Path, places: Mapping[str, bool], links: dict[str, str], overrides: dict[str, str]) -> Path:
     """The layer below every container of the image: empty directories, links, and places (path -> is a directory) to
     mount on."""
     if target.is_dir():

@@ -155,8 +155,11 @@ class Runtime(abc.ABC):
         """Sweep what an earlier life left, then prepare; warms the zygote of `Image.host()` where there are zygotes."""
 
     @abc.abstractmethod
-    async def create(self, spec: ContainerSpec, io: ContainerIO, source: Path | None) -> Container:
-        """Make a container whose runner serves `io.runner`, with `source` mounted read-only as its working tree.
+    async def create(
+        self, spec: ContainerSpec, io: ContainerIO, source: Path | None, shown: Sequence[tuple[Path, str]] = ()
+    ) -> Container:
+        """Make a container whose runner serves `io.runner`, with `source` mounted read-only as its working tree, and
+        each of `shown`, a path of the node and a target, as well.
 
         Raises `squall.exception.Error` with the step that failed; nothing of a failed attempt is left.
         """
@@ -302,7 +305,9 @@ class ProcessRuntime(Runtime):
         await asyncio.get_running_loop().run_in_executor(None, shutil.rmtree, self._scratch, True)
         self._scratch.mkdir(parents=True, mode=0o700)
 
-    async def create(self, spec: ContainerSpec, io: ContainerIO, source: Path | None) -> Container:
+    async def create(
+        self, spec: ContainerSpec, io: ContainerIO, source: Path | None, shown: Sequence[tuple[Path, str]] = ()
+    ) -> Container:
         if spec.image.kind != "host":
             raise InvalidError(
                 f"make container `{spec.container_id}` of image `{spec.image.image_id}`: the `process` runtime has no "

@@ -13,10 +13,11 @@ Tested in `tests/unit/test_images.py`.
     pip       packages, requirements, options                   pip install
     uv        packages, requirements, options                   uv pip install
     uv_sync   pyproject, lock, options                          uv sync of a project, without the project
-    copy      target; the blob is a tar                         local files
-    function  name, args (hex of pickled args), tag; the blob is the function by value    runs it
+    copy      target, python; the blob is a tar                 local files; `python`: what to put on the import path
+    function  name, args (hex), tag, timeout                    runs it; the blob is the function by value, `args` its
+                                                                pickled arguments, and the key is made of `tag`
     env       variables        workdir   path        shell, entrypoint, cmd   words
-    mount     target; the blob is a tar                         local files, shown when a container starts
+    mount     target, entry, python                             local files, shown when a container starts; last only
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ _ARGS: dict[str, dict[str, type]] = {
     "pip": {"packages": list, "requirements": str, "options": dict},
     "uv": {"packages": list, "requirements": str, "options": dict},
     "uv_sync": {"pyproject": str, "lock": str, "options": dict},
-    "copy": {"target": str},
+    "copy": {"target": str, "python": str},
     "function": {"name": str, "args": str, "tag": str, "timeout": float},
     "env": {"variables": dict},
     "workdir": {"path": str},
     "shell": {"words": list},
     "entrypoint": {"words": list},
     "cmd": {"words": list},
-    "mount": {"target": str},
+    "mount": {"target": str, "entry": str, "python": str},
 }
 _WITH_BLOB = frozenset({"copy", "function", "mount"})
 _OPTIONS: dict[str, type] = {
@@ -70,7 +71,10 @@ def chain(steps: Iterable[ImageStep]) -> Iterator[tuple[str, ImageStep]]:
     """Each step with its key, in order."""
     parent = ""
     for step in steps:
-        said = json.dumps([RECIPE_VERSION, parent, step.kind, step.args, step.blob], sort_keys=True)
+        # A function's pickle differs with the line it stands on; what counts of it is in its tag.
+        args = {"tag": step.args.get("tag")} if step.kind == "function" else step.args
+        blob = "" if step.kind == "function" else step.blob
+        said = json.dumps([RECIPE_VERSION, parent, step.kind, args, blob], sort_keys=True)
         parent = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
         yield parent, step
 
@@ -100,16 +104,21 @@ class Settings:
     shell: list[str] = field(default_factory=lambda: list(DEFAULT_SHELL))
     entrypoint: list[str] = field(default_factory=list)
     cmd: list[str] = field(default_factory=list)
-    mounts: list[tuple[str, str]] = field(default_factory=list)
-    """Digest and target of each, in order."""
+    import_paths: list[str] = field(default_factory=list)
+    """Where local modules lie."""
+    mounts: list[tuple[str, str, str]] = field(default_factory=list)
+    """Digest, entry (of the bundle; empty for all of it) and target of each, in order."""
 
     def take(self, step: ImageStep) -> None:
+        path = step.args.get("python", "")
+        if path and path not in self.import_paths:
+            self.import_paths.append(path)
         if step.kind == "env":
             self.env.update(step.args["variables"])
         elif step.kind == "workdir":
             self.workdir = step.args["path"]
         elif step.kind == "mount":
-            self.mounts.append((step.blob, step.args["target"]))
+            self.mounts.append((step.blob, step.args["entry"], step.args["target"]))
         elif step.kind in ("shell", "entrypoint", "cmd"):
             setattr(self, step.kind, list(step.args["words"]))
 
@@ -176,6 +185,11 @@ def check_image(image: ImageSpec) -> None:
         check_step(step)
         if number and step.kind == "debian":
             raise InvalidError("an image has one base, the first step")
+        if number and step.kind in LAYER_KINDS and image.steps[number - 1].kind == "mount":
+            raise InvalidError(
+                f"`{title_of(step)}` follows local files that are only shown when a container starts",
+                hint="add them after it, or copy them into the image with `copy=True`",
+            )
 
 
 HOST_HINT = "it shows this machine's files, read-only; begin with `squall.Image.debian_slim()` to build on"
@@ -189,7 +203,7 @@ def check_step(step: ImageStep) -> None:
         kind = fields.get(name)
         if kind is None or not isinstance(value, (int, float) if kind is float else kind):
             raise InvalidError(f"image step `{step.kind}`: `{name[:40]}` cannot be {value!r:.80}")
-    missing = [name for name, kind in fields.items() if kind is not dict and name not in step.args]
+    missing = [name for name, kind in fields.items() if name not in (*step.args, "python", "options")]
     if missing and step.kind not in ("pip", "uv", "uv_sync"):
         raise InvalidError(f"image step `{step.kind}` lacks `{missing[0]}`")
     if (step.kind in _WITH_BLOB) != bool(step.blob):
@@ -286,6 +300,23 @@ def _check_target(step: ImageStep) -> None:
     check_path(step.args["target"])
 
 
+def _check_mount(step: ImageStep) -> None:
+    target, entry = check_path(step.args["target"]).rstrip("/"), step.args["entry"]
+    if "/" in entry or "\0" in entry or entry in (".", ".."):
+        raise InvalidError(f"{entry!r:.80} is not the name of a file")
+    if not entry and (not target or target in _SYSTEM):
+        raise InvalidError(
+            f"local files shown at `{target or '/'}` would hide what the image has there",
+            hint="use a directory of their own, or copy them in with `copy=True`",
+        )
+
+
+_SYSTEM = frozenset(
+    ("/bin", "/boot", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/root", "/run", "/sbin", "/src",
+     "/srv", "/tmp", "/usr", "/usr/bin", "/usr/lib", "/usr/local", "/usr/sbin", "/var", "/var/lib")
+)  # fmt: skip
+
+
 _RESERVED = ("/proc", "/dev", "/sys", "/.squall")
 
 
@@ -326,7 +357,7 @@ _CHECKS: dict[str, Any] = {
     "uv": _check_packages,
     "uv_sync": _check_packages,
     "copy": _check_target,
-    "mount": _check_target,
+    "mount": _check_mount,
     "env": _check_env,
     "workdir": _check_workdir,
     "shell": _check_shell,

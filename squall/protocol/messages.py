@@ -277,6 +277,46 @@ class BuildOutput(Message):
 
 
 @dataclass(eq=False, repr=False)
+class GetImage(Message):
+    """`image_id` may be the beginning of one. `Reply.data`: image_id, state, steps, layers (as in `BuildDone`),
+    size_bytes, created_at, used_at, error, recipe (the steps), in_use."""
+
+    TAG = "get_image"
+    image_id: str
+
+
+@dataclass(eq=False, repr=False)
+class PruneImages(Message):
+    """Forget images that nothing uses and remove their layers: all of them, those unused for `older_than` seconds, or
+    the one named. From a client: `Reply.data` `{"images": [ids], "size_bytes": int}`. From the server to an agent:
+    `keep` are the keys of layers that stay; answered by `Pruned`."""
+
+    TAG = "prune_images"
+    image_id: str = ""
+    older_than: float = 0.0
+    keep: list[str] = field(default_factory=list)
+
+
+@dataclass(eq=False, repr=False)
+class VerifyImage(Message):
+    """Compare every byte of an image's layers with what was built; a damaged layer is taken out. From a client:
+    `Reply.data` `{"damaged": [titles]}`. To an agent, which answers with `Pruned`."""
+
+    TAG = "verify_image"
+    NESTED = {"image": ImageSpec}
+    image: ImageSpec
+
+
+@dataclass(eq=False, repr=False)
+class Pruned(Message):
+    """An agent's answer to `PruneImages` and `VerifyImage`: the titles of layers taken out, and their size."""
+
+    TAG = "pruned"
+    titles: list[str] = field(default_factory=list)
+    size_bytes: int = 0
+
+
+@dataclass(eq=False, repr=False)
 class CancelBuild(Message):
     """From the server to an agent: nobody waits for this image any more; end what is built for it alone."""
 
@@ -599,6 +639,8 @@ class NodeReport(Message):
     TAG = "node_report"
     containers: dict[str, dict[str, float]] = field(default_factory=dict)
     zygotes: list[dict[str, Any]] = field(default_factory=list)
+    layers: dict[str, int] = field(default_factory=dict)
+    """Key -> bytes of every image layer the node keeps; sent when that has changed."""
 
 
 # ---- exec (client -> server -> agent, bytes back the same way) --------------------------------------------------
@@ -667,6 +709,8 @@ class GetLogs(Message):
     container_id: str = ""
     follow: bool = False
     tail: int = 0
+    image_id: str = ""
+    """What the builds of this image said, instead."""
 
 
 @dataclass(eq=False, repr=False)

@@ -12,19 +12,24 @@ import asyncio
 import json
 import os
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from squall._observe import Logger
-from squall.exception import Error, InvalidError, NotFoundError, ServiceError, from_wire
-from squall.protocol.images import check_image, image_id_of
+from squall.exception import ConflictError, Error, InvalidError, NotFoundError, ServiceError, from_wire
+from squall.protocol.images import check_image, image_id_of, layer_keys
 from squall.protocol.messages import (
     BuildDone,
     BuildImage,
     BuildOutput,
     CancelBuild,
     ImageSpec,
+    Pruned,
+    PruneImages,
+    VerifyImage,
     build,
     to_dict,
 )
@@ -34,6 +39,7 @@ from squall.storage.blobs import BlobStore
 
 NODE_TIMEOUT = 30.0
 """Seconds a build waits for a node to register."""
+ASK_TIMEOUT = 600.0
 NODE_TRIES = 3
 """Times a build is begun when the node that builds is lost."""
 RECIPE_LIMIT_BYTES = 1 << 20
@@ -62,14 +68,21 @@ class ImageRecord:
 
 
 class Builds:
-    def __init__(self, directory: Path, nodes: Nodes, blobs: BlobStore, logs: Logs) -> None:
+    def __init__(self, directory: Path, nodes: Nodes, blobs: BlobStore, logs: Logs, quota_bytes: int) -> None:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.directory = directory
         self.nodes = nodes
         self.blobs = blobs
         self.logs = logs
+        self.quota_bytes = quota_bytes
+        self.sizes: dict[str, int] = {}
+        """Bytes of each layer, by its key, as the node last said."""
         self.images: dict[str, ImageRecord] = {}
-        self._sending: set[asyncio.Future[None]] = set()
+        self.in_use: Callable[[], set[str]] = set
+        """Set by `main`: ids of images that functions of running apps name."""
+        self._asked: deque[asyncio.Future[Pruned]] = deque()
+        """What the node was asked to prune and verify: it answers in order."""
+        self._sending: set[asyncio.Future[Any]] = set()
         self._read()
 
     # -- building
@@ -127,6 +140,7 @@ class Builds:
     def _ended(self, record: ImageRecord, done: asyncio.Future[BuildDone]) -> None:
         if record.done is done:
             record.done, record.node = None, None
+        self.logs.close_app(record.image_id)
         result = done.result()
         if result.code:
             record.error = result.message
@@ -136,6 +150,81 @@ class Builds:
             record.is_built, record.error, record.layers = True, "", result.layers
             record.used_at = time.time()
             self._write(record)
+
+    # -- removing
+
+    async def prune(self, message: PruneImages) -> dict[str, Any]:
+        """Forget images that are not in use, and have the node remove the layers that no other image has."""
+        ids = [self.find(message.image_id).image_id] if message.image_id else list(self.images)
+        used = self._used()
+        if message.image_id and ids[0] in used:
+            raise ConflictError(f"image `{ids[0]}` is in use", hint="stop the apps that run on it: `squall app list`")
+        now = time.time()
+        gone = [
+            image_id for image_id in ids
+            if image_id not in used and now - self.images[image_id].used_at >= message.older_than
+        ]  # fmt: skip
+        pruned = await self._forget(gone)
+        return {"images": gone, "size_bytes": pruned.size_bytes}
+
+    async def _forget(self, image_ids: list[str]) -> Pruned:
+        for image_id in image_ids:
+            del self.images[image_id]
+            self._path(image_id).unlink(missing_ok=True)
+            self.logs.remove(image_id)
+        keep = {key for record in self.images.values() for key, _ in layer_keys(record.image.steps)}
+        return await self._ask(PruneImages(keep=sorted(keep)))
+
+    def _used(self) -> set[str]:
+        return self.in_use() | {record.image_id for record in self.images.values() if record.done is not None}
+
+    async def verify(self, image_id: str) -> dict[str, Any]:
+        """Have the node compare an image with what was built."""
+        record = self.find(image_id)
+        return {"damaged": (await self._ask(VerifyImage(record.image))).titles}
+
+    async def _ask(self, message: PruneImages | VerifyImage) -> Pruned:
+        await asyncio.wait_for(self.nodes.changed.wait(), NODE_TIMEOUT)
+        answer: asyncio.Future[Pruned] = asyncio.get_running_loop().create_future()
+        self._asked.append(answer)
+        next(iter(self.nodes.nodes.values())).send(message)
+        try:
+            return await asyncio.wait_for(asyncio.shield(answer), ASK_TIMEOUT)
+        except asyncio.TimeoutError:
+            raise ServiceError(f"the node did not answer `{message.TAG}` within {ASK_TIMEOUT:g} s") from None
+
+    def answered(self, message: Pruned) -> None:
+        if self._asked:
+            answer = self._asked.popleft()
+            if not answer.done():
+                answer.set_result(message)
+
+    def reported(self, sizes: dict[str, int]) -> None:
+        """The node's layers have changed; above the quota, images used longest ago go, as far as nothing uses them."""
+        self.sizes = sizes
+        excess = sum(sizes.values()) - self.quota_bytes
+        if excess <= 0:
+            return
+        used, gone = self._used(), []
+        for record in sorted(self.images.values(), key=lambda record: record.used_at):
+            if excess > 0 and record.image_id not in used:
+                gone.append(record.image_id)
+                excess -= self._own_bytes(record, set(gone))
+        if gone:
+            log.info("images are removed, as layers take more than they may", images=gone)
+            task = asyncio.ensure_future(self._forget(gone))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    def _own_bytes(self, record: ImageRecord, gone: set[str]) -> int:
+        """What goes with an image, when those of `gone` have gone."""
+        others = {
+            key
+            for other in self.images.values()
+            if other.image_id not in gone
+            for key, _ in layer_keys(other.image.steps)
+        }
+        return sum(self.sizes.get(key, 0) for key, _ in layer_keys(record.image.steps) if key not in others)
 
     # -- what nodes say
 
@@ -156,6 +245,10 @@ class Builds:
             record.done.set_result(message)
 
     def node_lost(self, node: Node, reason: str) -> None:
+        while self._asked:
+            answer = self._asked.popleft()
+            if not answer.done():
+                answer.set_exception(ServiceError(f"the node was lost: {reason}", hint="try again"))
         for record in self.images.values():
             if record.node is node and record.done is not None and not record.done.done():
                 error = ServiceError(f"build image `{record.image_id}`: its node was lost: {reason}", hint="try again")
@@ -194,8 +287,9 @@ class Builds:
             "image_id": record.image_id,
             "state": record.state,
             "steps": len(record.image.steps),
-            "layers": record.layers,
-            "size_bytes": sum(int(row.get("size_bytes") or 0) for row in record.layers),
+            "layers": [{**row, "size_bytes": self.sizes.get(row["key"], row["size_bytes"])} for row in record.layers],
+            "size_bytes": sum(self.sizes.get(key, 0) for key, _ in layer_keys(record.image.steps)),
+            "in_use": record.image_id in self._used(),
             "created_at": record.created_at,
             "used_at": record.used_at or None,
             "error": record.error,

@@ -21,6 +21,7 @@ from squall._observe import Logger
 from squall.config import Config
 from squall.engines.provider import EmbeddedProvider, NodeProvider
 from squall.exception import ConflictError, Error, InternalError, VersionError
+from squall.protocol.images import image_id_of
 from squall.protocol.messages import (
     SUPPORTED_VERSIONS,
     BuildDone,
@@ -37,6 +38,7 @@ from squall.protocol.messages import (
     NodeReport,
     Notice,
     Outputs,
+    Pruned,
     Register,
     Welcome,
     new_id,
@@ -94,7 +96,9 @@ class Server:
         self.objects = Objects(self.database)
         self.metering = Metering(self.database)
         self.nodes = Nodes(self.loop)
-        self.builds = Builds(config.state_dir / "images", self.nodes, self.blobs, self.logs)
+        quota = int(config.images_gib * (1 << 30))
+        self.builds = Builds(config.state_dir / "images", self.nodes, self.blobs, self.logs, quota)
+        self.builds.in_use = self._images_in_use
         self.calls = Calls(self.dispatch, self.objects, self.database, self.timelines)
         self.reconciler = Reconciler(self.dispatch, self.objects, self.nodes, self.calls, self.metering)
         self.api = Api(self)
@@ -304,10 +308,14 @@ class Server:
             self._on_output(node, message, payload)
         elif isinstance(message, NodeReport):
             node.used = message.containers
+            if message.layers:
+                self.builds.reported(message.layers)
         elif isinstance(message, BuildOutput):
             self.builds.output(node, message, payload)
         elif isinstance(message, BuildDone):
             self.builds.done(node, message)
+        elif isinstance(message, Pruned):
+            self.builds.answered(message)
         elif isinstance(message, (ExecData, ExecExit)):
             self.api.exec_from_node(node, message, payload, last=isinstance(message, ExecExit))
 
@@ -418,6 +426,10 @@ class Server:
         for function in app.functions.values():
             self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function.spec)))
         return app
+
+    def _images_in_use(self) -> set[str]:
+        apps = [app for app in self.objects.apps.values() if app.state != "stopped"]
+        return {image_id_of(f.spec.image.steps) for app in apps for f in app.functions.values() if f.spec.image.steps}
 
     def _stop_soon(self, app: AppRecord, reason: str) -> None:
         if app.app_id not in self._stopping:

@@ -5,11 +5,11 @@ One Debian is made for the whole module; it takes some 20 s and needs a Debian m
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,10 @@ def base() -> squall.Image:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def debian(shared_home: Path) -> Iterator[Path]:
+def debian(shared_home: Path) -> Path:
     """The home, with the base built in it."""
     base().build(Heard())
-    yield shared_home
+    return shared_home
 
 
 def layers(home: Path) -> set[str]:
@@ -122,7 +122,7 @@ def test_python_packages_go_in_with_uv_and_are_compiled() -> None:
     def look() -> tuple[str, bool]:
         import os
 
-        import six
+        import six  # type: ignore[import-untyped]
 
         return six.__version__, os.path.exists(six.__cached__)
 
@@ -224,7 +224,7 @@ def fails(image: squall.Image) -> BuildError:
 def test_failing_command_is_named_with_its_output_and_leaves_no_layer(debian: Path) -> None:
     before = layers(debian)
     error = fails(base().run_commands("echo so far; echo and no further >&2; exit 7"))
-    assert "image step 2 of 2, `run echo so far; echo and no further >&2; exit 7`, failed: exited with code 7" in str(error)
+    assert "step 2 of 2, `run echo so far; echo and no further >&2; exit 7`, failed: exited with code 7" in str(error)
     assert "    so far\n    and no further" in str(error)
     assert layers(debian) == before
     assert not list((debian / "node/layers").glob(".building-*"))
@@ -265,6 +265,183 @@ def test_image_without_a_python_says_so() -> None:
         content(image, "/etc/hostname")
 
 
+# ---- your own files and code
+
+
+def test_local_files_are_shown_and_an_edit_builds_nothing(tmp_path: Path) -> None:
+    (tmp_path / "conf").write_text("one")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/new\nline").write_text("strange")
+    image = base().add_local_file(str(tmp_path / "conf"), "/etc/app/").add_local_dir(str(tmp_path / "data"), "/data")
+    assert content(image, "/etc/app/conf") == "one"
+    assert content(image, "/data/new\nline") == "strange"
+    (tmp_path / "conf").write_text("two")
+    heard = Heard()
+    image.build(heard)
+    assert heard.steps == []
+    assert content(image, "/etc/app/conf") == "two"
+
+
+def test_local_files_shown_cannot_be_changed(tmp_path: Path) -> None:
+    (tmp_path / "conf").write_text("one")
+
+    def change() -> str:
+        try:
+            with open("/conf", "w"):
+                return "changed"
+        except OSError as error:
+            return type(error).__name__
+
+    assert on(base().add_local_file(str(tmp_path / "conf"), "/conf"), change) == "OSError"
+
+
+def test_local_files_may_be_copied_for_later_steps_through_links_of_the_image(tmp_path: Path) -> None:
+    (tmp_path / "tool").write_text("#!/bin/sh\necho from the tool\n")
+    (tmp_path / "tool").chmod(0o755)
+    image = (
+        base().add_local_file(str(tmp_path / "tool"), "/bin/tool", copy=True).run_commands("tool > /made; test -L /bin")
+    )
+    assert content(image, "/made") == "from the tool\n"
+
+
+def test_step_that_builds_after_files_that_are_only_shown_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "conf").touch()
+    image = base().add_local_file(str(tmp_path / "conf"), "/conf").run_commands("true")
+    with pytest.raises(InvalidError, match="only shown when a container starts"):
+        image.build(Heard())
+
+
+def test_local_modules_can_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lone_module.py").write_text("VALUE = 1\n")
+    (tmp_path / "whole_package/inner").mkdir(parents=True)
+    (tmp_path / "whole_package/__init__.py").touch()
+    (tmp_path / "whole_package/inner/__init__.py").write_text("VALUE = 2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def look() -> tuple[int, int]:
+        import lone_module  # type: ignore[import-not-found]
+        import whole_package.inner  # type: ignore[import-not-found]
+
+        return lone_module.VALUE, whole_package.inner.VALUE
+
+    for copy in (False, True):
+        image = base().add_local_python_source("lone_module", "whole_package", copy=copy)
+        assert on(image, look) == (1, 2)
+
+
+def test_function_runs_once_in_the_image_and_again_when_its_arguments_change() -> None:
+    def fetch(text: str) -> None:
+        print("fetching")
+        with open("/weights", "w") as file:
+            file.write(text)
+
+    first, again, other = Heard(), Heard(), Heard()
+    base().run_function(fetch, args=("one",)).build(first)
+    base().run_function(fetch, args=("one",)).build(again)
+    image = base().run_function(fetch, kwargs={"text": "two"}).build(other)
+    assert (b"fetching" in first.text, again.steps, b"fetching" in other.text) == (True, [], True)
+    assert content(image, "/weights") == "two"
+
+
+def test_function_that_raises_fails_its_step_with_its_traceback() -> None:
+    def broken() -> None:
+        raise KeyError("not there")
+
+    assert "KeyError: 'not there'" in fails(base().run_function(broken)).message
+
+
+def test_function_is_held_to_its_timeout() -> None:
+    def hang() -> None:
+        import time
+
+        time.sleep(1000)
+
+    assert "it took longer than 1 s" in fails(base().run_function(hang, timeout=1)).message
+
+
+def test_dependencies_of_projects_go_in_without_the_project(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "mine"\nversion = "1"\nrequires-python = ">=3.11"\ndependencies = ["six==1.17.0"]\n'
+        '[project.optional-dependencies]\nmore = ["iniconfig"]\n'
+    )
+
+    def look() -> list[bool]:
+        import importlib.util
+
+        return [importlib.util.find_spec(name) is not None for name in ("six", "iniconfig", "mine")]
+
+    project = str(tmp_path / "pyproject.toml")
+    assert on(base().pip_install_from_pyproject(project), look) == [True, False, False]
+    assert on(base().uv_sync(str(tmp_path), frozen=False, extras=["more"]), look) == [True, True, False]
+
+
+def test_shell_of_later_commands_may_be_chosen() -> None:
+    image = base().shell(["/bin/bash", "-ec"]).run_commands("[[ a == a ]] && echo $BASH_VERSION > /version")
+    assert content(image, "/version").startswith("5.")
+
+
+def test_image_is_found_again_by_its_id() -> None:
+    image = base().run_commands("echo found > /found").build(Heard())
+    same = squall.Image.from_id(image.image_id)
+    assert content(same.run_commands("cat /found > /copied"), "/copied") == "found\n"
+
+
+# ---- looking after them
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "squall.cli", "image", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_images_can_be_looked_at_and_explained() -> None:
+    image = base().run_commands("echo looked at").run_commands("true").build(Heard())
+    other = base().run_commands("echo looked for").run_commands("true").build(Heard())
+    assert image.image_id in command("list").stdout
+    assert "run echo looked at" in command("info", image.image_id).stdout
+    assert "looked at\n" in command("logs", image.image_id).stdout
+    told = command("why", image.image_id, other.image_id).stdout
+    assert "step 2 differs" in told
+    assert "- echo looked for" in told
+
+
+def test_prune_removes_what_nothing_uses_and_leaves_what_runs(debian: Path) -> None:
+    used = base().run_commands("echo used > /used")
+    unused = base().run_commands("echo unused > /unused").build(Heard())
+    before = layers(debian)
+    app = squall.App("user", image=used)
+
+    def read() -> str:
+        with open("/used") as file:
+            return file.read()
+
+    function = app.function(serialized=True, name="read")(read)
+    with app.run(output=Heard()):
+        assert function.remote() == "used\n"
+        assert "in use" in command("prune", used.image_id).stderr
+        pruned = command("prune")
+        assert pruned.returncode == 0, pruned.stderr
+        assert function.remote() == "used\n"
+    assert len(layers(debian)) == 3 < len(before)
+    assert unused.image_id not in command("list").stdout
+    assert content(unused, "/unused") == "unused\n"
+
+
+def test_flipped_bit_is_found_by_verify_and_the_layer_built_again(debian: Path) -> None:
+    image = base().run_commands("echo whole > /flipped; date +%N > /stamp")
+    before = layers(debian)
+    image.build(Heard())
+    (name,) = layers(debian) - before
+    place = debian / "node/layers" / name
+    wait_until((place / "index").exists, "the layer is written out")
+    assert command("verify", image.image_id).returncode == 0
+    (place / "tree/flipped").write_text("whale\n")
+    told = command("verify", image.image_id)
+    assert (told.returncode, "damaged: run echo whole" in told.stdout) == (1, True)
+    assert content(image, "/flipped") == "whole\n"
+
+
 def test_nothing_can_be_built_on_the_host() -> None:
     with pytest.raises(InvalidError, match=r"cannot add to `Image\.host\(\)`"):
         squall.Image.host().run_commands("true")
@@ -285,7 +462,8 @@ def test_two_builds_of_the_same_step_are_one(debian: Path) -> None:
 def test_two_images_share_the_step_they_have_in_common(debian: Path) -> None:
     common = base().run_commands("sleep 1; date +%N > /common")
     before = layers(debian)
-    builds = [Outcome(lambda n=n: common.run_commands(f"echo {n} > /own").build(Heard())) for n in range(2)]
+    images = [common.run_commands(f"echo {number} > /own") for number in range(2)]
+    builds = [Outcome(functools.partial(image.build, Heard())) for image in images]
     for outcome in builds:
         outcome.result()
     assert len(layers(debian) - before) == 3
@@ -302,9 +480,7 @@ def test_output_comes_while_the_command_runs() -> None:
 
 
 def test_build_ends_with_its_client(debian: Path) -> None:
-    program = (
-        f"import squall; squall.Image.debian_slim({PYTHON!r}).run_commands('echo begun; sleep 1000').build()"
-    )
+    program = f"import squall; squall.Image.debian_slim({PYTHON!r}).run_commands('echo begun; sleep 1000').build()"
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as client:
         assert client.stderr is not None
         while b"begun" not in client.stderr.readline():

@@ -44,7 +44,7 @@ def build(node: Node, tmp_path: Path, *command: str, **fields: object) -> Outcom
         (scratch / "u").rename(place)
 
     async def run() -> Exit:
-        with open(tmp_path / "output", "wb") as output:
+        with open(tmp_path / "output", "wb") as output:  # noqa: ASYNC230 - nothing else runs
             plan = Build(
                 ContainerSpec(new_id("bd")), None, list(command), {"HOME": "/root"}, "/", [], output.fileno(), harvest
             )
@@ -122,7 +122,9 @@ def test_build_cannot(node: Node, tmp_path: Path, code: str) -> None:
 def test_build_cannot_see_the_nodes_files(node: Node, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     tmp_path.chmod(0o777)
-    outcome = python(node, tmp_path, f"import os; print(os.path.exists({str(tmp_path)!r}), os.listdir('/.squall/lower'))")
+    outcome = python(
+        node, tmp_path, f"import os; print(os.path.exists({str(tmp_path)!r}), os.listdir('/.squall/lower'))"
+    )
     assert outcome.output == "False []\n"
 
 
@@ -136,9 +138,7 @@ def test_build_holds_no_descriptor_of_the_agents(node: Node, tmp_path: Path) -> 
     assert python(node, tmp_path, code).output == "[0, 1, 2, 3]\n"  # 3 is the listing's own
 
 
-def test_build_gets_none_of_the_agents_environment(
-    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_build_gets_none_of_the_agents_environment(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     assert "secret" not in python(node, tmp_path, "import os; print(os.environ)").output
 
@@ -176,7 +176,7 @@ def test_build_that_is_killed_leaves_no_process_and_no_scratch(node: Node, tmp_p
     assert isinstance(runtime, NativeRuntime)
 
     async def run() -> Exit:
-        with open(tmp_path / "output", "wb") as output:
+        with open(tmp_path / "output", "wb") as output:  # noqa: ASYNC230 - nothing else runs
             plan = Build(
                 ContainerSpec(new_id("bd")), None, ["/bin/sh", "-c", "sleep 1000 & sleep 1000"], {}, "/", [],
                 output.fileno(), lambda scratch: None,

@@ -74,7 +74,9 @@ class Broken(Runtime):
 
     async def start(self) -> None: ...
 
-    async def create(self, spec: ContainerSpec, io: ContainerIO, source: Path | None) -> Container:
+    async def create(
+        self, spec: ContainerSpec, io: ContainerIO, source: Path | None, shown: Sequence[tuple[Path, str]] = ()
+    ) -> Container:
         return self.make(spec.container_id)
 
     async def close(self) -> None: ...

@@ -14,7 +14,7 @@ from squall.node.settings import CERTIFICATES, HostSettings, debian_uris
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine without files of its own."""
     monkeypatch.setattr(settings, "_SYSTEM_BUNDLES", ())
-    monkeypatch.setattr(settings, "_apt_sources", lambda: [])
+    monkeypatch.setattr(settings, "_apt_sources", list)
     monkeypatch.setattr(settings, "_apt_proxies", lambda: "")
     monkeypatch.setattr(settings, "_pip_files", lambda env, home: [home / "pip.conf"])
 
@@ -48,7 +48,11 @@ def test_pips_settings_are_told_to_uv(tmp_path: Path) -> None:
     assert env["UV_DEFAULT_INDEX"] == env["PIP_INDEX_URL"] == "https://i.example/simple"
     assert env["UV_EXTRA_INDEX_URL"] == "https://a.example https://b.example"
     assert env["UV_INDEX_STRATEGY"] == "unsafe-best-match"
-    assert (env["UV_FIND_LINKS"], env["UV_INSECURE_HOST"], env["UV_NO_INDEX"]) == ("https://w.example", "i.example", "1")
+    assert (env["UV_FIND_LINKS"], env["UV_INSECURE_HOST"], env["UV_NO_INDEX"]) == (
+        "https://w.example",
+        "i.example",
+        "1",
+    )
 
 
 def test_variables_win_over_pips_files_and_uvs_own_over_both(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_options_that_are_left_out_do_not_change_the_key() -> None:
 def test_option_of_a_later_release_is_named() -> None:
     with pytest.raises(InvalidError, match="no option `gpu` in this release"):
         base().run_commands("true", gpu="any")
-    with pytest.raises(InvalidError, match="no option `nonsense`$"):
+    with pytest.raises(InvalidError, match=r"no option `nonsense`$"):
         base().run_commands("true", nonsense=1)
 
 
