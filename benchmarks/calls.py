@@ -21,7 +21,7 @@ def noop(x: object = None) -> object:
     return x
 
 
-@app.function(cpu=0.25, memory=64, max_containers=4)
+@app.function(memory=64)
 def noop_many(x: object = None) -> object:
     return x
 

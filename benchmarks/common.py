@@ -68,7 +68,8 @@ def server_pid() -> int:
             continue
         with contextlib.suppress(OSError):
             command = (entry / "cmdline").read_bytes()
-            if b"squall.server" in command and b"SQUALL_HOME=" + wanted in (entry / "environ").read_bytes().split(b"\0"):
+            environment = (entry / "environ").read_bytes().split(b"\0")
+            if b"squall.server" in command and b"SQUALL_HOME=" + wanted in environment:
                 return int(entry.name)
     raise RuntimeError("no server found")
 

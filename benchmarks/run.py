@@ -37,7 +37,9 @@ def main() -> None:
         common.row("squall run hello.py, no server running", without, "s")
         with common.own_home():
             subprocess.run(command, check=True, capture_output=True)
-            running = [common.timed(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(15)]
+            running = []
+            for _ in range(15):
+                running.append(common.timed(lambda: subprocess.run(command, check=True, capture_output=True)))
         common.row("squall run hello.py, server running", running, "s")
 
 

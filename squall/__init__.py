@@ -9,8 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from squall._marks import batched, concurrent, enter, exit, method, parameter
     from squall.app import App, LocalEntrypoint
     from squall.client import Client, current_function_call_id, current_input_id, is_local
+    from squall.cls import Cls
     from squall.exception import Error, InputCancellation
     from squall.function import Function, FunctionCall
     from squall.image import Image
@@ -22,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "App",
     "Client",
+    "Cls",
     "Error",
     "Function",
     "FunctionCall",
@@ -31,15 +34,22 @@ __all__ = [
     "Retries",
     "Secret",
     "__version__",
+    "batched",
+    "concurrent",
     "current_function_call_id",
     "current_input_id",
+    "enter",
     "exception",
+    "exit",
     "is_local",
+    "method",
+    "parameter",
 ]
 
 _HOMES = {
     "App": "app",
     "Client": "client",
+    "Cls": "cls",
     "Error": "exception",
     "Function": "function",
     "FunctionCall": "function",
@@ -48,9 +58,15 @@ _HOMES = {
     "LocalEntrypoint": "app",
     "Retries": "options",
     "Secret": "secret",
+    "batched": "_marks",
+    "concurrent": "_marks",
     "current_function_call_id": "client",
     "current_input_id": "client",
+    "enter": "_marks",
+    "exit": "_marks",
     "is_local": "client",
+    "method": "_marks",
+    "parameter": "_marks",
 }
 
 

@@ -462,7 +462,10 @@ class Mapping(_Stream):
     def _send(self, items: list[InputItem], parts: list[bytes], last: bool) -> None:
         submit = self.submit
         self._told_last = last
-        frame = Submit(submit.call_id, submit.function_id, items, submit.kind, submit.parent, time.time(), last)
+        sent_at = time.time()
+        frame = Submit(
+            submit.call_id, submit.function_id, items, submit.kind, submit.parent, sent_at, last, submit.method
+        )
         self.client.link.send(frame, b"".join(parts))
 
     def _flush_soon(self) -> None:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 SOURCE_MOUNT = "/src"
 BUNDLE_LIMIT_BYTES = 256 << 20
 BUNDLE_LIMIT_FILES = 20_000
-STOP_TIMEOUT = 60.0
+STOP_TIMEOUT = 90.0
 INTERRUPTED_STOP_TIMEOUT = 10.0
 _IGNORED = frozenset(
     {
@@ -314,8 +314,7 @@ def prepare(app: App) -> _Prepared:
 
 
 def _by_value(app: App, spec: FunctionSpec, prepared: _Prepared) -> FunctionSpec:
-    function = app._functions[spec.tag]
-    data = payloads.pack_by_value(function.raw_f, f"function `{spec.tag}`")
+    data = payloads.pack_by_value(app._raw_of(spec.tag), f"`{spec.tag}`")
     return replace(spec, module="", source="", serialized_blob=_add_blob(prepared, data))
 
 

@@ -1,4 +1,4 @@
-"""App: functions and entrypoints that run together.
+"""App: functions, classes and entrypoints that run together.
 
 Owns registration: it checks options and scope rules at the decorator's line and keeps a `FunctionSpec` for each
 function. Starting an app is `_session`'s part; calling is `function.py`'s. Tested in `tests/unit/test_app.py` and
@@ -12,10 +12,12 @@ import sys
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from squall._blocking import is_notebook
+from squall._marks import EXIT_GRACE, Marked, Shape, fields_of, parameter, shape_of
+from squall.cls import Cls
 from squall.exception import InvalidError
 from squall.function import Function
 from squall.image import Image
@@ -24,17 +26,34 @@ from squall.protocol.messages import FunctionSpec
 from squall.secret import Secret, checked_env
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Unpack, dataclass_transform
 
     from squall._session import AppRun, RunningApp
     from squall.client import Output
 
+else:
+
+    def dataclass_transform(**_: object) -> Callable[[Any], Any]:
+        """Only type checkers read it."""
+        return lambda decorated: decorated
+
+
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
+
+
+class FunctionDecorator(Protocol):
+    """What `@app.function(...)` is to a type checker: a call of an async function gives what it returns."""
+
+    @overload
+    def __call__(self, raw_f: Callable[P, Coroutine[Any, Any, R]]) -> Function[P, R]: ...
+    @overload
+    def __call__(self, raw_f: Callable[P, R]) -> Function[P, R]: ...
+
 
 _NOT_YET = frozenset(
     {
-        "cls",
         "server",
         "deploy",
         "include",
@@ -143,6 +162,7 @@ class App:
         self._include_source = include_source
         self.tags = _checked_tags(tags)
         self._functions: dict[str, Function[..., Any]] = {}
+        self._classes: dict[str, Cls[Any]] = {}
         self._specs: dict[str, FunctionSpec] = {}
         self._by_value: set[str] = set()
         self._without_source: set[str] = set()
@@ -159,6 +179,11 @@ class App:
         return dict(self._functions)
 
     @property
+    def registered_classes(self) -> dict[str, Cls[Any]]:
+        """The classes of this app by their tags."""
+        return dict(self._classes)
+
+    @property
     def registered_entrypoints(self) -> dict[str, LocalEntrypoint]:
         """The local entrypoints of this app by their names."""
         return dict(self._entrypoints)
@@ -170,7 +195,7 @@ class App:
 
     # -- registration
 
-    def function(self, *wrong: Any, **options: Unpack[FunctionOptions]) -> Callable[[Callable[P, R]], Function[P, R]]:
+    def function(self, *wrong: Any, **options: Unpack[FunctionOptions]) -> FunctionDecorator:
         """Make a function callable in containers. All options are keywords; None means the default.
 
         - `cpu=0.125`: cores kept free for a container, and its share when all are busy. `(1, 2)`: 1 core kept, never
@@ -211,17 +236,16 @@ class App:
             )
         fields = read_options(options)
 
-        def decorate(raw_f: Callable[P, R]) -> Function[P, R]:
+        def decorate(raw_f: Callable[..., Any]) -> Function[..., Any]:
             return self._register(raw_f, options, fields)
 
-        return decorate
+        return decorate  # type: ignore[return-value]
 
     def _register(self, raw_f: Callable[P, R], options: Mapping[str, Any], fields: dict[str, Any]) -> Function[P, R]:
         serialized = bool(options.get("serialized"))
         _check_callable(raw_f, "@app.function()")
         _check_scope(raw_f, serialized, options.get("name"))
-        tag = options.get("name") or raw_f.__name__
-        checked_name(tag, "function name")
+        tag = checked_name(options.get("name") or raw_f.__name__, "function name")
         is_generator, is_async = _kind_of(raw_f)
         if options.get("is_generator") is not None:
             is_generator = bool(options["is_generator"])
@@ -229,9 +253,82 @@ class App:
             raise InvalidError(
                 f"generator `{tag}` has `retries`", hint="a generator that failed half way cannot resume"
             )
-        self._warn_if_taken(tag, self._functions, raw_f)
-        self._specs[tag] = self._spec(tag, raw_f, fields, is_generator, is_async)
-        (self._by_value.add if serialized else self._by_value.discard)(tag)
+        spec = self._spec(tag, raw_f, {**fields, **fields_of(raw_f)})
+        spec.is_generator, spec.is_async = is_generator, is_async
+        self._add(spec, raw_f, options)
+        function: Function[P, R] = Function(tag, raw_f, self, is_generator)
+        self._functions[tag] = function
+        return function
+
+    @dataclass_transform(field_specifiers=(parameter,), kw_only_default=True)
+    def cls(self, *wrong: Any, **options: Unpack[FunctionOptions]) -> Callable[[type[T]], Cls[T]]:
+        """Make a class whose methods run in containers and share them. The options are those of `@app.function`.
+
+        Methods carry `@squall.method()`, hooks `@squall.enter()` and `@squall.exit()`, parameters are declared with
+        `squall.parameter()`. A container holds one object of the class for all its inputs. Bases may bring methods,
+        hooks and parameters.
+
+        Raises InvalidError at this line for a wrong option and for a class that does not fit: without methods, with
+        an `__init__` that has arguments, inside a function. `docs/guide/classes.md` tells more.
+
+        Example:
+
+            @app.cls(max_containers=2)
+            class Tally:
+                start: int = squall.parameter(default=0)
+
+                @squall.enter()
+                def begin(self):
+                    self.total = self.start
+
+                @squall.method()
+                def add(self, n):
+                    self.total += n
+                    return self.total
+
+            @app.local_entrypoint()
+            def main():
+                print(Tally(start=100).add.remote(1))
+        """
+        if wrong:
+            raise InvalidError("`@app.cls` was used without its parentheses", hint="write `@app.cls()` above the class")
+        if options.get("is_generator") is not None:
+            raise InvalidError("`@app.cls` has no option `is_generator`", hint="`@squall.method` has it")
+        fields = read_options(options, "@app.cls")
+
+        def decorate(raw: type[T]) -> Cls[T]:
+            return self._register_class(raw, options, fields)
+
+        return decorate
+
+    def _register_class(self, raw: type[T], options: Mapping[str, Any], fields: dict[str, Any]) -> Cls[T]:
+        _check_class(raw)
+        _check_scope(raw, bool(options.get("serialized")), options.get("name"), "class")
+        tag = checked_name(options.get("name") or raw.__name__, "class name")
+        shape = shape_of(raw)
+        if not shape.methods:
+            raise InvalidError(
+                f"class `{raw.__qualname__}` has nothing to call", hint="decorate a method with `@squall.method()`"
+            )
+        self._add(self._class_spec(tag, raw, fields, shape), raw, options)
+        pool: Function[..., Any] = Function(tag, None, self, False)
+        self._classes[tag] = Cls(pool, shape, raw)
+        return self._classes[tag]
+
+    def _class_spec(self, tag: str, raw: type, fields: dict[str, Any], shape: Shape) -> FunctionSpec:
+        spec = self._spec(tag, raw, {**fields, **shape.fields})
+        spec.methods, spec.parameters = list(shape.methods), list(shape.parameters)
+        spec.exit_grace = EXIT_GRACE if shape.exits else 0.0
+        return spec
+
+    def _add(self, spec: FunctionSpec, raw: Any, options: Mapping[str, Any]) -> None:
+        """Keep a spec, in the place of another of its name."""
+        tag = spec.tag
+        self._warn_if_taken(tag, raw)
+        self._functions.pop(tag, None)
+        self._classes.pop(tag, None)
+        self._specs[tag] = spec
+        (self._by_value.add if options.get("serialized") else self._by_value.discard)(tag)
         include = options.get("include_source")
         include = self._include_source if include is None else include
         (self._without_source.discard if include else self._without_source.add)(tag)
@@ -239,18 +336,30 @@ class App:
         self._images.pop(tag, None)
         if image is not None and image._kind != "host":
             self._images[tag] = image
-        function: Function[P, R] = Function(tag, raw_f, self, is_generator)
-        self._functions[tag] = function
-        return function
 
-    def _spec(self, tag: str, raw_f: Any, fields: dict[str, Any], is_generator: bool, is_async: bool) -> FunctionSpec:
+    def _raw_of(self, tag: str) -> Any:
+        """The plain function or class behind a tag, or None."""
+        if tag in self._classes:
+            return self._classes[tag].raw_cls
+        return self._functions[tag].raw_f if tag in self._functions else None
+
+    def _pools(self) -> dict[str, Function[..., Any]]:
+        """By tag, what has an id on the server."""
+        return {**self._functions, **{tag: cls._pool for tag, cls in self._classes.items()}}
+
+    def _spec(self, tag: str, raw_f: Any, fields: dict[str, Any]) -> FunctionSpec:
         own = dict(fields)
         env = {**self._env, **own.pop("secret_env", {}), **own.pop("plain_env", {})}
+        if own.get("single_use") and (own.get("concurrency", 1) > 1 or own.get("batch_size")):
+            raise InvalidError(
+                f"`{tag}` has `single_use_containers` and several inputs at a time",
+                hint="leave out `single_use_containers`, or `@squall.concurrent` and `@squall.batched`",
+            )
         own.setdefault("startup_timeout", own.get("timeout", 300.0))
         if self._image is not None:
             own.setdefault("image", self._image._spec)
         return FunctionSpec(
-            tag, raw_f.__module__, raw_f.__qualname__, env=env, is_generator=is_generator, is_async=is_async,
+            tag, raw_f.__module__, raw_f.__qualname__, env=env,
             python=f"{sys.version_info[0]}.{sys.version_info[1]}", **own,
         )  # fmt: skip
 
@@ -286,12 +395,14 @@ class App:
 
         return decorate
 
-    def _warn_if_taken(self, tag: str, taken: Mapping[str, Function[..., Any]], raw_f: Any) -> None:
-        if tag in taken and not is_notebook() and not _is_same(taken[tag].raw_f, raw_f):
+    def _warn_if_taken(self, tag: str, raw: Any) -> None:
+        taken = self._raw_of(tag)
+        if taken is not None and not is_notebook() and not _is_same(taken, raw):
+            kind = "class" if isinstance(raw, type) else "function"
             warnings.warn(
-                f"function `{tag}` replaces another of the same name in this app; give one `name=...`",
+                f"{kind} `{tag}` replaces another of the same name in this app; give one `name=...`",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     # -- running
@@ -333,7 +444,7 @@ class App:
         return App, (self.name,)
 
     def __repr__(self) -> str:
-        return f"<App `{self.name or 'without name'}`, {len(self._functions)} functions>"
+        return f"<App `{self.name or 'without name'}`, {len(self._specs)} functions>"
 
 
 def hydrate_apps(app_name: str, app_id: str, functions: Mapping[str, str]) -> None:
@@ -344,9 +455,9 @@ def hydrate_apps(app_name: str, app_id: str, functions: Mapping[str, str]) -> No
     _siblings.clear()
     _siblings.update(functions)
     named = [app for app in list(_apps) if app.name == app_name]
-    for app in named or [app for app in list(_apps) if set(functions) <= set(app._functions)]:
-        for tag, function in app._functions.items():
-            function._object_id = functions.get(tag, "")
+    for app in named or [app for app in list(_apps) if set(functions) <= set(app._specs)]:
+        for tag, pool in app._pools().items():
+            pool._object_id = functions.get(tag, "")
 
 
 def sibling_id(tag: str) -> str:
@@ -366,6 +477,11 @@ def _checked_tags(tags: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _check_callable(raw_f: Any, decorator: str) -> None:
+    if isinstance(raw_f, Marked):
+        raise InvalidError(
+            f"`{raw_f.__qualname__}` is a method of a class and decorated with `{decorator}`",
+            hint="leave it out, and decorate the class with `@app.cls()`",
+        )
     if isinstance(raw_f, Function):
         raise InvalidError(f"`{raw_f.tag}` is decorated with `{decorator}` twice", hint="keep one decorator")
     if isinstance(raw_f, LocalEntrypoint):
@@ -375,7 +491,7 @@ def _check_callable(raw_f: Any, decorator: str) -> None:
         )
     if inspect.isclass(raw_f):
         raise InvalidError(
-            f"`{decorator}` decorates the class `{raw_f.__name__}`", hint="classes are not available in this release"
+            f"`{decorator}` decorates the class `{raw_f.__name__}`", hint="decorate a class with `@app.cls()`"
         )
     if isinstance(raw_f, (staticmethod, classmethod)) or not callable(raw_f):
         raise InvalidError(f"`{decorator}` decorates {raw_f!r:.200}", hint="it takes a function defined with `def`")
@@ -385,7 +501,16 @@ def _check_callable(raw_f: Any, decorator: str) -> None:
         )
 
 
-def _check_scope(raw_f: Any, serialized: bool, name: str | None) -> None:
+def _check_class(raw: Any) -> None:
+    if isinstance(raw, Cls):
+        raise InvalidError(f"`{raw.tag}` is decorated with `@app.cls()` twice", hint="keep one decorator")
+    if not inspect.isclass(raw):
+        raise InvalidError(
+            f"`@app.cls()` decorates {raw!r:.200}", hint="it takes a class; decorate a function with `@app.function()`"
+        )
+
+
+def _check_scope(raw_f: Any, serialized: bool, name: str | None, what: str = "function") -> None:
     """A container finds a function by its module and name, so it must be reachable by them, or travel by value."""
     qualname = raw_f.__qualname__
     if "<lambda>" in qualname and not (serialized and name):
@@ -398,10 +523,13 @@ def _check_scope(raw_f: Any, serialized: bool, name: str | None) -> None:
     if "<locals>" in qualname:
         raise InvalidError(
             f"`{qualname}` is defined inside another function, where a container cannot find it",
-            hint="move it to the top level of its module, or send it by value: `@app.function(serialized=True)`",
+            hint="move it to the top level of its module, or send it by value with `serialized=True`",
         )
+    if what == "class":
+        raise InvalidError(f"class `{qualname}` is inside another class", hint="move it to the top level of its module")
     raise InvalidError(
-        f"`{qualname}` is a method of a class", hint="decorate a function at the top level of its module"
+        f"`{qualname}` is a method of a class",
+        hint="decorate the class with `@app.cls()` and the method with `@squall.method()`",
     )
 
 
@@ -414,7 +542,9 @@ def _kind_of(raw_f: Any) -> tuple[bool, bool]:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two functions are the same lines of a file: a module that was imported again."""
+    """Whether two are the same lines of a file: a module that was imported again."""
+    if isinstance(one, type) and isinstance(other, type):
+        return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
     a, b = getattr(one, "__code__", None), getattr(other, "__code__", None)
     return (
         isinstance(a, types.CodeType)

@@ -361,7 +361,7 @@ def _startup_hint(cause: BaseException) -> str:
             f"containers get the file that defines the function, or the whole package it is in; `{cause.name}` is in "
             "neither, nor is it installed in the image"
         )
-    return "the exception above was raised while the container imported your code"
+    return "the exception above was raised while the container imported your code or entered your class"
 
 
 _STATUSES: dict[str, tuple[type[Error], str]] = {

@@ -8,6 +8,7 @@ how results are streamed (`_map.py`). Tested in `tests/unit/test_function.py` an
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import time
 import types
@@ -18,12 +19,14 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from squall import _map
 from squall import client as clients
-from squall._blocking import both, both_generator
+from squall._blocking import both, both_generator, run
 from squall._object import Handle, checked_id
 from squall.client import Client, Waiter, check_payload
 from squall.exception import InvalidError, NotFoundError, OutputTimeoutError, SerializationError
+from squall.options import FunctionOptions, batch_fields, concurrency_fields, merged_fields, variant_fields
 from squall.protocol import payload as payloads
 from squall.protocol.messages import (
+    BindFunction,
     CancelCall,
     GetCall,
     GetOutput,
@@ -37,6 +40,8 @@ from squall.protocol.messages import (
 from squall.protocol.transport import Pending
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from squall.app import App
 
 P = ParamSpec("P")
@@ -66,6 +71,29 @@ class Target:
     function_id: str
     source_map: dict[str, str]
     main_by_value: bool
+    method: str = ""
+
+
+class Variant:
+    """What gives a function a pool of its own: `options` that differ, as fields of its spec, and for a class its
+    packed `parameters`. All handles with the same Variant ask for the pool's id once."""
+
+    def __init__(self, options: dict[str, Any], parameters: bytes = b"") -> None:
+        self.options = options
+        self.parameters = parameters
+        self._ids: dict[str, str] = {}
+        """Base function's id -> the pool's."""
+
+    async def bind(self, target: Target) -> str:
+        """The id of the pool."""
+        found = self._ids.get(target.function_id)
+        if found is None:
+            reply, _ = await target.client.request(BindFunction(target.function_id, self.options), self.parameters)
+            found = self._ids[target.function_id] = str(reply.data["function_id"])
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Variant, (self.options, self.parameters)
 
 
 class Function(Handle, Generic[P, R]):
@@ -95,6 +123,10 @@ class Function(Handle, Generic[P, R]):
         self._app = app
         self._is_generator = is_generator
         self._parameters: tuple[str, ...] = ()
+        self._base: Function[..., Any] | None = None
+        """Whose id this is called by: of a variant the function it was made from, of a method its class."""
+        self._method = ""
+        self._variant: Variant | None = None
         if raw_f is not None:
             functools.update_wrapper(self, raw_f)
             del self.__wrapped__  # type: ignore[attr-defined]  # `inspect` would take us for the plain function
@@ -129,7 +161,7 @@ class Function(Handle, Generic[P, R]):
     @property
     def object_id(self) -> str:
         """Its id while its app runs, such as `fu-5f2c19d04be87a36`. Raises InvalidError when it does not."""
-        return self._resolve().function_id
+        return run(self._target()).function_id
 
     @classmethod
     def from_id(cls, function_id: str, *, is_generator: bool = False) -> Function[..., Any]:
@@ -158,6 +190,8 @@ class Function(Handle, Generic[P, R]):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self._base is not None:
+            return derived, (self._base, self._tag, self._is_generator, self._method, self._variant)
         if not self._object_id and self._app is not None and self._app._packing:
             return _handle_by_tag, (self._tag, self._is_generator)
         try:
@@ -165,7 +199,17 @@ class Function(Handle, Generic[P, R]):
         except InvalidError as error:
             raise SerializationError(f"cannot pickle {self!r}: its app is not running", hint=error.hint) from None
 
+    async def _target(self) -> Target:
+        target = self._resolve()
+        if self._variant is not None:
+            target.function_id = await self._variant.bind(target)
+        return target
+
     def _resolve(self) -> Target:
+        if self._base is not None:
+            target = self._base._resolve()
+            target.method = self._method
+            return target
         app = self._app
         running = None if app is None else app._running
         if running is not None and self._tag in running.functions:
@@ -174,6 +218,68 @@ class Function(Handle, Generic[P, R]):
         if self._object_id:
             return Target(Client.current(), self._object_id, {}, True)
         raise _not_running(self._tag, app)
+
+    def with_options(self, **options: Unpack[FunctionOptions]) -> Function[P, R]:
+        """A handle of the same function with other options, and so with containers of its own.
+
+        Takes the options of `@app.function` but for `name`, `serialized`, `include_source` and `is_generator`. What is
+        not given stays as it is; `env` and `secrets` are laid over the variables that the function has. May be
+        repeated on what it gives. The same options give the same containers, whoever asks.
+
+        Example:
+
+            @app.function()
+            def limit():
+                import os
+                return os.environ.get("SIZE", "small")
+
+            @app.local_entrypoint()
+            def main():
+                print(limit.remote(), limit.with_options(cpu=1, env={"SIZE": "large"}).remote())
+        """
+        fields = variant_fields(options, f"{self._tag}.with_options")
+        if self._is_generator and fields.get("retries") and fields["retries"].max_retries:
+            raise InvalidError(f"generator `{self._tag}` cannot have `retries`")
+        return self._variant_with(fields)
+
+    def with_concurrency(self, *, max_inputs: int, target_inputs: int | None = None) -> Function[P, R]:
+        """A handle whose containers run several inputs at a time, as with `@squall.concurrent`.
+
+        Example:
+
+            @app.function()
+            def square(x): return x * x
+
+            @app.local_entrypoint()
+            def main():
+                print(list(square.with_concurrency(max_inputs=4).map(range(8))))
+        """
+        return self._variant_with(concurrency_fields(max_inputs, target_inputs, f"{self._tag}.with_concurrency"))
+
+    def with_batching(self, *, max_batch_size: int, wait_ms: int) -> Function[P, R]:
+        """A handle whose inputs run in batches, as with `@squall.batched`: the function must be written for lists.
+
+        Example:
+
+            @app.function()
+            def squares(xs): return [x * x for x in xs]
+
+            @app.local_entrypoint()
+            def main():
+                print(list(squares.with_batching(max_batch_size=4, wait_ms=50).map(range(8))))
+        """
+        if self._is_generator:
+            raise InvalidError(f"`{self._tag}` is a generator and cannot be batched")
+        if self._raw_f is not None:
+            check_batched(self._raw_f, False)
+        return self._variant_with(batch_fields(max_batch_size, wait_ms, f"{self._tag}.with_batching"))
+
+    def _variant_with(self, fields: dict[str, Any]) -> Function[P, R]:
+        before = {} if self._variant is None else self._variant.options
+        handle: Function[P, R] = Function(self._tag, self._raw_f, self._app, self._is_generator)
+        handle._base = self._base or self
+        handle._variant = Variant(merged_fields(before, fields))
+        return handle
 
     # -- one call
 
@@ -203,7 +309,7 @@ class Function(Handle, Generic[P, R]):
         """
         if self._is_generator:
             raise InvalidError(f"`{self._tag}` is a generator", hint=f"use `{self._tag}.remote_gen(...)`")
-        target = self._resolve()
+        target = await self._target()
         item, payload = await self._pack(target, 0, args, kwargs)
         call_id, client = new_id("fc"), target.client
         waiter = client.sinks[call_id] = Waiter(client.link)
@@ -237,7 +343,7 @@ class Function(Handle, Generic[P, R]):
         """
         if not self._is_generator:
             raise InvalidError(f"`{self._tag}` is not a generator", hint=f"use `{self._tag}.remote(...)`")
-        target = self._resolve()
+        target = await self._target()
         item, payload = await self._pack(target, 0, args, kwargs)
         stream = _map.YieldStream(target.client, new_id("fc"), self._tag, target.source_map)
         submit = _submit(stream.call_id, target, [item], "gen")
@@ -263,7 +369,7 @@ class Function(Handle, Generic[P, R]):
         """
         if self._is_generator:
             raise InvalidError(f"`{self._tag}` is a generator and cannot be spawned", hint="use `.remote_gen(...)`")
-        target = self._resolve()
+        target = await self._target()
         item, payload = await self._pack(target, 0, args, kwargs)
         call_id = new_id("fc")
         await target.client.request(_submit(call_id, target, [item], "spawn"), payload)
@@ -308,7 +414,7 @@ class Function(Handle, Generic[P, R]):
                 print(list(power.map([2, 3], [10, 2], kwargs={"offset": 1})))
         """
         inputs = _map.zip_inputs(input_iterators, "map")
-        async for value in self._map(inputs, kwargs, order_outputs, return_exceptions):
+        async for value in await self._map(inputs, kwargs, order_outputs, return_exceptions):
             yield value
 
     @both_generator
@@ -332,7 +438,7 @@ class Function(Handle, Generic[P, R]):
                 print(list(add.starmap([(1, 2), (3, 4)])))
         """
         inputs = _map.Inputs(input_iterator, spread=True, verb="starmap")
-        async for value in self._map(inputs, kwargs, order_outputs, return_exceptions):
+        async for value in await self._map(inputs, kwargs, order_outputs, return_exceptions):
             yield value
 
     @both
@@ -354,15 +460,15 @@ class Function(Handle, Generic[P, R]):
                 greet.for_each(["Ada", "Grace"])
         """
         inputs = _map.zip_inputs(input_iterators, "for_each")
-        async for _ in self._map(inputs, kwargs, False, ignore_exceptions):
+        async for _ in await self._map(inputs, kwargs, False, ignore_exceptions):
             pass
 
-    def _map(
+    async def _map(
         self, inputs: _map.Inputs, kwargs: dict[str, Any] | None, ordered: bool, return_exceptions: bool
     ) -> AsyncGenerator[Any, None]:
         if self._is_generator:
             raise InvalidError(f"`{self._tag}` is a generator and cannot be mapped", hint="use `.remote_gen(...)`")
-        target = self._resolve()
+        target = await self._target()
         order = _map.Order(self._tag, self._parameters, kwargs or {}, ordered, return_exceptions, target.main_by_value)
         submit = _submit(new_id("fc"), target, [], "map")
         return _map.Mapping(target.client, submit, inputs, order, target.source_map).results()
@@ -385,7 +491,7 @@ class Function(Handle, Generic[P, R]):
         """
         if self._is_generator:
             raise InvalidError(f"`{self._tag}` is a generator and cannot be spawned", hint="use `.remote_gen(...)`")
-        target = self._resolve()
+        target = await self._target()
         call_id = new_id("fc")
         inputs = _map.zip_inputs(input_iterators, "spawn_map")
         items: list[InputItem] = []
@@ -422,10 +528,27 @@ class Function(Handle, Generic[P, R]):
             def main():
                 print(square.get_current_stats().backlog)
         """
-        target = self._resolve()
+        target = await self._target()
         reply, _ = await target.client.request(GetStats(target.function_id))
         known = {key: int(value) for key, value in reply.data.items() if key in FunctionStats.__dataclass_fields__}
         return FunctionStats(**known)
+
+
+def check_batched(raw_f: Any, is_method: bool) -> None:
+    """Raises InvalidError for a function that cannot be given lists."""
+    name = getattr(raw_f, "__qualname__", repr(raw_f))
+    if inspect.isgeneratorfunction(raw_f) or inspect.isasyncgenfunction(raw_f):
+        raise InvalidError(f"`{name}` is a generator and cannot be batched")
+    parameters = list(inspect.signature(raw_f).parameters.values())[1 if is_method else 0 :]
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    for one in parameters:
+        if one.default is not one.empty or one.kind not in plain:
+            raise InvalidError(
+                f"`{name}` is batched, and its argument `{one}` is not a plain one",
+                hint="each argument becomes a list: no defaults, no `*args`, no keyword-only arguments",
+            )
+    if not parameters:
+        raise InvalidError(f"`{name}` is batched and has no argument", hint="each argument becomes a list")
 
 
 class FunctionCall(Handle, Generic[R]):
@@ -559,7 +682,8 @@ def _ask_output(client: Client, call_id: str, index: int, timeout: float | None)
 
 def _submit(call_id: str, target: Target, items: list[InputItem], kind: str) -> Submit:
     parent = clients.current_input_id() or ""
-    return Submit(call_id, target.function_id, items, kind=kind, parent=parent, sent_at=time.time())
+    sent_at = time.time()
+    return Submit(call_id, target.function_id, items, kind=kind, parent=parent, sent_at=sent_at, method=target.method)
 
 
 def _cancel_quietly(client: Client, call_id: str) -> None:
@@ -588,6 +712,15 @@ def _not_running(tag: str, app: App | None) -> InvalidError:
 def _handle_by_id(function_id: str, tag: str, is_generator: bool) -> Function[..., Any]:
     handle: Function[..., Any] = Function(tag, None, None, is_generator)
     handle._object_id = function_id
+    return handle
+
+
+def derived(
+    base: Function[..., Any], tag: str, is_generator: bool, method: str, variant: Variant | None
+) -> Function[..., Any]:
+    """A handle that is called by the id of another: a method of a class, or a variant."""
+    handle: Function[..., Any] = Function(tag, None, None, is_generator)
+    handle._base, handle._method, handle._variant = base, method, variant
     return handle
 
 

@@ -121,6 +121,43 @@ def read_options(options: Mapping[str, Any], where: str = "@app.function") -> di
     return fields
 
 
+def variant_fields(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields of a `FunctionSpec` for the options of a variant. Raises InvalidError for what a variant has in common
+    with what it is made from."""
+    for name in options:
+        if name in _FLAGS:
+            raise InvalidError(f"`{where}` cannot change `{name}`", hint="it belongs to how the code is sent")
+    fields = read_options(options, where)
+    if "image" in fields and fields["image"].kind != "host":
+        raise InvalidError(
+            f"`{where}` cannot change to an image that has to be built",
+            hint="give the image to the function, the class or the app; make one of each where you need two",
+        )
+    env = {**fields.pop("secret_env", {}), **fields.pop("plain_env", {})}
+    return {**fields, "env": env} if env else fields
+
+
+def concurrency_fields(max_inputs: Any, target_inputs: Any, where: str) -> dict[str, Any]:
+    """Fields of a spec for inputs that run at the same time. Raises InvalidError."""
+    most = _whole(f"{where}(max_inputs)", max_inputs, 1, 1000)
+    target = 0 if target_inputs is None else _whole(f"{where}(target_inputs)", target_inputs, 1, most)
+    return {"concurrency": most, "target_concurrency": target}
+
+
+def batch_fields(max_batch_size: Any, wait_ms: Any, where: str) -> dict[str, Any]:
+    """Fields of a spec for inputs that run in one call. Raises InvalidError."""
+    size = _whole(f"{where}(max_batch_size)", max_batch_size, 1, 1000)
+    return {"batch_size": size, "batch_wait": _number(f"{where}(wait_ms)", wait_ms, 0, 600_000) / 1000}
+
+
+def merged_fields(before: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a variant of a variant."""
+    merged = {**before, **fields}
+    if "env" in before and "env" in fields:
+        merged["env"] = {**before["env"], **fields["env"]}
+    return merged
+
+
 def _unknown(name: str, where: str) -> InvalidError:
     if name in NOT_YET:
         return not_yet(f"{where}({name}=...)")

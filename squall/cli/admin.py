@@ -25,7 +25,8 @@ from squall.client import Client
 from squall.exception import Error, ServiceError
 from squall.protocol.messages import ListObjects, StopServer
 
-DOWN_SECONDS = 30.0
+DOWN_SECONDS = 75.0
+"""More than the exit hooks of classes have."""
 LOW_DISK_BYTES = 1 << 30
 
 # ---- doctor -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from squall.exception import Error
 
 COMMANDS = {
     "run": "squall.cli.run:run",
+    "shell": "squall.cli.shell:shell",
     "app": "squall.cli.manage:app",
     "container": "squall.cli.manage:container",
     "image": "squall.cli.images:image",

@@ -24,12 +24,13 @@ from squall.app import App
 from squall.cli import options
 from squall.cli.main import UsageHint, did_you_mean, user_traceback
 from squall.cli.output import Output, make_output
+from squall.cls import Method
 from squall.exception import Error, InvalidError, NotFoundError
 
 
 @dataclass
 class Target:
-    """What is to be run: an entrypoint here, or a function in a container."""
+    """What is to be run: an entrypoint here, or a function or a method in a container."""
 
     app: App
     name: str
@@ -159,6 +160,12 @@ def apps_of(module: ModuleType) -> dict[str, App]:
 def targets_of(app: App) -> dict[str, Target]:
     """Everything in an app that can be run, by name; an entrypoint wins over a function of its name."""
     targets = {tag: Target(app, tag, function=function) for tag, function in app.registered_functions.items()}
+    for tag, cls in app.registered_classes.items():
+        if cls.needed:
+            continue
+        instance = cls()
+        for method in cls.methods:
+            targets[f"{tag}.{method}"] = Target(app, f"{tag}.{method}", function=getattr(instance, method))
     targets.update({tag: Target(app, tag, entrypoint=entry) for tag, entry in app.registered_entrypoints.items()})
     return targets
 
@@ -185,15 +192,32 @@ def named_target(ref: str, apps: dict[str, App], path: str) -> Target:
 def _pick(ref: str, targets: dict[str, Target], name: str, where: str) -> Target:
     if name in targets:
         return targets[name]
+    _check_class(ref, name, targets)
     verb = "has no function or entrypoint" if where.startswith("app") else "has a function or entrypoint"
     hint = did_you_mean(name, targets) or "decorate a function with `@app.function()`"
     raise NotFoundError(f"cannot run `{ref}`: {where} {verb} `{name}`", hint=hint)
 
 
+def _check_class(ref: str, name: str, targets: dict[str, Target]) -> None:
+    """Raises for a class, and for a method of one that cannot be made from nothing."""
+    tag = name.partition(".")[0]
+    methods = [found for found in targets if found.startswith(f"{tag}.")]
+    if methods:
+        what = f"class `{tag}` has no method `{name[len(tag) + 1 :]}`" if "." in name else f"`{tag}` is a class"
+        raise NotFoundError(f"cannot run `{ref}`: {what}", hint=f"name a method: {_listed(methods)}")
+    for target in targets.values():
+        cls = target.app.registered_classes.get(tag)
+        if cls is not None and cls.needed:
+            raise InvalidError(
+                f"cannot run `{ref}`: class `{tag}` needs its parameter `{cls.needed[0]}`",
+                hint="call it from a `@app.local_entrypoint()`",
+            )
+
+
 def only_target(ref: str, apps: dict[str, App]) -> Target:
     """Without a name: the only entrypoint there is, else the only function there is."""
     entries = _all_of(apps, "registered_entrypoints")
-    candidates = entries or _all_of(apps, "registered_functions")
+    candidates = entries or _callables_of(apps)
     if len(candidates) == 1:
         variable, name = candidates[0]
         return targets_of(apps[variable])[name]
@@ -212,13 +236,27 @@ def _all_of(apps: dict[str, App], attribute: str) -> list[tuple[str, str]]:
     return [(variable, name) for variable, app in apps.items() for name in getattr(app, attribute)]
 
 
+def _callables_of(apps: dict[str, App]) -> list[tuple[str, str]]:
+    """As `_all_of`, functions and methods."""
+    return [
+        (variable, name)
+        for variable, app in apps.items()
+        for name, target in targets_of(app).items()
+        if target.entrypoint is None
+    ]
+
+
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return ", ".join(f"`{name}`" for name in names[:10]) + more
 
 
 def signature_of(target: Target) -> inspect.Signature:
-    return inspect.signature(target.raw_f)
+    """Of a method without `self`."""
+    signature = inspect.signature(target.raw_f)
+    if isinstance(target.function, Method):
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+    return signature
 
 
 # ---- running it ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ import json
 import os
 import signal
 import socket
+import sys
+import termios
 import time
 import traceback
 from collections.abc import Sequence
@@ -61,6 +63,10 @@ log = Logger("agent")
 OUTPUT_CHUNK_BYTES = 1 << 16
 LOCK_TRIES = 40
 REPORT_INTERVAL = 5.0
+DRAIN_SECONDS = 2.0
+"""For the last output of a container that has ended."""
+DRAIN_ROUNDS = 5
+"""Times it gets that long, while it is the server that does not keep up."""
 CREATE_LIMIT = 64
 """Creations waiting or under way; the server bounds them too."""
 
@@ -72,8 +78,8 @@ class Held:
         self.container_id = container_id
         self.container: Container | None = None
         self.stop_reason = ""
-        self.outputs = 2
-        """Output streams not yet at their end."""
+        self.outputs: set[int] = set()
+        """Our ends of its output streams that are not yet at their end."""
         self.drained = asyncio.Event()
         self.kill_timer: asyncio.TimerHandle | None = None
 
@@ -115,7 +121,9 @@ class Agent:
         try:
             await self._connect()
             await starting
+            unused = self.sources.set_unused_aside()
             await self._register()
+            self._spawn(self.sources.remove(unused))
             reporter = self._spawn(self._report())
             await self.ended.wait()
             reporter.cancel()
@@ -336,8 +344,7 @@ class Agent:
             ended = Exit(-1, f"its end could not be followed: {_said(error)}")
         if held.kill_timer is not None:
             held.kill_timer.cancel()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(held.drained.wait(), 2.0)
+        await self._drain(held)
         self.held.pop(held.container_id, None)
         reason = held.stop_reason if held.stop_reason and not ended.oom else ended.reason
         self._report_exit(held.container_id, ended.code, reason, oom=ended.oom, usage=ended.usage)
@@ -412,6 +419,7 @@ class Agent:
 
     def _read_output(self, held: Held, stream: str, fd: int) -> None:
         os.set_blocking(fd, False)
+        held.outputs.add(fd)
         self.loop.add_reader(fd, self._forward, held, stream, fd)
 
     def _forward(self, held: Held, stream: str, fd: int) -> None:
@@ -428,15 +436,33 @@ class Agent:
         if data:
             self.stream.send(ContainerOutput(held.container_id, stream), data)
             return
+        self._close_output(held, fd)
+
+    def _close_output(self, held: Held, fd: int) -> None:
         self.loop.remove_reader(fd)
+        held.outputs.discard(fd)
         os.close(fd)
-        held.outputs -= 1
         if not held.outputs:
             held.drained.set()
 
     async def _resume_output(self, held: Held, stream: str, fd: int) -> None:
         await self.stream.drained()
-        self._read_output(held, stream, fd)
+        if fd in held.outputs:
+            self._read_output(held, stream, fd)
+
+    async def _drain(self, held: Held) -> None:
+        """Pass on the last output of a container that has ended, then close its pipes: a copy of their other ends may
+        be in a process outside, which keeps them open for ever."""
+        for _ in range(DRAIN_ROUNDS):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(held.drained.wait(), DRAIN_SECONDS)
+            if held.drained.is_set() or not self.stream.paused:
+                break
+        lost = sum(map(_waiting_bytes, held.outputs))
+        if lost:
+            log.warning("output of a container was lost", container=held.container_id, bytes=lost)
+        for fd in list(held.outputs):
+            self._close_output(held, fd)
 
     # -- reports
 
@@ -450,6 +476,10 @@ class Agent:
             if self.builder is not None:
                 report.layers = self.builder.changed_sizes()
             self.stream.send(report)
+
+
+def _waiting_bytes(fd: int) -> int:
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _said(error: Exception) -> str:

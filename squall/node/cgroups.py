@@ -103,6 +103,10 @@ class Cgroup(ABC):
                 found.update(int(line) for line in _read(f"{path}/cgroup.procs").split())
         return sorted(found)
 
+    @abstractmethod
+    def holds(self, pid: int) -> bool:
+        """Whether a process is in it, in every hierarchy with one of our limits, by the kernel's word."""
+
     def kill(self) -> None:
         """SIGKILL everything in it. New processes may be born meanwhile: repeat until `pids` is empty."""
         for pid in self.pids():
@@ -150,7 +154,28 @@ def _remove_tree(path: str) -> bool:
     return True
 
 
+def _places(pid: int) -> dict[str, str]:
+    """Controller -> the group a process is in; the controller of version two is the empty word."""
+    places = {}
+    for line in _read(f"/proc/{pid}/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        places.update(dict.fromkeys(controllers.split(","), path))
+    return places
+
+
+def _is_at(path: str, place: str | None) -> bool:
+    """Whether a directory below the mount of a hierarchy is what the kernel calls `place`.
+
+    The two begin differently where a cgroup namespace or a bind mount hides the upper levels; the home's own group
+    and that of the container in it are at the end of both.
+    """
+    return place is not None and place.split("/")[-2:] == path.split("/")[-2:]
+
+
 class CgroupV2(Cgroup):
+    def holds(self, pid: int) -> bool:
+        return _is_at(self.paths[0], _places(pid).get(""))
+
     def join_self(self) -> None:
         self.join(0)
 
@@ -184,6 +209,10 @@ class CgroupV1(Cgroup):
     def __init__(self, by: dict[str, str]) -> None:
         super().__init__(list(dict.fromkeys(by.values())))
         self.by = by
+
+    def holds(self, pid: int) -> bool:
+        places = _places(pid)
+        return all(_is_at(path, places.get(controller)) for controller, path in self.by.items())
 
     def join_self(self) -> None:
         for path in self.paths:

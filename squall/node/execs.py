@@ -20,6 +20,7 @@ from squall.protocol.messages import EXEC_WINDOW_BYTES, ExecData, ExecExit, Star
 
 if TYPE_CHECKING:
     from squall.node.agent import Agent
+    from squall.node.runtime import Container
 
 STDIN_LIMIT_BYTES = 4 * EXEC_WINDOW_BYTES
 CHUNK_BYTES = 1 << 16
@@ -34,6 +35,7 @@ class Exec:
         self.readers: dict[int, str] = {}
         self.pending = bytearray()
         self.close_stdin = False
+        self.is_killed = False
         self.message = ""
         """Why it was killed, when it was for what its caller did."""
 
@@ -49,29 +51,35 @@ class Execs:
             self._fail(message.exec_id, f"container `{message.container_id}` is not running")
             return
         job = Exec(message.exec_id, message.pty)
-        theirs: tuple[int, ...] = ()
         try:
             theirs = self._open_ends(job, message)
-            job.pid = held.container.exec(
-                message.argv,
-                stdin=theirs[0],
-                stdout=theirs[1],
-                stderr=theirs[2],
-                workdir=message.workdir,
-                tty=message.pty,
+        except OSError as error:
+            self._close_ends(job)
+            self._fail(message.exec_id, str(error))
+            return
+        self.running[job.exec_id] = job
+        self.agent._spawn(self._run(job, held.container, message, theirs))
+
+    async def _run(self, job: Exec, container: Container, message: StartExec, theirs: tuple[int, int, int]) -> None:
+        stdin, stdout, stderr = theirs
+        try:
+            job.pid = await container.exec(
+                message.argv, stdin=stdin, stdout=stdout, stderr=stderr, workdir=message.workdir, tty=message.pty
             )
         except (Error, OSError, ValueError) as error:
+            del self.running[job.exec_id]
             self._close_ends(job)
-            self._fail(message.exec_id, getattr(error, "message", "") or str(error))
+            self._fail(job.exec_id, getattr(error, "message", "") or str(error))
             return
         finally:
             for fd in set(theirs):
                 os.close(fd)
-        self.running[job.exec_id] = job
+        if job.is_killed:  # while it was being started
+            self._kill(job)
         for fd, stream in job.readers.items():
             os.set_blocking(fd, False)
             self.agent.loop.add_reader(fd, self._forward, job, stream, fd)
-        self.agent._spawn(self._wait(job))
+        await self._wait(job)
 
     def _open_ends(self, job: Exec, message: StartExec) -> tuple[int, int, int]:
         """Make the pipes or the pty; our ends go into `job`, theirs are returned."""
@@ -189,6 +197,7 @@ class Execs:
 
     def _kill(self, job: Exec) -> None:
         """The command and what it started in its process group."""
+        job.is_killed = True
         if not job.pid:
             return
         with contextlib.suppress(ProcessLookupError):

@@ -307,6 +307,9 @@ def _has_request(requests: socket.socket) -> bool:
 # ---- what /proc says about a process ----------------------------------------------------------------------------
 
 
+_PF_EXITING = 4
+
+
 @dataclass(frozen=True)
 class Status:
     """The lines of /proc/PID/status that walls are judged by."""
@@ -341,6 +344,16 @@ def read_status(pid: int) -> Status:
         seccomp_filters=int(lines.get("Seccomp_filters", "0")),
         threads=int(lines["Threads"]),
     )
+
+
+def is_ending(pid: int) -> bool:
+    """Whether a process is gone, dead or has begun to exit, which it cannot pretend."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            flags = int(file.read().rpartition(")")[2].split()[6])
+    except OSError:
+        return True
+    return bool(flags & _PF_EXITING)
 
 
 def children_of(pid: int) -> Iterator[int]:

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import resource
+import secrets
 import signal
 import struct
 import time
@@ -31,6 +32,7 @@ from squall.node import linux, privileges, rootfs
 from squall.node.cgroups import Hierarchies, parent_name, sweep
 from squall.node.layers import Damaged, Layer, Layers
 from squall.node.linux import StepError
+from squall.node.removal import CLOSE_SECONDS, Removals
 from squall.node.rootfs import Root
 from squall.node.runtime import (
     RUNNER_ENTRY,
@@ -229,7 +231,7 @@ class NativeContainer(Container):
         with contextlib.suppress(Exception):
             port.release(lease)
         try:
-            await self._shell.undo(self._runtime.executor)
+            await self._runtime.undo(self._shell)
         except Exception as error:
             _log.error("container left something behind", container=self.container_id, error=str(error))
         self._runtime.forget(self)
@@ -275,11 +277,16 @@ class NativeContainer(Container):
         usage.pop("memory_peak_bytes", None)
         return usage
 
-    def exec(self, argv: Sequence[str], *, stdin: int, stdout: int, stderr: int, workdir: str, tty: bool) -> int:
+    async def exec(self, argv: Sequence[str], *, stdin: int, stdout: int, stderr: int, workdir: str, tty: bool) -> int:
         if not self._shell.is_alive or self._shell.request.get("keep"):
             raise ConflictError(f"exec in container `{self.container_id}`: it is gone")
-        pid = join_and_exec(self._shell, list(argv), (stdin, stdout, stderr), workdir or "/root", tty)
-        self._runtime.exec_pids.add(pid)
+        runtime = self._runtime
+        runtime.joining += 1
+        try:
+            pid = await join_and_exec(self._shell, list(argv), (stdin, stdout, stderr), workdir or "/root", tty)
+            runtime.exec_pids.add(pid)
+        finally:
+            runtime.joining -= 1
         return pid
 
 
@@ -287,7 +294,10 @@ def _believable(claimed: int, status: int) -> int:
     """The runner's wait status as init tells it, if init ended with the code that goes with it."""
     if not 0 <= claimed <= 0xFFFF or os.WIFSTOPPED(claimed):
         return status
-    code = os.waitstatus_to_exitcode(claimed)
+    try:
+        code = os.waitstatus_to_exitcode(claimed)
+    except ValueError:  # no status the kernel would give, like 0xFFFF
+        return status
     return claimed if os.WEXITSTATUS(status) == (code if code >= 0 else 128 - code) else status
 
 
@@ -309,6 +319,7 @@ class NativeRuntime(Runtime):
         self.parent = parent_name(Path(home))
         self.hierarchies = Hierarchies.detect()
         self.executor = ThreadPoolExecutor(4, thread_name_prefix="squall-native")
+        self.removals = Removals()
         self._network = network
         self._empty = EmptyNetwork()
         self._entry = entry
@@ -322,6 +333,8 @@ class NativeRuntime(Runtime):
         self._numbers = itertools.count(1)
         self.exec_pids: set[int] = set()
         """Children that whoever asked for an exec will reap, so nobody else may."""
+        self.joining = 0
+        """Execs under way, whose children are not yet known by number."""
         self._lock = -1
         self._closed = False
         self._closing: set[asyncio.Task[None]] = set()
@@ -349,7 +362,7 @@ class NativeRuntime(Runtime):
             raise
 
     async def _open_home(self) -> None:
-        for name in ("layers", "scratch", "mounts"):
+        for name in ("layers", "scratch", "mounts", "leftover"):
             (self.node_dir / name).mkdir(parents=True, exist_ok=True)
         self.node_dir.chmod(0o700)  # it holds tenants' files, setuid ones too
         self._lock = await self._take_lock()
@@ -359,6 +372,8 @@ class NativeRuntime(Runtime):
         _raise_descriptor_limit()
         await asyncio.get_running_loop().run_in_executor(self.executor, self._sweep)
         await asyncio.get_running_loop().run_in_executor(self.executor, self.layers.open)
+        for leftover in (self.node_dir / "leftover").iterdir():
+            self.removals.start(leftover)
         self.hierarchies.prepare(self.parent).bound(**node_bounds())
         rootfs.make_device_template(self.node_dir / "mounts" / "dev")
         nursery = await self._nursery(ContainerSpec("co-warm"))
@@ -388,7 +403,8 @@ class NativeRuntime(Runtime):
         if count:
             _log.info("swept what an earlier agent left", groups=count)
         for workspace in (self.node_dir / "scratch").iterdir():
-            rootfs.remove_tree(workspace)
+            # Out of the way at once: how long deleting takes is the tenants' doing, and no start waits for it.
+            workspace.rename(self.node_dir / "leftover" / secrets.token_hex(8))
 
     async def close(self) -> None:
         if self._closed:
@@ -407,6 +423,7 @@ class NativeRuntime(Runtime):
                 await self._close_nursery(nursery)
             workspace.close()
         self._empty.close()
+        await self.removals.close()
         if self._lock >= 0:
             await asyncio.get_running_loop().run_in_executor(self.executor, self._close_files)
         self.executor.shutdown()
@@ -419,9 +436,13 @@ class NativeRuntime(Runtime):
         rootfs.unmount(self.node_dir / "mounts" / "dev")
         sweep(self.hierarchies, self.parent)
         self.hierarchies.group(self.parent).remove()
+        deadline = time.monotonic() + CLOSE_SECONDS
         for path in (self.node_dir / "scratch", self.node_dir / "mounts"):
             for entry in path.iterdir():
-                rootfs.remove_tree(entry)
+                try:
+                    rootfs.remove_tree(entry, deadline)
+                except OSError as error:
+                    _log.error("files are left until the next start", path=str(entry), error=str(error))
 
     async def _close_nursery(self, nursery: _Nursery) -> None:
         if nursery.refill is not None:
@@ -430,13 +451,16 @@ class NativeRuntime(Runtime):
         for shell in nursery.spares:
             shell.send_signal(signal.SIGKILL)
         for shell in nursery.spares:
-            await shell.undo(self.executor)
+            await self.undo(shell)
         nursery.spares.clear()
         if nursery.zygote is not None:
             await nursery.zygote.close("the node is shutting down")
         if nursery.tree is not None:
             rootfs.unmount_tree(nursery.tree)
         self.layers.release(nursery.layers)
+
+    async def undo(self, shell: Shell) -> None:
+        await shell.undo(self.executor, self.removals)
 
     def forget(self, container: NativeContainer) -> None:
         if self._containers.get(container.container_id) is container:
@@ -585,8 +609,12 @@ class NativeRuntime(Runtime):
         return target
 
     def _reap_strays(self) -> None:
-        if not self._closed:
-            linux.reap_strays(privileges.id_base(0), self._known_pids())
+        if self._closed:
+            return
+        if self.joining:
+            asyncio.get_running_loop().call_later(1.0, self._reap_strays)
+            return
+        linux.reap_strays(privileges.id_base(0), self._known_pids())
 
     def _known_pids(self) -> set[int]:
         self.exec_pids = {pid for pid in self.exec_pids if os.path.exists(f"/proc/{pid}")}
@@ -616,7 +644,7 @@ class NativeRuntime(Runtime):
             await fork_shell(zygote, shell, self.executor)
             return shell
         except BaseException as error:
-            await shell.undo(self.executor)
+            await self.undo(shell)
             if isinstance(error, StepError) and error.step == "fork-shell":
                 zygote.kill()  # it is gone, did not fork in time, or lied
             raise
@@ -646,7 +674,7 @@ class NativeRuntime(Runtime):
             if not shell.has_ended():
                 shell.steps = {}
                 return shell
-            await shell.undo(self.executor)
+            await self.undo(shell)
         return await self._fork_shell(nursery)
 
     # -- create --
@@ -712,9 +740,11 @@ class NativeRuntime(Runtime):
             assert nursery.zygote is not None
             check_walls(shell, nursery.zygote, lease.netns_fd)
         except BaseException:
-            await shell.undo(self.executor)
-            if lease is not None:
-                port.release(lease)
+            try:
+                await self.undo(shell)
+            finally:
+                if lease is not None:
+                    port.release(lease)
             raise
         container = NativeContainer(self, spec, shell, (port, lease))
         done = time.monotonic()
@@ -797,7 +827,7 @@ class NativeRuntime(Runtime):
                 await self._dress_build(nursery, shell, build, lease, opened)
                 check_walls(shell, zygote, lease.netns_fd, privileges.BUILD_CAPABILITIES)
         except BaseException:
-            await shell.undo(self.executor)
+            await self.undo(shell)
             if lease is not None:
                 port.release(lease)
             raise

@@ -20,6 +20,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -390,11 +391,16 @@ def spread_directories(path: Path) -> None:
         os.close(fd)
 
 
-def remove_tree(path: Path) -> None:
+REMOVE_SECONDS = 30.0
+
+
+def remove_tree(path: Path, deadline: float | None = None) -> None:
     """Delete a tree a container made: by descriptors, following no link, and however deep. Harmless when it is gone.
 
     A directory that is not empty is first moved to the top, so neither recursion nor descriptors grow with the depth.
+    Raises TimeoutError when there is more than can be deleted until `deadline` (of the monotonic clock).
     """
+    deadline = time.monotonic() + REMOVE_SECONDS if deadline is None else deadline
     try:
         top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -406,7 +412,7 @@ def remove_tree(path: Path) -> None:
         moved = 0
         while _has_entries(top):
             for name in os.listdir(top):
-                moved = _remove_entry(top, name, moved)
+                moved = _remove_entry(top, name, moved, deadline)
     finally:
         os.close(top)
     os.rmdir(path)
@@ -417,8 +423,14 @@ def _has_entries(fd: int) -> bool:
         return next(entries, None) is not None
 
 
-def _remove_entry(top: int, name: str, moved: int) -> int:
+def _check_time(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise TimeoutError(errno.ETIMEDOUT, "there is more than could be deleted in the time given")
+
+
+def _remove_entry(top: int, name: str, moved: int, deadline: float) -> int:
     """Remove `name`, emptying it first when it is a directory. The number of directories moved to the top so far."""
+    _check_time(deadline)
     try:
         os.unlink(name, dir_fd=top)
         return moved
@@ -427,6 +439,7 @@ def _remove_entry(top: int, name: str, moved: int) -> int:
     fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
     try:
         for inner in os.listdir(fd):
+            _check_time(deadline)
             try:
                 os.unlink(inner, dir_fd=fd)
             except IsADirectoryError:

@@ -80,7 +80,8 @@ class Container(abc.ABC):
 
     @abc.abstractmethod
     async def wait(self) -> Exit:
-        """Wait until the whole process tree is gone and everything of it is undone."""
+        """Wait until the whole process tree is gone and everything of it is undone; if it left very many files, the
+        last of them may go later."""
 
     @abc.abstractmethod
     def signal(self, signum: int) -> None:
@@ -95,7 +96,7 @@ class Container(abc.ABC):
         """`cpu_seconds` and `memory_bytes` now; empty when it is gone."""
 
     @abc.abstractmethod
-    def exec(self, argv: Sequence[str], *, stdin: int, stdout: int, stderr: int, workdir: str, tty: bool) -> int:
+    async def exec(self, argv: Sequence[str], *, stdin: int, stdout: int, stderr: int, workdir: str, tty: bool) -> int:
         """Start a command inside, with the container's walls; return its host pid, a child of this process.
 
         With `tty`, the three descriptors are one terminal and it becomes the controlling one.
@@ -258,13 +259,13 @@ class ProcessContainer(Container):
             "memory_bytes": float(int(fields[21]) * page),
         }
 
-    def exec(self, argv: Sequence[str], *, stdin: int, stdout: int, stderr: int, workdir: str, tty: bool) -> int:
+    async def exec(self, argv: Sequence[str], *, stdin: int, stdout: int, stderr: int, workdir: str, tty: bool) -> int:
         if self._process.returncode is not None:
             raise ConflictError(f"exec in container `{self.container_id}`: it is gone")
         command = list(argv)
         if tty:
             command = [sys.executable, "-c", _TAKE_TERMINAL, *command]
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: ASYNC220 - it starts the command, and waits for nothing
             command,
             stdin=stdin,
             stdout=stdout,

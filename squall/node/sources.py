@@ -1,7 +1,8 @@
 """Source bundles on the node: fetched by digest, unpacked once, mounted read-only into many containers.
 
 A bundle is a tar made by the SDK, and hostile until unpacked: every name is checked, only regular files and
-directories are written, fd-relative below a fresh directory, within limits. A bundle becomes visible by one rename.
+directories are written, fd-relative below a fresh directory, within limits. A bundle becomes visible by one rename,
+and goes the same way when it was not used for long.
 Tested in `tests/unit/test_sources.py`.
 """
 
@@ -14,6 +15,7 @@ import os
 import secrets
 import shutil
 import tarfile
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from squall.storage.blobs import check_digest
 
 MAX_BYTES = 512 << 20
 MAX_ENTRIES = 100_000
+UNUSED_SECONDS = 7 * 86400.0
+"""After this long without a container that asks for it, a bundle is deleted at the next start."""
 Request = Callable[[Message], Awaitable[tuple[Reply, bytes]]]
 
 
@@ -36,12 +40,33 @@ class Sources:
         """The directory of a bundle; fetched and unpacked by whoever asks first."""
         target = self.root / check_digest(digest)
         if target.is_dir():
+            os.utime(target)  # `set_unused_aside` counts from here
             return target
         running = self._running.get(digest)
         if running is None:
             running = self._running[digest] = asyncio.ensure_future(self._fetch(digest, target))
             running.add_done_callback(lambda _: self._running.pop(digest, None))
         return await asyncio.shield(running)
+
+    def set_unused_aside(self) -> list[Path]:
+        """Take out of sight what no container has asked for in a while, and what an unpacking that broke off left.
+
+        Only for an agent that starts and has its home for itself: containers use bundles as long as they live.
+        """
+        found: list[Path] = []
+        oldest = time.time() - UNUSED_SECONDS
+        for path in list(self.root.iterdir()) if self.root.is_dir() else []:
+            if path.name.startswith("."):
+                found.append(path)
+            elif path.stat().st_mtime < oldest:
+                found.append(path.rename(self.root / f".{secrets.token_hex(8)}"))
+        return found
+
+    async def remove(self, paths: list[Path]) -> None:
+        """Delete what was set aside."""
+        loop = asyncio.get_running_loop()
+        for path in paths:
+            await loop.run_in_executor(None, shutil.rmtree, path, True)
 
     async def _fetch(self, digest: str, target: Path) -> Path:
         data = await self.read(digest)

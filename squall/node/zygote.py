@@ -21,7 +21,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,8 @@ from squall.node import linux, privileges
 from squall.node.cgroups import Cgroup
 from squall.node.linux import StepError
 from squall.node.privileges import ID_RANGE
-from squall.node.rootfs import Root, remove_tree
+from squall.node.removal import Removals
+from squall.node.rootfs import Root
 from squall.node.runtime import passed_environment
 
 ZYGOTE_TIMEOUT = 20.0
@@ -42,6 +43,8 @@ SHELL_TIMEOUT = 5.0
 """For each answer of a shell; a zygote that keeps one waiting longer is killed."""
 MESSAGE_LIMIT = 64 * 1024
 _QUEUE_LIMIT = 16
+_PROCESS_LIMIT = 256
+"""A container that is being made has two processes; when we are late, its code may have started more."""
 _CREDENTIALS = struct.Struct("3i")
 _SHM_BYTES = 1 << 30
 ENVIRONMENT = {
@@ -460,8 +463,14 @@ class Shell:
             raise StepError(step, f"process {pid} answered in place of {self.pid}")
         return _parse(step, data)
 
-    async def undo(self, executor: Executor) -> None:
-        """Kill it and remove its group and files. Harmless to repeat."""
+    async def undo(self, executor: Executor, removals: Removals) -> None:
+        """Kill it and remove its group and files; of very many files the last may go later. Harmless to repeat."""
+        try:
+            await self._end(executor)
+        finally:
+            await removals.remove(self.scratch)
+
+    async def _end(self, executor: Executor) -> None:
         self.send_signal(signal.SIGKILL)
         if self.pidfd >= 0:
             await asyncio.wait_for(asyncio.shield(self.ended), SHELL_TIMEOUT)
@@ -475,7 +484,6 @@ class Shell:
         if self.harvest is not None:
             harvest, self.harvest = self.harvest, None
             harvest(self.scratch)
-        remove_tree(self.scratch)
 
 
 async def fork_shell(zygote: Zygote, shell: Shell, executor: Executor) -> None:
@@ -529,8 +537,11 @@ _JOINED = (
 )  # fmt: skip
 
 
-def join_and_exec(shell: Shell, argv: list[str], streams: tuple[int, int, int], workdir: str, tty: bool) -> int:
-    """Start `argv` behind a container's walls. A helper joins; its sibling, a child of ours, becomes the command."""
+async def join_and_exec(shell: Shell, argv: list[str], streams: tuple[int, int, int], workdir: str, tty: bool) -> int:
+    """Start `argv` behind a container's walls. A helper joins; its sibling, a child of ours, becomes the command.
+
+    The fork is made here and not in a thread: the command dies with whoever forked the helper, and a thread may end.
+    """
     report, answer = os.pipe()
     parent = os.getpid()
 
@@ -556,14 +567,41 @@ def join_and_exec(shell: Shell, argv: list[str], streams: tuple[int, int, int], 
 
     pid = linux.fork_child(helper)
     os.close(answer)
+    message = {"error": f"the helper did not answer within {SHELL_TIMEOUT:g} s"}
     try:
-        linux.reap(pid, SHELL_TIMEOUT)
-        message = json.loads(os.read(report, 65536) or b'{"error": "the helper ended without a word"}')
+        if await _is_readable(report, SHELL_TIMEOUT):
+            message = json.loads(os.read(report, 65536) or b'{"error": "the helper ended without a word"}')
     finally:
         os.close(report)
+        await _end_helper(pid)
     if "error" in message:
         raise StepError(f"exec in process {shell.pid} of {parent}", message["error"])
     return int(message["pid"])
+
+
+async def _is_readable(fd: int, timeout: float) -> bool:
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(fd, readable.set)
+    try:
+        await asyncio.wait_for(readable.wait(), timeout)
+    except (TimeoutError, asyncio.TimeoutError):
+        return False
+    finally:
+        loop.remove_reader(fd)
+    return True
+
+
+async def _end_helper(pid: int) -> None:
+    """Reap a helper that has nothing more to do; one that does not end by itself is killed."""
+    fd = os.pidfd_open(pid)
+    try:
+        if not await _is_readable(fd, 1.0):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+            await _is_readable(fd, 1.0)
+    finally:
+        os.close(fd)
+        os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - this does not wait
 
 
 def _run_command(argv: list[str], streams: tuple[int, int, int], workdir: str, tty: bool) -> None:
@@ -599,14 +637,43 @@ _TIOCSCTTY = 0x540E
 def check_walls(shell: Shell, zygote: Zygote, network: int, capabilities: int = 0) -> None:
     """Judge a sealed container by /proc. Nothing that matters is given to it before this has returned.
 
-    `capabilities`: those a build container may have, in its user namespace.
+    All its processes are judged: its init forks the runner as soon as it is sealed, and a tenant's may have forked
+    something before it joined its group or gave up its rights. `capabilities`: those a build may have, in its user
+    namespace.
     """
-    status = linux.read_status(shell.pid)
+    _check_process(shell.pid, shell, zygote, network, capabilities)
+    own_pids = linux.namespace_id(shell.pid, "pid")
+    for pid in _descendants(shell.pid):
+        try:
+            if linux.namespace_id(pid, "pid") != own_pids:
+                raise StepError("check-walls", f"process {pid} of container {shell.pid} is in another pid namespace")
+            _check_process(pid, shell, zygote, network, capabilities)
+        except OSError:
+            continue  # it has ended
+        except StepError:
+            if not linux.is_ending(pid):  # then the kernel names no namespaces and groups of it any more
+                raise
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    waiting = [pid]
+    for _ in range(_PROCESS_LIMIT):
+        if not waiting:
+            return
+        for child in linux.children_of(waiting.pop()):
+            waiting.append(child)
+            yield child
+    raise StepError("check-walls", f"container {pid} has more than {_PROCESS_LIMIT} processes before it was handed out")
+
+
+def _check_process(pid: int, shell: Shell, zygote: Zygote, network: int, capabilities: int) -> None:
+    status = linux.read_status(pid)
     first = zygote.plan.first_id
     mine = range(first, first + ID_RANGE)
-    namespaces = {kind: linux.namespace_id(shell.pid, kind) for kind in linux.NAMESPACES}
+    namespaces = {kind: linux.namespace_id(pid, kind) for kind in linux.NAMESPACES}
     agent = linux.own_namespaces()
     facts = {
+        "it is in its own control group": shell.group.holds(pid),
         f"it has no capability {'but a build has' if capabilities else 'in any set'}": (
             status.capabilities & ~capabilities == 0
         ),
@@ -622,4 +689,4 @@ def check_walls(shell: Shell, zygote: Zygote, network: int, capabilities: int = 
     }
     failed = [fact for fact, holds in facts.items() if not holds]
     if failed:
-        raise StepError("check-walls", f"not true of process {shell.pid}: {'; '.join(failed)} ({status})")
+        raise StepError("check-walls", f"not true of process {pid}: {'; '.join(failed)} ({status})")

@@ -190,6 +190,19 @@ class FunctionSpec:
     is_generator: bool = False
     is_async: bool = False
     concurrency: int = 1
+    """Inputs that a container runs at a time, or batches of them."""
+    target_concurrency: int = 0
+    """How many of them the autoscaler aims at; 0: as many as there may be."""
+    batch_size: int = 0
+    """Inputs of one call, at most; 0: each is a call."""
+    batch_wait: float = 0.0
+    """Seconds that a batch waits to be full."""
+    methods: list[str] = field(default_factory=list)
+    """Of a class: the methods that inputs may name. Empty for a function."""
+    parameters: list[str] = field(default_factory=list)
+    """Names of a class's parameters. With any, inputs go to the pools that `BindFunction` makes, never to this one."""
+    exit_grace: float = 0.0
+    """Seconds that a class's exit hooks are given; 0: it has none."""
 
 
 # ---- apps -------------------------------------------------------------------------------------------------------
@@ -209,6 +222,20 @@ class CreateApp(Message):
     detach: bool = False
     follow: bool = True
     """Push `LogChunk` and `Notice` of the app to this connection."""
+
+
+@dataclass(eq=False, repr=False)
+class BindFunction(Message):
+    """Find, or make, the variant of a function that has other options, or of a class that has these parameters: a pool
+    of its own. From a client or a runner. `Reply.data`: `{"function_id": str}`, the same for whoever asks for the same.
+
+    The payload are the parameters, packed by the SDK for the runner and opaque in between; none for a function.
+    """
+
+    TAG = "bind_function"
+    function_id: str
+    options: dict[str, Any] = field(default_factory=dict)
+    """Fields of its `FunctionSpec`; variables in `env` are laid over those it has."""
 
 
 @dataclass(eq=False, repr=False)
@@ -371,6 +398,8 @@ class Submit(Message):
     """Caller's wall clock at `.remote()`, for the timeline."""
     last: bool = True
     """No further `Submit` of this call follows."""
+    method: str = ""
+    """Which of `FunctionSpec.methods`, for a class."""
 
 
 @dataclass
@@ -447,7 +476,8 @@ class GetCall(Message):
 
 @dataclass(eq=False, repr=False)
 class Load(Message):
-    """First message to a runner, after the host's check: what to import. Answered by `Loaded`."""
+    """First message to a runner, after the host's check: what to import. Answered by `Loaded`. The payload are the
+    parameters of a class, as `BindFunction` brought them."""
 
     TAG = "load"
     NESTED = {"spec": FunctionSpec}
@@ -463,7 +493,8 @@ class Load(Message):
 
 @dataclass(eq=False, repr=False)
 class Loaded(Message):
-    """User code is imported, `ok`, or the payload is the packed exception. `steps`: name -> milliseconds."""
+    """User code is imported and a class's enter hooks have run, `ok`, or the payload is the packed exception.
+    `steps`: name -> milliseconds."""
 
     TAG = "loaded"
     ok: bool = True
@@ -481,6 +512,7 @@ class RunItem:
     size: int = 0
     blob: str = ""
     attempt: int = 0
+    method: str = ""
 
 
 @dataclass(eq=False, repr=False)
@@ -506,6 +538,8 @@ class StopRunner(Message):
     TAG = "stop_runner"
     grace: float = 30.0
     reason: str = ""
+    cancel: bool = False
+    """What it runs is over already: raise `InputCancellation` there, so that the hooks have the time."""
 
 
 # ---- blobs ------------------------------------------------------------------------------------------------------
@@ -798,9 +832,23 @@ def encode(message: Message, payload: bytes = b"") -> bytes:
     return len(header).to_bytes(4, "little") + len(payload).to_bytes(4, "little") + header + payload
 
 
+def encode_output(out: OutputItem) -> bytes:
+    """The header of an `Outputs` with one item, which is what a runner sends for each input: the same bytes for less.
+
+    `call_id` came from the server, which has checked it; what is free text goes the general way.
+    """
+    if out.blob or out.message or out.hint:
+        return encode_header(Outputs([out]))
+    return (
+        f'{{"t":"outputs","items":[{{"call_id":"{out.call_id}","idx":{out.idx},"status":"{out.status}",'
+        f'"size":{out.size},"seq":{out.seq},"attempt":{out.attempt},"started_at":{out.started_at!r},'
+        f'"finished_at":{out.finished_at!r}}}]}}'
+    ).encode()
+
+
 def decode(header: bytes | bytearray | memoryview) -> Message:
     """A message from a frame's header. Raises ValueError on anything that is not one."""
-    data = json.loads(bytes(header))
+    data = json.loads(header if type(header) is bytes else bytes(header))
     if type(data) is not dict:
         raise ValueError("frame header is not a JSON object")
     cls = MESSAGES.get(data.pop("t", None))

@@ -19,9 +19,10 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from squall.exception import InputCancellation, ServiceError
 from squall.protocol import payload as payloads
@@ -29,6 +30,7 @@ from squall.protocol.messages import (
     INLINE_LIMIT_BYTES,
     YIELD_WINDOW,
     CancelRun,
+    FunctionSpec,
     Hello,
     Load,
     Loaded,
@@ -39,12 +41,16 @@ from squall.protocol.messages import (
     RunItem,
     StopRunner,
     YieldCredit,
+    encode_output,
     input_id,
     split_payload,
 )
 from squall.protocol.transport import Link, Pending
 from squall.runner import loader
 from squall.runner.loader import sdk
+
+if TYPE_CHECKING:
+    from squall.runner.concurrent import Serving
 
 CANCEL_SIGNAL = getattr(signal, "SIGRTMIN", signal.SIGUSR2) + (5 if hasattr(signal, "SIGRTMIN") else 0)
 LOAD_TIMEOUT = 120.0
@@ -60,6 +66,9 @@ class Runner:
         self.source = source
         self.inbox: deque[tuple[RunItem, bytes]] = deque()
         self.load: tuple[Load, bytes] | None = None
+        self.entered = False
+        self.serving: Serving | None = None
+        """Where several inputs run at a time."""
         self.stopping = False
         self.current: Key | None = None
         self.in_user_code = False
@@ -70,14 +79,14 @@ class Runner:
         self.link = Link(sock, self.on_push, self.on_close, background=False)
         self.mail: Pending[None] = Pending(self.link)
         self.client = sdk.install(self.link)
-        self.function: loader.UserFunction
+        self.code: loader.UserCode
 
     # -- what the server says; runs in whichever thread reads
 
     def on_push(self, message: Message, payload: bytes) -> None:
         if type(message) is Run:
             self.inbox.extend(zip(message.items, split_payload(message.items, payload), strict=True))
-            self.mail.set(None)
+            self._wake()
         elif type(message) is Outputs:
             self.client.on_push(message, payload)
         elif type(message) is Load:
@@ -87,18 +96,30 @@ class Runner:
             self._cancel((message.call_id, message.idx))
         elif type(message) is YieldCredit:
             key = (message.call_id, message.idx)
-            if key in self.credits:
+            if self.serving is not None:
+                self.serving.credit(key, message.n)
+            elif key in self.credits:
                 self.credits[key] += message.n
                 self.mail.set(None)
         elif type(message) is StopRunner:
             self.stopping = True
-            self.mail.set(None)
+            if message.cancel:
+                self._abandon()
+            self._wake()
 
     def on_close(self, reason: str) -> None:
         self.stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
         self.mail.set(None)
+        if self.serving is not None:
+            self.serving.wake()
 
     def _cancel(self, key: Key) -> None:
+        if self.serving is not None:
+            self.serving.cancel(key)
+            return
         self.cancelled.add(key)
         if self.current != key:
             return
@@ -106,6 +127,15 @@ class Runner:
             self.loop.call_soon_threadsafe(self.task.cancel)
         elif self.in_user_code:
             signal.pthread_kill(threading.main_thread().ident or 0, CANCEL_SIGNAL)
+
+    def _abandon(self) -> None:
+        """Nobody waits for what is here any more."""
+        self.inbox.clear()
+        if self.serving is not None:
+            self.serving.abandon()
+        current = self.current
+        if current is not None:
+            self._cancel(current)
 
     def _on_cancel_signal(self, signum: int, frame: object) -> None:
         if self.in_user_code and self.current in self.cancelled:
@@ -125,18 +155,23 @@ class Runner:
             if not self._load():
                 return 1
             self.link.start_background()
-            self._serve()
+            spec = self.load[0].spec if self.load else None
+            if spec is not None and (spec.concurrency > 1 or spec.batch_size):
+                self._serve_many(spec)
+            else:
+                self._serve()
         except (ServiceError, Stop):
             return 0
         finally:
+            self._exit()
             self._close_loop()
-            self._flush()
+            self.flush()
         return 0
 
     def _on_terminate(self, signum: int, frame: object) -> None:
         self.stopping = True
         if not self.in_user_code:
-            self.mail.set(None)
+            self._wake()
 
     def _wait_mail(self, ready: Callable[[], Any]) -> None:
         """Read the socket until `ready()`; raises Stop when the runner should end instead."""
@@ -151,18 +186,46 @@ class Runner:
     def _load(self) -> bool:
         self._wait_mail(lambda: self.load)
         assert self.load is not None
-        message, _ = self.load
+        message, parameters = self.load
         sdk.set_app(message.app_name, message.app_id)
         try:
-            self.function = loader.load(message, self.source, self.read_blob)
+            self.code = loader.load(message, parameters, self.source, self.read_blob)
+            self._enter()
         except BaseException as error:
-            self._flush()
+            self.flush()
             text, hint = loader.what_failed(error)
             self.link.send(Loaded(False, message=text, hint=hint), payloads.pack_exception(error))
             return False
-        self._flush()
-        self.link.send(Loaded(True, steps=self.function.steps))
+        self.flush()
+        self.link.send(Loaded(True, steps=self.code.steps))
         return True
+
+    def _enter(self) -> None:
+        """A class's enter hooks. One that raises ends the container, and the exit hooks do not run."""
+        started = time.perf_counter()
+        for hook in self.code.enters:
+            if hook.is_async:
+                self._run_async(hook.call())
+            else:
+                hook.call()
+        if self.code.enters:
+            self.code.steps["enter"] = (time.perf_counter() - started) * 1000
+        self.entered = True
+
+    def _exit(self) -> None:
+        """A class's exit hooks, each of them whatever the others do; who waits for the container sets the deadline."""
+        if not self.entered:
+            return
+        self.entered = False
+        sdk.set_context("", "")
+        for hook in self.code.exits:
+            try:
+                if hook.is_async:
+                    self._run_async(hook.call())
+                else:
+                    hook.call()
+            except BaseException:
+                traceback.print_exc()
 
     def _serve(self) -> None:
         inbox = self.inbox
@@ -171,6 +234,12 @@ class Runner:
                 self._wait_mail(lambda: inbox)
             item, data = inbox.popleft()
             self._run_one(item, data)
+
+    def _serve_many(self, spec: FunctionSpec) -> None:
+        from squall.runner.concurrent import Serving  # with asyncio and threads, which most containers never need
+
+        self.serving = Serving(self, spec.concurrency, spec.batch_size, spec.batch_wait)
+        self.serving.serve()
 
     # -- one input
 
@@ -182,15 +251,15 @@ class Runner:
             result = self._execute(key, item, data)
         except InputCancellation:
             out.status, out.message, result = "cancelled", "cancelled while it ran", b""
-        except ServiceError:
-            raise
         except BaseException as error:
+            if self.link.closed:
+                raise
             out.status, result = "error", payloads.pack_exception(error)
         finally:
             self.current = None
             self.cancelled.discard(key)
             self.credits.pop(key, None)
-        self._flush()
+        self.flush()
         out.finished_at = time.time()
         self.send_output(out, result)
 
@@ -202,13 +271,18 @@ class Runner:
         if item.blob:
             data = self.read_blob(item.blob)
         args, kwargs = payloads.unpack_call(data)
-        if self.function.is_generator:
-            self._run_generator(key, item, args, kwargs)
+        callee = self.code.callees[item.method]
+        if callee.is_generator:
+            self._run_generator(key, item, callee, args, kwargs)
             return payloads.pack(None, "result")
-        if self.function.is_async:
-            result = self._run_async(self.function.call(*args, **kwargs))
+        if callee.is_async:
+            result = self._run_async(callee.call(*args, **kwargs))
         else:
-            result = self._in_user_code(lambda: self.function.call(*args, **kwargs))
+            self.in_user_code = True
+            try:
+                result = callee.call(*args, **kwargs)
+            finally:
+                self.in_user_code = False
         return payloads.pack(result, "result")
 
     def _in_user_code(self, body: Callable[[], Any]) -> Any:
@@ -221,10 +295,7 @@ class Runner:
     def _run_async(self, awaitable: Any) -> Any:
         import asyncio  # only functions that are async pay for it
 
-        if self.loop is None:
-            self.loop = asyncio.new_event_loop()
-            asyncio.set_event_loop(self.loop)
-        self.task = asyncio.ensure_future(awaitable, loop=self.loop)
+        self.task = asyncio.ensure_future(awaitable, loop=self.event_loop())
         if self.current in self.cancelled:
             self.task.cancel()
         try:
@@ -236,14 +307,23 @@ class Runner:
         finally:
             self.task = None
 
-    def _run_generator(self, key: Key, item: RunItem, args: Any, kwargs: Any) -> None:
+    def event_loop(self) -> Any:
+        """The container's, made when it is first needed."""
+        import asyncio
+
+        if self.loop is None:
+            self.loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self.loop)
+        return self.loop
+
+    def _run_generator(self, key: Key, item: RunItem, callee: loader.Callee, args: Any, kwargs: Any) -> None:
         self.credits[key] = YIELD_WINDOW
-        generator = self.function.call(*args, **kwargs)
-        values = self._iterate_async(generator) if self.function.is_async else self._iterate(generator)
+        generator = callee.call(*args, **kwargs)
+        values = self._iterate_async(generator) if callee.is_async else self._iterate(generator)
         try:
             for seq, value in enumerate(values):
                 if self.credits[key] <= 0:
-                    self._flush()
+                    self.flush()
                     self._wait_mail(lambda: self.credits[key] > 0 or key in self.cancelled)
                 if key in self.cancelled:
                     raise InputCancellation("input was cancelled")
@@ -284,15 +364,17 @@ class Runner:
             out.blob = self.client.put_blob(data)
             data = b""
         out.size = len(data)
-        self.link.send(Outputs([out]), data)
+        self.link.send_raw(encode_output(out), data)
 
     def read_blob(self, digest: str) -> bytes:
         return self.client.get_blob(digest)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # the user may have closed or replaced it
+            try:
                 stream.flush()
+            except Exception:  # the user may have closed or replaced it
+                continue
 
     def _close_loop(self) -> None:
         if self.loop is not None:

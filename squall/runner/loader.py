@@ -1,4 +1,4 @@
-"""Finds the user's function in a container: by import from the source mount, or from a pickle by value.
+"""Finds the user's function or class in a container: by import from the source mount, or from a pickle by value.
 
 The one file of the runner that knows the SDK's nouns: it hydrates the handles of the app, so that functions call
 functions. It never lets an exception of user code out as anything but itself. Tested in `tests/integration`.
@@ -20,7 +20,7 @@ from squall.exception import Error, NotFoundError, VersionError
 from squall.protocol import payload as payloads
 from squall.protocol.messages import FunctionSpec, Load
 
-__all__ = ["UserFunction", "load", "sdk", "what_failed"]
+__all__ = ["Callee", "UserCode", "load", "sdk", "what_failed"]
 """`sdk`: the client of this process, through which user code calls functions; the runner gets it from here."""
 
 ReadBlob = Callable[[str], bytes]
@@ -31,17 +31,27 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 @dataclass
-class UserFunction:
+class Callee:
     """What to call, and how."""
 
     call: Callable[..., Any]
     is_async: bool
-    is_generator: bool
+    is_generator: bool = False
+
+
+@dataclass
+class UserCode:
+    """What a container runs: one function, or the methods and hooks of one object."""
+
+    callees: dict[str, Callee]
+    """By method; a function has the empty name."""
+    enters: list[Callee]
+    exits: list[Callee]
     steps: dict[str, float]
     """Name -> milliseconds."""
 
 
-def load(message: Load, source: str | None, read_blob: ReadBlob) -> UserFunction:
+def load(message: Load, parameters: bytes, source: str | None, read_blob: ReadBlob) -> UserCode:
     """Import what `message` names. Raises whatever the user's code raises, or a `squall.exception.Error`."""
     spec = message.spec
     apply_environment(spec)
@@ -52,10 +62,39 @@ def load(message: Load, source: str | None, read_blob: ReadBlob) -> UserFunction
         directory = step.args.get("python", "")
         if directory and directory not in sys.path:
             sys.path.insert(0, directory)
-    call = _load_by_value(spec, read_blob) if spec.serialized_blob else _load_by_name(message)
+    raw = _load_by_value(spec, read_blob) if spec.serialized_blob else _load_by_name(message)
     _hydrate(message)
-    imported = (time.perf_counter() - started) * 1000
-    return UserFunction(call, spec.is_async, spec.is_generator, {"import": imported})
+    if spec.methods:
+        code = _load_class(message, raw, parameters)
+    else:
+        code = UserCode({"": Callee(raw, spec.is_async, spec.is_generator)}, [], [], {})
+    code.steps["import"] = (time.perf_counter() - started) * 1000
+    return code
+
+
+def _load_class(message: Load, raw: Any, parameters: bytes) -> UserCode:
+    """The container's one object of the class, not entered yet."""
+    from squall import cls as classes
+
+    shape = classes.shape_of(raw)
+    instance = classes.make_here(raw, shape, message.spec.tag, message.function_id, parameters)
+    missing = [name for name in message.spec.methods if name not in shape.methods]
+    if missing:
+        raise NotFoundError(
+            f"class `{message.spec.tag}` has no method `{missing[0]}` in the container",
+            hint="the class must be made the same way here and in your program",
+        )
+
+    def callee(name: str, is_generator: bool = False) -> Callee:
+        call = classes.plain_method(instance, name)
+        return Callee(call, classes.is_async(call), is_generator)
+
+    return UserCode(
+        {name: callee(name, is_generator) for name, is_generator in shape.methods.items()},
+        [callee(name) for name in shape.enters],
+        [callee(name) for name in shape.exits],
+        {},
+    )
 
 
 def what_failed(error: BaseException) -> tuple[str, str]:
@@ -122,5 +161,5 @@ def _hydrate(message: Load) -> None:
 
 def raw_function(target: Any) -> Callable[..., Any]:
     """The plain callable behind a decorated one."""
-    raw = getattr(target, "raw_f", None)
+    raw = getattr(target, "raw_f", None) or getattr(target, "raw_cls", None)
     return raw if callable(raw) else target  # type: ignore[no-any-return]

@@ -16,9 +16,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from squall._observe import Logger
-from squall.exception import ConflictError, Error, InternalError, InvalidError, NotFoundError, ServiceError
+from squall.exception import (
+    ConflictError,
+    Error,
+    InternalError,
+    InvalidError,
+    NotFoundError,
+    ResourceExhaustedError,
+    ServiceError,
+)
 from squall.protocol.messages import (
     BLOB_CHUNK_BYTES,
+    BindFunction,
     BuildImage,
     CancelCall,
     CreateApp,
@@ -64,6 +73,10 @@ log = Logger("server")
 
 UPLOAD_LIMIT = 64
 """Blobs one connection may be uploading at once."""
+UPLOAD_LIMIT_BYTES = 16 << 30
+"""What they may come to, as far as it has arrived and they are not yet whole."""
+DIGEST_LIMIT = 10_000
+"""Blobs one message may ask for: each is a look at the disk, and everybody else waits."""
 CATCH_UP_ROUNDS = 50
 """Times a follower of logs is sent what was written while it was being sent the rest, before a gap is accepted."""
 EXEC_BUFFER_BYTES = 64 << 20
@@ -112,6 +125,16 @@ class Peer:
             task.cancel()
 
 
+def write_chunk(peer: Peer, upload: Upload, offset: int, payload: bytes) -> None:
+    """Take one more chunk, within what a connection may have under way. Raises ResourceExhaustedError."""
+    if sum(other.size for other in peer.uploads.values()) + len(payload) > UPLOAD_LIMIT_BYTES:
+        raise ResourceExhaustedError(
+            f"more than {UPLOAD_LIMIT_BYTES >> 30} GiB are being uploaded on this connection at once",
+            hint="let some uploads end before others begin",
+        )
+    upload.write(offset, payload)
+
+
 class Api:
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -120,6 +143,7 @@ class Api:
         """exec id -> who asked, and the node it runs on."""
         self._quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
             Submit: self.submit,
+            BindFunction: self.bind_function,
             PutBlob: self.put_blob,
             HasBlobs: self.has_blobs,
             GetBlob: self.get_blob,
@@ -199,6 +223,10 @@ class Api:
         functions = {tag: function.function_id for tag, function in app.functions.items()}
         peer.reply(message.id, {"app_id": app.app_id, "functions": functions})
 
+    def bind_function(self, peer: Peer, message: BindFunction, payload: bytes) -> None:
+        function = self.server.bind_function(message, payload, trusted=not peer.is_runner)
+        peer.reply(message.id, {"function_id": function.function_id})
+
     async def stop_app(self, peer: Peer, message: StopApp) -> None:
         app = self.server.objects.find_app(message.app)
         await self.server.stop_app(app, message.reason, asked_by=peer)
@@ -237,8 +265,8 @@ class Api:
         if input_ is None or input_.container is None or not 0 < message.n < 1 << 20:
             return
         record = self.server.reconciler.containers.get(input_.container.container_id)
-        if record is not None and record.stream is not None:
-            record.stream.send(YieldCredit(message.call_id, message.idx, message.n))
+        if record is not None:
+            self.server.reconciler.give_credit(record, input_, message.n)
 
     def get_stats(self, peer: Peer, message: GetStats, payload: bytes) -> None:
         function = self.server.objects.function(message.function_id)
@@ -266,7 +294,11 @@ class Api:
         upload = peer.uploads.get(digest)
         if upload is None:
             raise InvalidError(f"blob `{digest}`: a chunk at {message.offset} without a beginning")
-        upload.write(message.offset, payload)
+        try:
+            write_chunk(peer, upload, message.offset, payload)
+        except BaseException:  # whatever it was, the rest cannot follow: give its space back at once
+            peer.uploads.pop(digest).abandon()
+            raise
         if not message.last:
             peer.reply(message.id)
             return
@@ -283,6 +315,11 @@ class Api:
             peer.reply(message.id)
 
     def has_blobs(self, peer: Peer, message: HasBlobs, payload: bytes) -> None:
+        if len(message.digests) > DIGEST_LIMIT:
+            raise InvalidError(
+                f"ask for {len(message.digests)} blobs at once: the limit is {DIGEST_LIMIT}",
+                hint=f"ask in portions of up to {DIGEST_LIMIT} digests",
+            )
         missing = [digest for digest in message.digests if not self.server.blobs.has(digest)]
         peer.reply(message.id, {"missing": missing})
 

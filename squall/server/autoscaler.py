@@ -89,7 +89,7 @@ def _useful(demand: Demand, alive: int) -> int:
     if demand.exec_time is None or not demand.backlog:
         return CONTAINER_LIMIT
     exec_time = max(demand.exec_time, demand.stalled_for, 1e-6)
-    share = demand.cold_start or COLD_START
+    share = max(demand.cold_start or COLD_START, 1e-3)
     if exec_time < START_CPU:
         if alive * demand.slots / exec_time >= TINY_RATE:
             return alive

@@ -39,10 +39,11 @@ Payload = bytes | str
 class CallInfo:
     """What the hand remembers of a call, in `Call.data`."""
 
-    __slots__ = ("function", "parent", "sent_at")
+    __slots__ = ("function", "method", "parent", "sent_at")
 
-    def __init__(self, function: FunctionRecord, sent_at: float, parent: str) -> None:
+    def __init__(self, function: FunctionRecord, sent_at: float, parent: str, method: str) -> None:
         self.function = function
+        self.method = method
         self.sent_at = sent_at
         self.parent = parent
 
@@ -80,6 +81,7 @@ class Calls:
         parts = split_payload(message.items, payload)
         check_id(message.call_id, "fc")
         function = self.objects.function(message.function_id)
+        check_method(function, message.method)
         items: list[tuple[int, Payload]] = []
         for item, part in zip(message.items, parts, strict=True):
             if not 0 <= item.idx < IDX_LIMIT:
@@ -101,7 +103,7 @@ class Calls:
         )
         call = self.dispatch.calls.get(message.call_id)
         if call is not None and call.data is None:
-            call.data = CallInfo(function, message.sent_at, message.parent)
+            call.data = CallInfo(function, message.sent_at, message.parent, message.method)
         self.apply(instructions)
 
     def _journal(self, peer: Any, message: Submit, function: FunctionRecord, items: list[Any]) -> None:
@@ -169,7 +171,7 @@ class Calls:
             InputTimeline(
                 call.call_id,
                 input_.idx,
-                info.function.spec.tag if info else "",
+                title_of(info) if info else "",
                 call.kind,
                 status,
                 input_.attempt,
@@ -345,6 +347,22 @@ class Calls:
         )
         if message.id:
             peer.reply(message.id, {"cancelled": len(idxs) if idxs else before})
+
+
+def check_method(function: FunctionRecord, method: str) -> None:
+    """An input of a class names one of its methods, one of a function none."""
+    spec = function.spec
+    if spec.parameters and function.root is None:
+        raise InvalidError(f"class `{spec.tag}` has parameters, its inputs go to an instance of it")
+    if (method in spec.methods) if spec.methods else not method:
+        return
+    what = f"has no method `{method[:80]}`" if method else "is a class, and an input names one of its methods"
+    raise InvalidError(f"`{spec.tag}` {what}", hint=f"methods: {', '.join(spec.methods)}" if spec.methods else "")
+
+
+def title_of(info: CallInfo) -> str:
+    """What a call calls, as its caller writes it."""
+    return f"{info.function.spec.tag}.{info.method}" if info.method else info.function.spec.tag
 
 
 def _give(owner: Any, head: str, data: bytes) -> None:

@@ -420,7 +420,7 @@ class Dispatch:
             starting=len(function.starting),
             draining=len(function.containers) - len(ready) - len(function.starting),
             headroom=sum(max(0, c.open_slots - len(c.running)) for c in ready),
-            slots=1 if function.options.single_use else function.options.concurrency,
+            slots=1 if function.options.single_use else function.options.target or function.options.concurrency,
             idle=tuple((container_id, since) for since, container_id in idle),
             exec_time=function.exec_time,
             stalled_for=self._stalled_for(now, function),

@@ -36,6 +36,8 @@ class FunctionOptions:
     single_use: bool = False
     concurrency: int = 1
     """Slots of a container."""
+    target: int = 0
+    """How many of them the autoscaler counts on; 0: all."""
     is_generator: bool = False
     max_pending: int = 2_000_000
     """Inputs that may wait; further ones are rejected."""
@@ -48,7 +50,7 @@ class FunctionOptions:
 
 
 class Input:
-    """One set of arguments and where it stands. The hand reads it, and may only touch `payload`."""
+    """One set of arguments and where it stands. The hand reads it, and may only touch `payload` and `untaken`."""
 
     __slots__ = (
         "alone",
@@ -63,6 +65,7 @@ class Input:
         "pushed_at",
         "queued_at",
         "state",
+        "untaken",
         "yielded",
     )
 
@@ -80,6 +83,8 @@ class Input:
         self.queued_at = now
         self.pushed_at = 0.0
         self.yielded = False
+        self.untaken = (0, 0)
+        """Attempt, and how many values of its generator were not taken yet; kept by the hand."""
         self.cancelling = ""
         """Why it is being cancelled, or empty."""
         self.alone = False
@@ -357,7 +362,7 @@ class Demand:
     headroom: int = 0
     """Free slots of ready containers."""
     slots: int = 1
-    """Of one container."""
+    """Of one container, as far as they are counted on."""
     idle: tuple[tuple[str, float], ...] = ()
     """(container_id, idle since) of ready containers without an input, longest idle first."""
     exec_time: float | None = None

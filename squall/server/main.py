@@ -20,10 +20,11 @@ from typing import Any
 from squall._observe import Logger
 from squall.config import Config
 from squall.engines.provider import EmbeddedProvider, NodeProvider
-from squall.exception import ConflictError, Error, InternalError, VersionError
+from squall.exception import ConflictError, Error, InternalError, NotFoundError, VersionError
 from squall.protocol.images import image_id_of
 from squall.protocol.messages import (
     SUPPORTED_VERSIONS,
+    BindFunction,
     BuildDone,
     BuildOutput,
     ContainerEvent,
@@ -65,8 +66,9 @@ log = Logger("server")
 STORE_AFTER = 2.0
 """Seconds after the start until the Store is opened when nobody needed it before."""
 STOP_GRACE = 1.0
-"""Seconds a container of a stopped app may take to end before it is killed."""
+"""Seconds a container of a stopped app may take to end before it is killed; a class with exit hooks has its own."""
 STOP_TIMEOUT = 30.0
+"""Seconds beyond that grace until a container is no longer waited for."""
 DRAIN_TIMEOUT = 5.0
 HELLO_TIMEOUT = 10.0
 PRUNE_AFTER = 30.0
@@ -171,9 +173,10 @@ class Server:
         if self._listener is not None:
             self._listener.close()
         self.config.socket_path.unlink(missing_ok=True)
+        grace = max((grace_of(record) for record in self.reconciler.containers.values()), default=0.0)
         stops = [self.stop_app(app, "the server is ending") for app in list(self.objects.apps.values())]
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*stops), STOP_TIMEOUT)
+            await asyncio.wait_for(asyncio.gather(*stops), grace + STOP_TIMEOUT)
         await self.provider.stop()
         self.nodes.close()
         with contextlib.suppress(OSError):  # a full disk must not keep the Store from being committed
@@ -228,7 +231,7 @@ class Server:
         for app in list(self.objects.apps.values()):
             if app.state != "running" or not app.detached or app.owner is not None:
                 continue
-            ids = {function.function_id for function in app.functions.values()}
+            ids = {function.function_id for function in app.pools()}
             if not any(call.function_id in ids for call in self.dispatch.calls.values()):
                 self._stop_soon(app, "all its calls have ended")
 
@@ -424,12 +427,22 @@ class Server:
             self._warn(app, node)
         now = time.monotonic()
         for function in app.functions.values():
-            self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function.spec)))
+            self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function)))
         return app
 
     def _images_in_use(self) -> set[str]:
         apps = [app for app in self.objects.apps.values() if app.state != "stopped"]
         return {image_id_of(f.spec.image.steps) for app in apps for f in app.functions.values() if f.spec.image.steps}
+
+    def bind_function(self, message: BindFunction, parameters: bytes, *, trusted: bool) -> FunctionRecord:
+        """The variant that is asked for, ready to be called."""
+        function = self.objects.bind(message.function_id, message.options, parameters, trusted=trusted)
+        if function.app.state != "running":
+            raise NotFoundError(f"function `{function.spec.tag}` has ended with its app")
+        if function.function_id not in self.dispatch.functions:
+            now = time.monotonic()
+            self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function)))
+        return function
 
     def _stop_soon(self, app: AppRecord, reason: str) -> None:
         if app.app_id not in self._stopping:
@@ -451,13 +464,13 @@ class Server:
         app.state, app.reason = "stopping", reason
         now = time.monotonic()
         mine = [record for record in self.reconciler.containers.values() if record.function.app is app]
-        for function in app.functions.values():
+        for function in app.pools():
             self.reconciler.apply(self.dispatch.close_function(now, function.function_id, reason))
         for record in mine:
-            self.reconciler.stop_container(record.container_id, STOP_GRACE, reason)
+            self.reconciler.stop_container(record.container_id, grace_of(record), reason, cancel=True)
         if mine:
             gone = [self.loop.create_task(record.gone.wait()) for record in mine]
-            await asyncio.wait(gone, timeout=STOP_TIMEOUT)
+            await asyncio.wait(gone, timeout=max(map(grace_of, mine)) + STOP_TIMEOUT)
         await self._end_output(app)
         self.objects.set_stopped(app, time.time())
         for peer in app.followers - {asked_by}:
@@ -518,6 +531,12 @@ class Server:
         for peer in app.followers:
             if not peer.stream.paused:
                 peer.stream.send(Notice(app.app_id, kind, {"function": function.spec.tag, **data}))
+
+
+def grace_of(record: ContainerRecord) -> float:
+    """Seconds the container may take to end with its app: where nothing has been entered, nothing is to be left."""
+    has_hooks = record.function.spec.exit_grace > 0 and record.state in ("ready", "draining")
+    return record.function.spec.exit_grace if has_hooks else STOP_GRACE
 
 
 class PendingAgent:

@@ -7,12 +7,15 @@ without environment values, which may be secrets. Tested in `tests/integration/t
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from squall.exception import InvalidError, NotFoundError
+import msgspec
+
+from squall.exception import InvalidError, NotFoundError, ResourceExhaustedError
 from squall.protocol.messages import CreateApp, FunctionSpec, new_id
 from squall.protocol.states import AppState
 from squall.server.database import Database
@@ -22,6 +25,11 @@ from squall.server.scheduler import parse_gpu
 GPU = re.compile(r"[A-Za-z0-9_!-]{1,60}(:[1-9][0-9]{0,3})?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HISTORY_LIMIT = 200
+VARIANT_LIMIT = 1000
+"""Variants of all functions of one app: each is a pool that the periodic round looks at."""
+PARAMETERS_LIMIT_BYTES = 64 << 10
+OPTIONS_LIMIT_BYTES = 128 << 10
+METHOD_LIMIT = 500
 
 
 @dataclass(eq=False)
@@ -34,10 +42,16 @@ class AppRecord:
     """The connection that made it, or None once that is gone."""
     functions: dict[str, FunctionRecord] = field(default_factory=dict)
     """By tag."""
+    variants: dict[str, FunctionRecord] = field(default_factory=dict)
+    """By id: pools made later, by `BindFunction`."""
     followers: set[Any] = field(default_factory=set)
     state: AppState = "running"
     stopped_at: float = 0.0
     reason: str = ""
+
+    def pools(self) -> list[FunctionRecord]:
+        """All that may have containers."""
+        return [*self.functions.values(), *self.variants.values()]
 
 
 @dataclass(eq=False)
@@ -45,6 +59,10 @@ class FunctionRecord:
     function_id: str
     app: AppRecord
     spec: FunctionSpec
+    root: FunctionRecord | None = None
+    """Of a variant: what it was made from, with `options` and `parameters`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    parameters: bytes = b""
     progress: tuple[int, float] = (0, 0.0)
     """Inputs that had ended, and since when it is that many."""
     told_stalled: bool = False
@@ -52,8 +70,10 @@ class FunctionRecord:
     """What its followers were last told."""
 
 
-def options_of(spec: FunctionSpec) -> FunctionOptions:
+def options_of(function: FunctionRecord) -> FunctionOptions:
+    spec = function.spec
     retries = spec.retries
+    needs_parameters = bool(spec.parameters) and function.root is None
     return FunctionOptions(
         timeout=spec.timeout,
         startup_timeout=spec.startup_timeout,
@@ -61,14 +81,20 @@ def options_of(spec: FunctionSpec) -> FunctionOptions:
         backoff_coefficient=retries.backoff_coefficient,
         initial_delay=retries.initial_delay,
         max_delay=retries.max_delay,
-        min_containers=spec.min_containers,
+        min_containers=0 if needs_parameters else spec.min_containers,
         max_containers=spec.max_containers,
         buffer_containers=spec.buffer_containers,
         scaledown_window=spec.scaledown_window,
         single_use=spec.single_use,
-        concurrency=spec.concurrency,
+        concurrency=slots_of(spec),
+        target=spec.target_concurrency * max(1, spec.batch_size),
         is_generator=spec.is_generator,
     )
+
+
+def slots_of(spec: FunctionSpec) -> int:
+    """Inputs that a container of the function may hold."""
+    return spec.concurrency * max(1, spec.batch_size)
 
 
 class Objects:
@@ -96,6 +122,37 @@ class Objects:
         self._record(app)
         return app
 
+    def bind(self, function_id: str, options: dict[str, Any], parameters: bytes, *, trusted: bool) -> FunctionRecord:
+        """The variant of a function with these options and parameters, made when there is none yet. Its id follows
+        from what it is, so that all who ask for the same share its containers.
+
+        Not `trusted`: a container asks, which may not get out of a network policy this way."""
+        asked = self.function(function_id)
+        root = asked.root or asked
+        if asked.root is not None:
+            options = _laid_over(asked.options, options)
+            parameters = parameters or asked.parameters
+        check_parameters(root.spec, parameters)
+        if not options and not parameters:
+            return root
+        check_options_size(root.spec, options)
+        spec = variant_spec(root.spec, options)
+        if not trusted and root.spec.block_network and not spec.block_network:
+            raise InvalidError(f"function `{spec.tag}`: a container cannot lift `block_network`")
+        variant = FunctionRecord(variant_id(root, options, parameters), root.app, spec, root, options, parameters)
+        app = root.app
+        known = app.variants.get(variant.function_id)
+        if known is not None:
+            return known
+        if len(app.variants) >= VARIANT_LIMIT:
+            raise ResourceExhaustedError(
+                f"app `{app.name}` has {VARIANT_LIMIT} pools made by parameters and `with_options`",
+                hint="each distinct set of values is a pool of its own: pass what changes often as an argument instead",
+            )
+        app.variants[variant.function_id] = self.functions[variant.function_id] = variant
+        self._record_functions([variant])
+        return variant
+
     def _record(self, app: AppRecord) -> None:
         row = {
             "app_id": app.app_id,
@@ -104,23 +161,32 @@ class Objects:
             "detached": app.detached,
             "created_at": app.created_at,
         }
-        specs = [
-            {"function_id": f.function_id, "app_id": app.app_id, "tag": f.spec.tag, "spec": _storable(f.spec)}
-            for f in app.functions.values()
-        ]
 
         def work(connection: Any) -> None:
             from squall.server import tables
 
             connection.execute(tables.apps.insert(), row)
-            if specs:
-                connection.execute(tables.functions.insert(), specs)
+
+        self.database.write_soon(work)
+        self._record_functions(list(app.functions.values()))
+
+    def _record_functions(self, functions: list[FunctionRecord]) -> None:
+        rows = [
+            {"function_id": f.function_id, "app_id": f.app.app_id, "tag": f.spec.tag, "spec": _storable(f.spec)}
+            for f in functions
+        ]
+
+        def work(connection: Any) -> None:
+            from squall.server import tables
+
+            if rows:
+                connection.execute(tables.functions.insert(), rows)
 
         self.database.write_soon(work)
 
     def set_stopped(self, app: AppRecord, now_wall: float) -> None:
         app.state, app.stopped_at = "stopped", now_wall
-        for function in app.functions.values():
+        for function in app.pools():
             self.functions.pop(function.function_id, None)
         app_id, reason = app.app_id, app.reason
         self._trim()
@@ -201,6 +267,13 @@ def check_spec(spec: FunctionSpec) -> None:
         (not 0 <= spec.buffer_containers <= 100_000, f"buffer_containers={spec.buffer_containers}"),
         (not 0 <= spec.scaledown_window <= 86400, f"scaledown_window={spec.scaledown_window}"),
         (not 1 <= spec.concurrency <= 10_000, f"concurrency={spec.concurrency}"),
+        (not 0 <= spec.target_concurrency <= spec.concurrency, f"target_concurrency={spec.target_concurrency}"),
+        (not 0 <= spec.batch_size <= 1000, f"batch_size={spec.batch_size}"),
+        (not 0 <= spec.batch_wait <= 600, f"batch_wait={spec.batch_wait}"),
+        (spec.single_use and slots_of(spec) > 1, "several inputs at a time in a container that is used once"),
+        (not 0 <= spec.exit_grace <= 3600, f"exit_grace={spec.exit_grace}"),
+        (len(spec.methods) > METHOD_LIMIT or not all(map(_is_name, spec.methods)), "a list of methods"),
+        (len(spec.parameters) > METHOD_LIMIT or not all(map(_is_name, spec.parameters)), "a list of parameters"),
         (not 0 <= spec.cpu_limit <= 4096, f"cpu limit {spec.cpu_limit}"),
         (not 0 <= spec.memory_limit_mib <= 1 << 24, f"memory limit {spec.memory_limit_mib}"),
         (not 1 <= spec.retries.backoff_coefficient <= 10, f"backoff_coefficient={spec.retries.backoff_coefficient}"),
@@ -211,6 +284,75 @@ def check_spec(spec: FunctionSpec) -> None:
     for wrong, what in problems:
         if wrong:
             raise InvalidError(f"function `{spec.tag[:80]}`: {what} is not allowed")
+
+
+def _is_name(value: str) -> bool:
+    return len(value) <= 256 and value.isidentifier()
+
+
+VARIABLE = frozenset(
+    {
+        "batch_size", "batch_wait", "block_network", "buffer_containers", "concurrency", "cpu", "cpu_limit", "env",
+        "gpu", "image", "max_containers",
+        "memory_limit_mib", "memory_mib", "min_containers", "retries", "scaledown_window", "single_use",
+        "startup_timeout", "target_concurrency", "timeout",
+    }
+)  # fmt: skip
+"""What of a spec a variant may have otherwise."""
+
+
+def variant_spec(spec: FunctionSpec, options: dict[str, Any]) -> FunctionSpec:
+    """The spec of a variant. Raises InvalidError for what may not vary, is of the wrong type or out of range."""
+    unknown = sorted(set(options) - VARIABLE)
+    if unknown:
+        raise InvalidError(f"function `{spec.tag}`: option `{unknown[0][:40]}` is its own and cannot vary")
+    fields = _laid_over(dataclasses.asdict(spec), options)
+    try:
+        made = msgspec.convert(fields, FunctionSpec)
+    except msgspec.MsgspecError as error:
+        raise InvalidError(f"function `{spec.tag}`: options of a variant: {error}") from None
+    if made.max_containers and made.min_containers > made.max_containers:
+        raise InvalidError(
+            f"function `{spec.tag}`: `min_containers` is {made.min_containers}, more than `max_containers`, "
+            f"{made.max_containers}"
+        )
+    check_spec(made)
+    return made
+
+
+def _laid_over(below: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    merged = {**below, **options}
+    if isinstance(below.get("env"), dict) and isinstance(options.get("env"), dict):
+        merged["env"] = {**below["env"], **options["env"]}
+    return merged
+
+
+def check_parameters(spec: FunctionSpec, parameters: bytes) -> None:
+    if bool(spec.parameters) != bool(parameters):
+        what = f"needs its parameters {', '.join(spec.parameters)[:200]}" if spec.parameters else "has no parameters"
+        raise InvalidError(f"`{spec.tag}` {what}")
+    if len(parameters) > PARAMETERS_LIMIT_BYTES:
+        raise InvalidError(
+            f"the parameters of `{spec.tag}` take {len(parameters):,} bytes, the limit is {PARAMETERS_LIMIT_BYTES:,}",
+            hint="pass large values as arguments of its methods",
+        )
+
+
+def check_options_size(spec: FunctionSpec, options: dict[str, Any]) -> None:
+    size = len(json.dumps(options))
+    if size > OPTIONS_LIMIT_BYTES:
+        raise InvalidError(
+            f"options of a variant of `{spec.tag}` take {size:,} bytes, the limit is {OPTIONS_LIMIT_BYTES:,}",
+            hint="put large variables into a file, or into the function's own `env`",
+        )
+
+
+def variant_id(root: FunctionRecord, options: dict[str, Any], parameters: bytes) -> str:
+    """The same for the same, whoever asks, in whatever order."""
+    digest = hashlib.blake2b(root.function_id.encode(), digest_size=8)
+    digest.update(json.dumps(options, sort_keys=True, separators=(",", ":")).encode() + b"\n")
+    digest.update(hashlib.blake2b(parameters).digest())
+    return f"fu-{digest.hexdigest()}"
 
 
 def _is_gpu(wish: str) -> bool:

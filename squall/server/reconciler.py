@@ -18,6 +18,7 @@ from typing import Any
 from squall._observe import Logger, count
 from squall.protocol.messages import (
     INLINE_LIMIT_BYTES,
+    YIELD_WINDOW,
     CancelRun,
     ContainerEvent,
     ContainerSpec,
@@ -27,6 +28,7 @@ from squall.protocol.messages import (
     StartContainer,
     StopContainer,
     StopRunner,
+    YieldCredit,
     new_id,
 )
 from squall.protocol.transport import FrameStream
@@ -39,6 +41,7 @@ from squall.server.inputs import (
     DemandChanged,
     Fault,
     Finish,
+    Input,
     Instructions,
     KillContainer,
     Notice,
@@ -49,7 +52,7 @@ from squall.server.inputs import (
 )
 from squall.server.metering import Metering
 from squall.server.nodes import Node, Nodes
-from squall.server.objects import FunctionRecord, Objects
+from squall.server.objects import FunctionRecord, Objects, slots_of
 from squall.server.scheduler import Grant, Request, Scheduler
 from squall.server.scheduler import Node as SchedulerNode
 from squall.server.timelines import ContainerTimeline
@@ -65,6 +68,8 @@ ROUND_S = 0.5
 STREAM_GRACE = 5.0
 """A runner's socket may end this long before its node reports why."""
 HISTORY_LIMIT = 5000
+UNTAKEN_LIMIT = 2 * YIELD_WINDOW
+"""Values of one generator that may wait here for whoever takes them."""
 LOAD_TEXT_LIMIT = 4000
 """Characters kept of what a runner says about a failed import."""
 TELL_WAITING_AFTER = 2.0
@@ -132,11 +137,11 @@ class Reconciler:
         heads: list[str] = []
         parts: list[bytes] = []
         for input_ in push.inputs:
-            data = input_.payload
+            call, data = input_.call, input_.payload
             if isinstance(data, str):
-                heads.append(run_head(input_.call.call_id, input_.idx, 0, data, input_.attempt))
+                heads.append(run_head(call.call_id, input_.idx, 0, data, input_.attempt, call.data.method))
             else:
-                heads.append(run_head(input_.call.call_id, input_.idx, len(data), "", input_.attempt))
+                heads.append(run_head(call.call_id, input_.idx, len(data), "", input_.attempt, call.data.method))
                 parts.append(data)
         header = '{"t":"run","items":[' + ",".join(heads) + "]}"
         record.stream.send_raw(header.encode(), *parts)
@@ -336,7 +341,8 @@ class Reconciler:
                 function.spec,
                 {tag: other.function_id for tag, other in app.functions.items()},
                 [tag for tag, other in app.functions.items() if other.spec.is_generator],
-            )
+            ),
+            function.parameters,
         )
 
     def runner_loaded(self, record: ContainerRecord, message: Loaded, payload: bytes) -> None:
@@ -366,7 +372,7 @@ class Reconciler:
             return
         if record.move("ready"):
             self._tell(record)
-            self.apply(self.dispatch.container_ready(now, record.container_id, record.function.spec.concurrency))
+            self.apply(self.dispatch.container_ready(now, record.container_id, slots_of(record.function.spec)))
 
     def runner_outputs(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> None:
         results = []
@@ -374,7 +380,7 @@ class Reconciler:
             data: bytes | str = check_digest(item.blob) if item.blob else part
             if item.status == "yield":
                 input_ = self.dispatch.yielded(record.container_id, item.call_id, item.idx, item.attempt)
-                if input_ is not None:
+                if input_ is not None and self._may_yield(record, input_):
                     self.calls.give_yield(input_.call, item, data)
                 continue
             if item.status not in ("ok", "error", "cancelled"):
@@ -383,6 +389,24 @@ class Reconciler:
             results.append((item.call_id, item.idx, item.status, item.attempt, result))
         if results:
             self.apply(self.dispatch.outputs(time.monotonic(), record.container_id, results))
+
+    def _may_yield(self, record: ContainerRecord, input_: Input) -> bool:
+        """Count a value that nobody took yet. The window is kept by the runner, which is the tenant's: one that does
+        not keep it would have us hold all that it sends."""
+        untaken = 1 + (input_.untaken[1] if input_.untaken[0] == input_.attempt else 0)
+        input_.untaken = (input_.attempt, untaken)
+        if untaken == UNTAKEN_LIMIT + 1:
+            reason = f"sent {untaken} values of a generator that nobody had asked for"
+            self.stop_container(record.container_id, 0.0, reason)
+        return untaken <= UNTAKEN_LIMIT
+
+    def give_credit(self, record: ContainerRecord, input_: Input, n: int) -> None:
+        """Tell a runner that `n` values were taken; of more than it can have sent, only what the limit allows."""
+        untaken = input_.untaken[1] if input_.untaken[0] == input_.attempt else 0
+        n = min(n, untaken + UNTAKEN_LIMIT)
+        if n > 0 and record.stream is not None:
+            input_.untaken = (input_.attempt, untaken - n)
+            record.stream.send(YieldCredit(input_.call_id, input_.idx, n))
 
     def runner_lost(self, record: ContainerRecord, reason: str) -> None:
         """Its socket ended: the container is ending, or must. Its node says why, or is given up on."""
@@ -394,15 +418,17 @@ class Reconciler:
         if record.container_id in self.containers:
             self.stop_container(record.container_id, 0.0, record.stop_reason or "its runner went away")
 
-    def stop_container(self, container_id: str, grace: float, reason: str, *, by_operator: bool = False) -> bool:
-        """End a container on its node; whether there is one."""
+    def stop_container(
+        self, container_id: str, grace: float, reason: str, *, by_operator: bool = False, cancel: bool = False
+    ) -> bool:
+        """End a container on its node; whether there is one. `cancel`: what it still runs is over already."""
         record = self.containers.get(container_id)
         if record is None:
             return False
         record.stop_reason = record.stop_reason or reason
         record.stopped_by_operator = record.stopped_by_operator or by_operator
         if grace > 0 and record.stream is not None:
-            record.stream.send(StopRunner(grace, reason))
+            record.stream.send(StopRunner(grace, reason, cancel))
         record.node.send(StopContainer(container_id, grace, reason))
         if record.state == "ready":
             record.move("draining")

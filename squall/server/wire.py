@@ -92,13 +92,15 @@ def output_head(call_id: str, idx: int, status: str, size: int, blob: str, seq: 
     return head + "}"
 
 
-def run_head(call_id: str, idx: int, size: int, blob: str, attempt: int) -> str:
+def run_head(call_id: str, idx: int, size: int, blob: str, attempt: int, method: str = "") -> str:
     """A `RunItem` as JSON."""
     head = f'{{"call_id":"{call_id}","idx":{idx},"size":{size}'
     if blob:
         head += f',"blob":"{blob}"'
     if attempt:
         head += f',"attempt":{attempt}'
+    if method:
+        head += f',"method":{json.dumps(method)}'
     return head + "}"
 
 

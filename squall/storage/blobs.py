@@ -20,6 +20,9 @@ from squall.exception import ConflictError, InvalidError, NotFoundError, Resourc
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 MAX_BLOB_BYTES = 4 << 30
+KEEP_FREE_BYTES = 1 << 30
+KEEP_FREE_SHARE = 0.01
+"""Room on the disk, and share of it, that uploads leave to what must go on: the database, logs, containers."""
 
 
 def digest_of(data: bytes) -> str:
@@ -62,7 +65,8 @@ class BlobStore(abc.ABC):
         """Up to `size` bytes from `offset`. Raises NotFoundError."""
 
     @abc.abstractmethod
-    def begin(self, digest: str) -> Upload: ...
+    def begin(self, digest: str) -> Upload:
+        """Raises ResourceExhaustedError when there is no room for more."""
 
     @abc.abstractmethod
     def delete(self, digest: str) -> None:
@@ -122,7 +126,16 @@ class DirectoryBlobs(BlobStore):
         except FileNotFoundError:
             raise NotFoundError(f"no blob `{digest}`") from None
 
+    def check_room(self) -> None:
+        disk = os.statvfs(self.root)
+        if disk.f_bavail * disk.f_frsize < max(KEEP_FREE_BYTES, KEEP_FREE_SHARE * disk.f_blocks * disk.f_frsize):
+            raise ResourceExhaustedError(
+                "store bytes on the server: the disk of the server is nearly full",
+                hint=f"free some space on the disk that holds `{self.root}`, then try again",
+            )
+
     def begin(self, digest: str) -> Upload:
+        self.check_room()
         return _FileUpload(self, check_digest(digest))
 
     def delete(self, digest: str) -> None:
@@ -144,6 +157,7 @@ class _FileUpload(Upload):
             raise ConflictError(f"blob `{self.digest}`: chunk at {offset}, expected {self.size}")
         if self.size + len(data) > MAX_BLOB_BYTES:
             raise ResourceExhaustedError(f"blob `{self.digest}` is larger than {MAX_BLOB_BYTES} bytes")
+        self.store.check_room()  # others write there too
         view = memoryview(data)
         while view:
             view = view[self._file.write(view) :]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from squall.exception import ConflictError, InvalidError, NotFoundError
+from squall.exception import ConflictError, InvalidError, NotFoundError, ResourceExhaustedError
 from squall.storage.blobs import BlobStore, DirectoryBlobs, digest_of
 
 
@@ -61,6 +62,28 @@ def test_a_gap_in_an_upload_is_refused(store: BlobStore) -> None:
     with pytest.raises(ConflictError):
         upload.write(10, b"x")
     upload.abandon()
+
+
+def test_uploads_leave_room_on_the_disk_and_harm_nothing_that_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DirectoryBlobs(tmp_path)
+    digest, late = store.put(b"stored before"), digest_of(b"too late")
+    upload = store.begin(late)
+    for blocks, free in ((1 << 20, (1 << 18) - 1), (1 << 40, 1 << 33)):  # of 4 KiB: less than 1 GiB, less than 1 %
+        disk = SimpleNamespace(f_frsize=4096, f_blocks=blocks, f_bavail=free)
+        monkeypatch.setattr("squall.storage.blobs.os.statvfs", lambda _, disk=disk: disk)
+        with pytest.raises(ResourceExhaustedError, match="disk of the server is nearly full") as refused:
+            store.begin(digest_of(b"more"))
+        assert "free some space" in refused.value.hint
+        with pytest.raises(ResourceExhaustedError):
+            upload.write(0, b"too late")
+    upload.abandon()
+    assert store.put(b"stored before") == digest
+    assert store.verify(digest)
+    assert list(store.incoming.iterdir()) == []
+    monkeypatch.undo()
+    assert store.put(b"too late") == late
 
 
 def test_deleting_is_idempotent(store: BlobStore) -> None:

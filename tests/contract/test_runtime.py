@@ -201,7 +201,8 @@ def test_exec_on_a_terminal_has_it_as_controlling_terminal(node: Node) -> None:
     leader, follower = os.openpty()
     try:
         command = [sys.executable, "-c", "import os; os.write(1, b'yes' if os.tcgetpgrp(0) == os.getpgrp() else b'no')"]
-        pid = cell.container.exec(command, stdin=follower, stdout=follower, stderr=follower, workdir="/", tty=True)
+        ends = {"stdin": follower, "stdout": follower, "stderr": follower}
+        pid = node.run(cell.container.exec(command, **ends, workdir="/", tty=True))
         assert os.read(leader, 100) == b"yes"
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     finally:
@@ -213,9 +214,8 @@ def run_in(cell: Cell, argv: list[str], workdir: str = "") -> tuple[int, str, st
     pipes = [os.pipe(), os.pipe()]
     with open(os.devnull, "rb") as null:
         try:
-            pid = cell.container.exec(
-                argv, stdin=null.fileno(), stdout=pipes[0][1], stderr=pipes[1][1], workdir=workdir, tty=False
-            )
+            ends = {"stdin": null.fileno(), "stdout": pipes[0][1], "stderr": pipes[1][1]}
+            pid = cell.node.run(cell.container.exec(argv, **ends, workdir=workdir, tty=False))
         finally:
             for _, write in pipes:
                 os.close(write)

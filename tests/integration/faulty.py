@@ -122,7 +122,7 @@ def poisonous(x: int) -> int:
 
 @app.function(retries=squall.Retries(max_retries=3, backoff_coefficient=2.0, initial_delay=0.2))
 def fail_and_tell() -> None:
-    print("attempt", flush=True)
+    print(time.monotonic(), flush=True)
     raise ValueError("again")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import squall
@@ -68,6 +70,15 @@ def slip() -> None:
 
 
 @app.function()
+def flood() -> Iterator[int]:
+    """Send values of a generator without waiting for anybody to take them."""
+    call_id = squall.current_function_call_id() or ""
+    link().send(Outputs([OutputItem(call_id, 0, "yield", 0, seq=seq) for seq in range(1000)]))
+    time.sleep(600)
+    yield 1
+
+
+@app.function()
 def unload() -> str:
     link().send(Loaded(False, message="I never was"))
     return "still here"
@@ -77,8 +88,6 @@ def unload() -> str:
 def babble() -> None:
     link().sock.setblocking(True)
     link().sock.sendall(b"\x10\x00\x00\x00\x00\x00\x00\x00this is nonsense")
-    import time
-
     time.sleep(600)
 
 

@@ -37,6 +37,8 @@ from squall.protocol.messages import (
 )
 from squall.protocol.payload import pack_call
 from squall.server import main as server_main
+from squall.server.reconciler import UNTAKEN_LIMIT
+from squall.storage.blobs import digest_of
 from tests.conftest import wait_until
 from tests.integration import hostile, workload
 from tests.integration.support import Clock, Kept, Outcome, Wire, containers_of, rows
@@ -206,6 +208,7 @@ ODD_REQUESTS: list[tuple[Message, set[str]]] = [
     (GetOutput("fc-0000000000000000", timeout=1e300), {"not_found"}),
     (GetBlob("0" * 64), {"not_found"}),
     (HasBlobs(["/etc/passwd"]), {"invalid"}),
+    (HasBlobs(["0" * 64] * 10_001), {"invalid"}),
     (PutBlob("../x", 0), {"invalid"}),
     (PutBlob("0" * 64, 5), {"invalid"}),
     (PutBlob("0" * 64, 0), {"conflict"}),
@@ -224,6 +227,17 @@ def test_an_odd_request_is_refused_by_name(request_: Message, codes: set[str]) -
         answer, _ = wire.ask(request_)
     assert answer.TAG == "failure", answer
     assert answer.code in codes, answer
+
+
+def test_an_upload_that_failed_is_forgotten_and_can_begin_again() -> None:
+    data = new_id("xx").encode()
+    digest = digest_of(data)
+    with Wire() as wire:
+        assert wire.ask(PutBlob(digest, 0, last=False), data[:4])[0].TAG == "reply"
+        assert wire.ask(PutBlob(digest, 9, last=False), data[9:])[0].code == "conflict"
+        assert "without a beginning" in wire.ask(PutBlob(digest, 4, last=False), data[4:])[0].message
+        assert wire.ask(PutBlob(digest, 0, last=True), data)[0].TAG == "reply"
+        assert wire.ask(HasBlobs([digest]))[0].data == {"missing": []}
 
 
 def test_an_unknown_field_is_ignored() -> None:
@@ -282,6 +296,27 @@ def test_code_in_a_container_cannot_slip_text_into_the_header_of_a_result() -> N
     call = hostile.slip.spawn()
     with pytest.raises(ContainerLostError, match="its runner sent what is no message"):
         call.get(timeout=30)
+
+
+def test_a_generator_that_sends_what_nobody_asked_for_is_ended() -> None:
+    with Wire() as wire:
+        assert hostile.app._running is not None
+        call_id = new_id("fc")
+        payload = pack_call((), {}, "flood", (), main_by_value=True)
+        item = InputItem(0, len(payload))
+        wire.send(Submit(call_id, hostile.app._running.functions["flood"], [item], kind="gen", last=True), payload)
+        values, end = 0, None
+        while end is None:
+            message, _ = wire.receive()
+            for output in message.items if isinstance(message, Outputs) else []:
+                values += output.status == "yield"
+                end = end if output.status == "yield" else output
+    assert values == UNTAKEN_LIMIT
+    assert "sent 513 values of a generator that nobody had asked for" in end.message
+
+
+def test_a_generator_of_many_values_gets_the_credit_it_needs() -> None:
+    assert list(workload.count_to.remote_gen(3000)) == list(range(3000))
 
 
 def test_a_runner_that_claims_not_to_have_loaded_again_changes_nothing() -> None:

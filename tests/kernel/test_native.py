@@ -6,14 +6,16 @@ import asyncio
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from squall import _linux
 from squall.exception import ConflictError, Error, InternalError, InvalidError
-from squall.node import linux, native, zygote
+from squall.node import linux, native, removal, rootfs, zygote
 from squall.node.native import NativeRuntime
 from squall.protocol.messages import ContainerSpec, ImageSpec
 from tests.kernel.containers import Cell, Node, a_node, make_native
@@ -232,11 +234,93 @@ def test_default_spec_is_what_the_warm_zygote_is_for(node: Node) -> None:
     assert node.run(runtime_of(node)._nursery(ContainerSpec("co-x"))).zygote is not None
 
 
+@pytest.mark.parametrize("claimed", [0xFFFF, 0x10000, -1, 0x137F, 0x00FF])
+def test_wait_status_the_kernel_would_not_give_is_not_believed(claimed: int) -> None:
+    assert native._believable(claimed, 0x0300) == 0x0300
+
+
+def test_runners_wait_status_is_believed_when_init_ended_with_its_code() -> None:
+    assert native._believable(9, (128 + 9) << 8) == 9
+    assert native._believable(9, 0) == 0
+
+
+def test_lease_is_given_back_even_when_a_failed_container_cannot_be_undone(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = runtime_of(node)
+    released: list[object] = []
+    undo, release = zygote.Shell.undo, runtime._empty.release
+
+    async def fail(shell: zygote.Shell, *others: object) -> None:
+        await undo(shell, *others)  # type: ignore[arg-type]
+        raise OSError(16, "Device or resource busy")
+
+    def note(lease: object) -> None:
+        released.append(lease)
+        release(lease)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(zygote.Shell, "undo", fail)
+    monkeypatch.setattr(runtime._empty, "release", note)
+    with pytest.raises(Error, match="busy"):
+        node.make(source=Path("/does/not/exist"), network=False)
+    assert len(released) == 1
+
+
+def test_containers_are_made_while_files_of_others_are_still_being_deleted(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    def slow(path: Path, deadline: float) -> None:
+        go_on.wait(10)
+        rootfs.remove_tree(path, deadline)
+
+    monkeypatch.setattr(removal, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(removal, "remove_tree", slow)
+    cells = [node.make() for _ in range(6)]
+    scratches = [cell.container._shell.scratch for cell in cells]  # type: ignore[attr-defined]
+    try:
+        for cell in cells:
+            cell.container.kill("enough")
+            assert cell.end().reason == "enough"
+        assert all(scratch.exists() for scratch in scratches)
+        assert node.make().ask("result = 'made'") == "made"
+    finally:
+        go_on.set()
+    node.run(until(lambda: not any(scratch.exists() for scratch in scratches)))
+
+
+def test_command_that_cannot_join_in_time_fails_and_keeps_nobody_waiting(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = node.make()
+    node.run(until(lambda: spares_of(node) == native.SPARE_SHELLS))
+    monkeypatch.setattr(zygote, "SHELL_TIMEOUT", 0.1)
+    monkeypatch.setattr(_linux, "setns", lambda *_: time.sleep(60))
+    children = set(linux.children_of(os.getpid()))
+
+    async def attempt(null: int) -> int:
+        turns = 0
+        ends = dict.fromkeys(("stdin", "stdout", "stderr"), null)
+        starting = asyncio.ensure_future(cell.container.exec(["true"], workdir="/", tty=False, **ends))
+        while not starting.done():
+            await asyncio.sleep(0.01)
+            turns += 1
+        with pytest.raises(Error, match=r"did not answer within 0\.1 s"):
+            await starting
+        return turns
+
+    with open(os.devnull, "r+b") as null:
+        assert node.run(attempt(null.fileno())) > 5
+    assert set(linux.children_of(os.getpid())) <= children
+    assert runtime_of(node).joining == 0
+
+
 def test_finished_command_is_left_to_whoever_started_it(node: Node) -> None:
     cell = node.make()
     with open(os.devnull, "r+b") as null:
         streams = {"stdin": null.fileno(), "stdout": null.fileno(), "stderr": null.fileno()}
-        pid = cell.container.exec(["true"], workdir="/", tty=False, **streams)
+        pid = node.run(cell.container.exec(["true"], workdir="/", tty=False, **streams))
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     runtime_of(node)._reap_strays()
     assert os.waitpid(pid, 0) == (pid, 0)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from squall.node import linux, privileges, rootfs
+from squall.node import linux, privileges, removal, rootfs
 
 
 def test_paths_below_another_are_shown_once() -> None:
@@ -84,6 +86,51 @@ def test_removing_a_very_deep_tree_needs_neither_stack_nor_descriptors(tmp_path:
     os.close(fd)
     rootfs.remove_tree(tree)
     assert not tree.exists()
+
+
+def test_removing_ends_at_its_deadline_and_can_be_taken_up_again(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for number in range(20):
+        (tree / f"d{number}" / "inner").mkdir(parents=True)
+    with pytest.raises(TimeoutError, match="more than could be deleted"):
+        rootfs.remove_tree(tree, deadline=0.0)
+    rootfs.remove_tree(tree)
+    assert not tree.exists()
+
+
+def test_nobody_waits_long_for_very_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, removed = threading.Event(), []
+
+    def slow(path: Path, deadline: float) -> None:
+        go_on.wait(10)
+        removed.append(path)
+
+    async def main() -> None:
+        removals = removal.Removals()
+        await asyncio.gather(*(removals.remove(tmp_path / str(number)) for number in range(3)))
+        assert removed == []
+        go_on.set()
+        await removals.close()
+
+    monkeypatch.setattr(removal, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(removal, "remove_tree", slow)
+    asyncio.run(main())
+    assert len(removed) == 3
+
+
+def test_removal_that_fails_is_logged_and_no_more(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def fail(path: Path, deadline: float) -> None:
+        raise TimeoutError(110, "too much")
+
+    async def main() -> None:
+        removals = removal.Removals()
+        await removals.remove(tmp_path)
+        await removals.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(removal, "remove_tree", fail)
+        asyncio.run(main())
+    assert "left until the next start" in capfd.readouterr().err
 
 
 def test_removing_survives_names_that_are_in_the_way(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import stat
@@ -15,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from squall.node import linux
+from squall.node import zygote as zygote_module
 from squall.node.linux import StepError
-from squall.node.native import NativeRuntime
+from squall.node.native import NativeContainer, NativeRuntime
 from squall.node.zygote import Channel, Shell, check_walls
 from tests.conftest import wait_until
 from tests.kernel.containers import Cell, Node, a_node, make_native
@@ -280,9 +282,8 @@ def test_core_dumps_are_off(cell: Cell) -> None:
 def test_exec_has_the_same_walls(own: Node) -> None:
     cell = own.make()
     out_r, out_w = os.pipe()
-    pid = cell.container.exec(
-        ["cat", "/proc/self/status"], stdin=out_w, stdout=out_w, stderr=out_w, workdir="/", tty=False
-    )
+    ends = {"stdin": out_w, "stdout": out_w, "stderr": out_w}
+    pid = own.run(cell.container.exec(["cat", "/proc/self/status"], **ends, workdir="/", tty=False))
     status = linux.read_status
     os.waitpid(pid, 0)
     os.close(out_w)
@@ -426,6 +427,54 @@ def test_zygote_itself_would_not_pass_for_a_container(own: Node) -> None:
 
     with pytest.raises(StepError, match=r"no capability in any set.*both system call filters.*with its zygote"):
         own.run(judge())
+
+
+def judged(own: Node, cell: Cell, group: str = "") -> None:
+    """Judge a container that stands once more, as if it had been given this group."""
+    runtime, container = own.runtime, cell.container
+    assert isinstance(runtime, NativeRuntime)
+    assert isinstance(container, NativeContainer)
+    zygote = runtime._workspaces["main"].nurseries["host"].zygote
+    assert zygote is not None
+    shell = container._shell
+    if group:
+        shell = dataclasses.replace(shell, group=runtime.hierarchies.group(runtime.parent, group))
+    network = os.open(f"/proc/{shell.pid}/ns/net", os.O_RDONLY)
+    try:
+        check_walls(shell, zygote, network)
+    finally:
+        os.close(network)
+
+
+def test_container_in_the_group_of_another_is_refused(own: Node) -> None:
+    cell = own.make()
+    judged(own, cell)
+    with pytest.raises(StepError, match=r"not true of process .*: it is in its own control group \("):
+        judged(own, cell, "c0")
+
+
+def test_every_process_of_a_container_is_judged(own: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, sibling = own.make(), own.make().container.pid
+    cell.ask("import subprocess; os.child = subprocess.Popen(['sleep', '100']); result = 1")
+    found = list(zygote_module._descendants(cell.container.pid))
+    assert len(found) == 2
+    judged(own, cell)
+    # One that was forked before its init had sealed itself, or joined its group, looks like the agent or the zygote.
+    monkeypatch.setattr(zygote_module, "_descendants", lambda _: [*found, os.getpid()])
+    with pytest.raises(StepError, match=f"process {os.getpid()} of container .* is in another pid namespace"):
+        judged(own, cell)
+    monkeypatch.setattr(zygote_module, "_descendants", lambda _: [sibling])
+    with pytest.raises(StepError, match=f"process {sibling} of container .* is in another pid namespace"):
+        judged(own, cell)
+
+
+def test_ended_processes_of_a_container_are_no_reason_to_refuse_it(own: Node) -> None:
+    cell = own.make()
+    cell.ask("pid = os.fork() or os._exit(0); os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT); result = 1")
+    dead = list(zygote_module._descendants(cell.container.pid))[-1]
+    assert linux.is_ending(dead)
+    assert not linux.is_ending(cell.container.pid)
+    judged(own, cell)
 
 
 def test_zygote_that_dies_is_made_anew(own: Node) -> None:

@@ -51,7 +51,7 @@ class Peer:
 
     def run(self, app: App) -> App:
         """Make the app look started, with this peer as its server."""
-        functions = {tag: f"fu-{tag}" for tag in app._functions}
+        functions = {tag: f"fu-{tag}" for tag in app._specs}
         for tag, function in app._functions.items():
             self.functions[f"fu-{tag}"] = function.raw_f
         app._running = RunningApp("ap-1", self.client, functions, {}, set())

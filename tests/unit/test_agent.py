@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +34,10 @@ class Sent:
 
     def __init__(self) -> None:
         self.events: list[ContainerEvent] = []
+        self.resumed = asyncio.Event()
+
+    async def drained(self) -> None:
+        await self.resumed.wait()
 
     def send(self, message: Message, payload: bytes = b"") -> None:
         if isinstance(message, ContainerEvent):
@@ -55,7 +60,7 @@ class Standing(Container):
     def usage(self) -> dict[str, float]:
         return {}
 
-    def exec(self, argv: Any, **_: Any) -> int:
+    async def exec(self, argv: Any, **_: Any) -> int:
         raise AssertionError
 
 
@@ -106,6 +111,38 @@ def test_a_container_that_cannot_be_made_is_reported_whatever_went_wrong(tmp_pat
         assert not agent.held
 
     with_agent(tmp_path, Broken(make), body)
+
+
+def test_pipes_that_somebody_keeps_open_are_closed_when_their_container_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copies: list[int] = []
+
+    class Keeping(Broken):
+        async def create(
+        self, spec: ContainerSpec, io: ContainerIO, source: Path | None, shown: Sequence[tuple[Path, str]] = ()
+    ) -> Container:
+            copies.extend(map(os.dup, (io.stdout, io.stderr)))
+            os.write(copies[0], b"never read")
+            return Standing(spec.container_id)
+
+    async def body(agent: Agent, sent: Sent) -> None:
+        before = os.listdir("/dev/fd")
+        monkeypatch.setattr("squall.node.agent.DRAIN_SECONDS", 0.01)
+        sent.paused = True
+        await agent._start(StartContainer(ContainerSpec("co-1")))
+        assert [event.state for event in sent.events] == ["starting", "exited"]
+        assert len(os.listdir("/dev/fd")) == len(before) + len(copies)
+        sent.resumed.set()
+        await asyncio.gather(*agent._tasks)
+        for copy in copies:
+            with pytest.raises(BrokenPipeError):
+                os.write(copy, b"x")
+            os.close(copy)
+
+    with_agent(tmp_path, Keeping(Standing), body)
+    assert "lost" in (said := capfd.readouterr().err)
+    assert "bytes=10" in said
 
 
 def test_a_message_the_agent_stumbles_over_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,7 @@ def test_tiny_inputs_still_start_a_first_container() -> None:
 def test_short_inputs_get_only_containers_that_start_sooner_than_the_rest_drains() -> None:
     assert asked(backlog=100, exec_time=0.05, cold_start=0.5).target == 10
     assert asked(backlog=100, exec_time=5.0, cold_start=0.5).start == 100
+    assert asked(backlog=100, exec_time=5.0, cold_start=5e-324).start == 100
 
 
 def test_single_use_containers_start_for_each_input_however_tiny_it_is() -> None:

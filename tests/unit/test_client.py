@@ -20,7 +20,7 @@ from squall.exception import ServiceError, VersionError
 from squall.protocol import messages as m
 
 if TYPE_CHECKING:
-    from conftest import Peer
+    from tests.unit.conftest import Peer
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from squall.protocol import messages as m
 from squall.protocol import payload as payloads
 
 if TYPE_CHECKING:
-    from conftest import Peer
+    from tests.unit.conftest import Peer
 
 
 def square(x: int) -> int:
@@ -82,7 +82,8 @@ def test_error_of_a_call_shows_no_more_than_one_frame_of_squall(app: squall.App)
 def test_aio_gives_the_same_under_asyncio(app: squall.App) -> None:
     async def calls() -> list[int]:
         function = app.registered_functions["square"]
-        return await asyncio.gather(*[function.remote.aio(i) for i in range(50)])
+        results: list[int] = await asyncio.gather(*[function.remote.aio(i) for i in range(50)])
+        return results
 
     assert asyncio.run(calls()) == [i * i for i in range(50)]
 

@@ -16,7 +16,7 @@ from squall.exception import InvalidError, SerializationError, ServiceError
 from squall.protocol import messages as m
 
 if TYPE_CHECKING:
-    from conftest import Peer
+    from tests.unit.conftest import Peer
 
 
 def square(x: int) -> int:

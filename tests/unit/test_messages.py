@@ -59,7 +59,8 @@ def test_unknown_fields_are_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    "header", [b"", b"[]", b"{", b'{"t":"nonsense"}', b'{"id":3}', b'{"t":"stop_app"}', b"\xff\xfe", b'{"t":7}', b"null"]
+    "header",
+    [b"", b"[]", b"{", b'{"t":"nonsense"}', b'{"id":3}', b'{"t":"stop_app"}', b"\xff\xfe", b'{"t":7}', b"null"],
 )
 def test_garbage_is_refused_by_both_decoders(header: bytes) -> None:
     with pytest.raises(ValueError):

@@ -23,7 +23,7 @@ from squall.exception import ConflictError, InvalidError, NotFoundError, Resourc
 from squall.protocol import messages as m
 
 if TYPE_CHECKING:
-    from conftest import Peer
+    from tests.unit.conftest import Peer
 
 SCRIPT = """
 import squall
@@ -291,7 +291,7 @@ def test_run_makes_the_app_and_stops_it_at_the_end(app: squall.App, peer: Peer) 
         assert running is app
         assert app.app_id == "ap-9"
         assert app.registered_functions["plain"].remote(4) == 4
-    assert app.app_id is None
+    assert not app.app_id
     assert [stop.app for stop in peer.of(m.StopApp)] == ["ap-9"]
     assert peer.of(m.CreateApp)[0].name == "life"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_a_bundle_is_fetched_once_and_unpacked_whole(tmp_path: Path) -> None:
     digest = hashlib.blake2b(data, digest_size=32).hexdigest()
 
     async def twice() -> list[Path]:
-        return await asyncio.gather(sources.get(digest), sources.get(digest))
+        return list(await asyncio.gather(sources.get(digest), sources.get(digest)))
 
     first, second = asyncio.run(twice())
     assert first == second
@@ -67,6 +68,28 @@ def test_other_bytes_than_the_digest_names_are_refused(tmp_path: Path) -> None:
     sources = Sources(tmp_path / "sources", Server(b"something else"))
     with pytest.raises(ConflictError):
         asyncio.run(sources.get("0" * 64))
+
+
+def test_what_was_not_used_for_long_is_deleted_at_the_next_start(tmp_path: Path) -> None:
+    data = bundle(("hello.py", b"print(1)\n"))
+    digest = hashlib.blake2b(data, digest_size=32).hexdigest()
+    sources = Sources(tmp_path, Server(data))
+    kept = asyncio.run(sources.get(digest))
+    unused, half = tmp_path / ("0" * 64), tmp_path / ".0123"
+    for path in (unused, half):
+        (path / "pkg").mkdir(parents=True)
+    for path in (kept, unused):
+        os.utime(path, (1.0, 1.0))
+    asyncio.run(sources.get(digest))
+    aside = Sources(tmp_path, Server(data)).set_unused_aside()
+    assert not unused.exists()
+    assert len(aside) == 2
+    asyncio.run(sources.remove(aside))
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_a_home_without_bundles_has_none_to_delete(tmp_path: Path) -> None:
+    assert Sources(tmp_path / "none", Server(b"")).set_unused_aside() == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from squall.server.timelines import ContainerTimeline, InputTimeline, spans
@@ -17,7 +19,7 @@ def test_the_parts_add_up_to_the_whole(container: ContainerTimeline | None) -> N
     parts = spans(timeline, container)
     assert parts[0]["start"] == timeline.sent_at
     assert parts[-1]["end"] == timeline.done_at
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in pairwise(parts):
         assert before["end"] == after["start"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from squall._blocking import both, run
 from squall.exception import NotFoundError, OutputTimeoutError, ServiceError
 from squall.protocol.messages import Failure, Message, Notice, Ping, Reply, StopApp, encode
-from squall.protocol.transport import FrameReader, FrameStream, Link, Pending
+from squall.protocol.transport import CHUNK_LIMIT, FrameReader, FrameStream, Link, Pending
 
 WAIT = 10.0
 
@@ -106,7 +107,12 @@ def test_pushes_arrive_after_a_long_wait_has_ended(ends: Ends) -> None:
 
 def test_a_wait_ends_at_its_deadline_whether_leading_or_following(ends: Ends) -> None:
     link = ends[0]
-    leader = threading.Thread(target=lambda: pytest.raises(OutputTimeoutError, Pending(link).wait, 0.4))
+
+    def lead() -> None:
+        with pytest.raises(OutputTimeoutError):
+            Pending(link).wait(0.4)
+
+    leader = threading.Thread(target=lead)
     leader.start()
     with pytest.raises(OutputTimeoutError):
         Pending(link).wait(0.1)
@@ -177,6 +183,17 @@ def test_frames_are_cut_right_however_the_bytes_come(step: int) -> None:
     reader = FrameReader()
     got = [frame for at in range(0, len(stream), step) for frame in reader.feed(stream[at : at + step])]
     assert [payload for _, payload in got] == [b"p" * i * 37 for i in range(1, 20)]
+
+
+def test_a_frame_that_comes_in_very_many_pieces_is_not_kept_in_as_many() -> None:
+    payload = os.urandom(300_000)
+    frames = encode(Ping(id=1), payload) + encode(Ping(id=2), b"next")
+    reader, most, got = FrameReader(), 0, []
+    for at in range(0, len(frames), 7):
+        got += reader.feed(frames[at : at + 7])
+        most = max(most, len(reader._chunks))
+    assert [data for _, data in got] == [payload, b"next"]
+    assert most < CHUNK_LIMIT + 100
 
 
 def test_a_frame_over_the_limit_is_refused_by_its_announcement_alone() -> None:

@@ -1,0 +1,129 @@
+"""`squall shell`: a terminal in a running container, or in one that is made for it and ends with it.
+
+A container of its own is made by an app with one function, which has the options of the function or class it stands
+for and does nothing but write its environment down; so image, limits, source, network and secrets are those of the real
+one, and none of the user's code has run. Tested in `tests/acceptance/test_shell.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from typing import Any
+
+import click
+
+from squall._session import PlainOutput, prepare
+from squall.app import App
+from squall.cli.main import did_you_mean
+from squall.cli.manage import Exec, ask, complete, connect, resolve
+from squall.cli.run import apps_of, import_script
+from squall.client import Client
+from squall.exception import NotFoundError, ServiceError
+from squall.function import Function
+from squall.protocol.messages import CreateApp, FunctionSpec, ListObjects, RetryPolicy, StopApp
+from squall.runner.profile import PROFILE
+
+SHELL = "command -v bash >/dev/null && exec bash; exec sh"
+READ_PROFILE = f". {PROFILE}; rm -f {PROFILE}; "
+DAY_S = 86_400.0
+
+
+@click.command()
+@click.option("-c", "--cmd", default="", help="Run this shell command instead of a shell; the exit code is its own.")
+@click.option("-m", "as_module", is_flag=True, help="REF is a module (pkg.mod::function), not a file.")
+@click.option("--pty/--no-pty", default=None, help="Give it a terminal; by default when this is one.")
+@click.argument("ref", required=False, default="", shell_complete=complete("container"))
+@click.pass_context
+def shell(ctx: click.Context, ref: str, cmd: str, as_module: bool, pty: bool | None) -> None:
+    """Open a shell in a container.
+
+    REF is a running container (its id or the beginning of it), or a function or class in a file (hello.py::square): a
+    container with its image, source, environment and limits is made. Without REF, one of `Image.host()`.
+    """
+    use_pty = pty if pty is not None else sys.stdin.isatty() and sys.stdout.isatty()
+    if ref.startswith("co-"):
+        client = connect()
+        found = resolve(client.link, "container", ref)
+        ctx.exit(Exec(client.link, found, ["/bin/sh", "-c", cmd or SHELL], pty=use_pty, workdir="").run())
+    spec, blobs = spec_for(ref, as_module) if ref else (FunctionSpec("shell"), [])
+    ctx.exit(run_in(Client.current(), shell_spec(spec), blobs, cmd or SHELL, use_pty))
+
+
+def spec_for(ref: str, as_module: bool) -> tuple[FunctionSpec, list[bytes]]:
+    """The spec of a function or class in a file, and the source it needs."""
+    module, name = import_script(ref, as_module)
+    found = {tag: app for app in apps_of(module).values() for tag in app._specs}
+    if not found:
+        raise NotFoundError(f"`{ref}` has no function or class", hint="decorate one with `@app.function()`")
+    tag = name or next(iter(found))
+    if tag not in found or (not name and len(found) > 1):
+        what = f"has no function or class `{tag}`" if name else "has several functions and classes"
+        raise NotFoundError(f"`{ref}` {what}", hint=did_you_mean(tag if name else "", found))
+    return _prepared(found[tag], tag)
+
+
+def _prepared(app: App, tag: str) -> tuple[FunctionSpec, list[bytes]]:
+    prepared = prepare(app)
+    spec = next(spec for spec in prepared.specs if spec.tag == tag)
+    return spec, [data for digest, data in prepared.blobs.items() if digest == spec.source]
+
+
+def shell_spec(spec: FunctionSpec) -> FunctionSpec:
+    """As `spec`, but for what runs: a function of ours, one container of it, as long as the shell lasts."""
+    return dataclasses.replace(
+        FunctionSpec("shell"),
+        module="squall.runner.profile",
+        qualname="write",
+        source=spec.source,
+        python=spec.python,
+        image=spec.image,
+        cpu=spec.cpu,
+        cpu_limit=spec.cpu_limit,
+        memory_mib=spec.memory_mib,
+        memory_limit_mib=spec.memory_limit_mib,
+        gpu=spec.gpu,
+        env=spec.env,
+        block_network=spec.block_network,
+        min_containers=1,
+        max_containers=1,
+        timeout=DAY_S,
+        scaledown_window=DAY_S,
+        retries=RetryPolicy(),
+    )
+
+
+def run_in(client: Client, spec: FunctionSpec, blobs: list[bytes], command: str, pty: bool) -> int:
+    """Make a container, run `command` in it, end it; the command's exit code."""
+    for data in blobs:
+        client.put_blob(data)
+    made = ask(client.link, CreateApp("shell", [spec]))
+    app_id = str(made["app_id"])
+    client.follow(app_id, PlainOutput())
+    try:
+        extra = {"TERM": os.environ.get("TERM", "xterm")}
+        _write_profile(str(made["functions"][spec.tag]), sorted(spec.env), extra)
+        job = Exec(client.link, _container_of(client, app_id), argv_of(command), pty=pty, workdir="")
+        return job.run()
+    finally:
+        if client.usable():
+            ask(client.link, StopApp(app_id, "the shell has ended"))
+
+
+def _write_profile(function_id: str, names: list[str], extra: dict[str, str]) -> None:
+    """This is the first input, so what keeps the container from starting is raised here."""
+    function: Function[..., Any] = Function.from_id(function_id)
+    function._tag = "the shell's container"
+    function.remote(names, extra)
+
+
+def argv_of(command: str) -> list[str]:
+    return ["/bin/sh", "-c", READ_PROFILE + command]
+
+
+def _container_of(client: Client, app_id: str) -> str:
+    for row in ask(client.link, ListObjects("containers", app=app_id))["rows"]:
+        if row["state"] == "ready":
+            return str(row["container_id"])
+    raise ServiceError("the shell's container ended before the shell began")
