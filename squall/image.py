@@ -73,7 +73,7 @@ class Image(metaclass=_ImageMeta):
 
     Example:
 
-        image = squall.Image.debian_slim().apt_install("git").uv_pip_install("numpy", "pandas")
+        image = squall.Image.debian_slim("3.11").apt_install("git").uv_pip_install("numpy", "pandas")
         app = squall.App("tables", image=image)
     """
 
@@ -126,7 +126,7 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().build()
+            image = squall.Image.debian_slim("3.11").build()
             same = squall.Image.from_id(image.image_id)
         """
         from squall._session import find_image
@@ -148,7 +148,7 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().run_commands("echo hello > /etc/greeting")
+            image = squall.Image.debian_slim("3.11").run_commands("echo hello > /etc/greeting")
         """
         return self._with("run", {"commands": _words("run_commands", commands)}, force_build, later)
 
@@ -157,7 +157,7 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().apt_install("git", "curl")
+            image = squall.Image.debian_slim("3.11").apt_install("git", "curl")
         """
         return self._with("apt", {"packages": _words("apt_install", packages)}, force_build, later)
 
@@ -187,7 +187,7 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().uv_pip_install("numpy", "pandas")
+            image = squall.Image.debian_slim("3.11").uv_pip_install("numpy", "pandas")
         """
         options = _options(index_url, extra_index_url, find_links, pre, extra_options)
         return self._install("uv", packages, requirements, options, force_build, later)
@@ -207,7 +207,7 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().pip_install("requests==2.32.3")
+            image = squall.Image.debian_slim("3.11").pip_install("requests==2.32.3")
         """
         options = _options(index_url, extra_index_url, find_links, pre, extra_options)
         return self._install("pip", packages, None, options, force_build, later)
@@ -229,7 +229,10 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().pip_install_from_requirements("requirements.txt")
+            from pathlib import Path
+
+            Path("requirements.txt").write_text("six==1.17.0\\n")
+            image = squall.Image.debian_slim("3.11").pip_install_from_requirements("requirements.txt")
         """
         options = _options(index_url, extra_index_url, find_links, pre, extra_options)
         return self._install("pip", (), [requirements_txt], options, force_build, later)
@@ -265,7 +268,10 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().pip_install_from_pyproject("pyproject.toml")
+            from pathlib import Path
+
+            Path("pyproject.toml").write_text('[project]\\nname = "mine"\\ndependencies = ["six"]\\n')
+            image = squall.Image.debian_slim("3.11").pip_install_from_pyproject("pyproject.toml")
         """
         options = _options(index_url, extra_index_url, find_links, pre, extra_options)
         packages = _dependencies(os.fspath(pyproject_toml), optional_dependencies)
@@ -290,7 +296,10 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().uv_sync()
+            from pathlib import Path
+
+            Path("pyproject.toml").write_text('[project]\\nname = "mine"\\nversion = "1"\\ndependencies = ["six"]\\n')
+            image = squall.Image.debian_slim("3.11").uv_sync(frozen=False)
         """
         project = os.fspath(uv_project_dir)
         args: dict[str, Any] = {"pyproject": _read_text(os.path.join(project, "pyproject.toml"))}
@@ -312,7 +321,7 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().add_local_file("settings.toml", "/etc/app/")
+            image = squall.Image.debian_slim("3.11").add_local_file("settings.toml", "/etc/app/")
         """
         from squall import _files
 
@@ -334,7 +343,7 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().add_local_dir("data", "/data", ignore=["**/*.tmp"])
+            image = squall.Image.debian_slim("3.11").add_local_dir("data", "/data", ignore=["**/*.tmp"])
         """
         from squall import _files
 
@@ -353,7 +362,10 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().add_local_python_source("helpers")
+            from pathlib import Path
+
+            Path("helpers.py").write_text("ANSWER = 42\\n")
+            image = squall.Image.debian_slim("3.11").add_local_python_source("helpers")
         """
         from squall import _files
 
@@ -429,7 +441,7 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().uv_pip_install("numpy")
+            image = squall.Image.debian_slim("3.11").uv_pip_install("numpy")
             with image.imports():
                 import numpy
         """
@@ -447,7 +459,7 @@ class Image(metaclass=_ImageMeta):
             def with_tools(image):
                 return image.apt_install("git", "curl")
 
-            image = squall.Image.debian_slim().pipe(with_tools)
+            image = squall.Image.debian_slim("3.11").pipe(with_tools)
         """
         return function(self, *args, **kwargs)
 
@@ -458,7 +470,7 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().shell(["/bin/bash", "-ec"]).run_commands("[[ 1 < 2 ]]")
+            image = squall.Image.debian_slim("3.11").shell(["/bin/bash", "-ec"]).run_commands("[[ 1 < 2 ]]")
         """
         return self._with("shell", {"words": _words("shell", [shell_commands])}, False, {})
 
@@ -467,7 +479,7 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().entrypoint(["python3"])
+            image = squall.Image.debian_slim("3.11").entrypoint(["python3"])
         """
         return self._with("entrypoint", {"words": _words("entrypoint", [entrypoint_commands])}, False, {})
 
@@ -476,7 +488,7 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().cmd(["--version"])
+            image = squall.Image.debian_slim("3.11").cmd(["--version"])
         """
         return self._with("cmd", {"words": _words("cmd", [cmd])}, False, {})
 
@@ -486,7 +498,7 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().env({"TZ": "Europe/Berlin"})
+            image = squall.Image.debian_slim("3.11").env({"TZ": "Europe/Berlin"})
         """
         if not isinstance(variables, Mapping) or not variables:
             raise InvalidError(f"`Image.env({variables!r:.80})` takes a dict of strings")
@@ -497,7 +509,7 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().workdir("/work")
+            image = squall.Image.debian_slim("3.11").workdir("/work")
         """
         return self._with("workdir", {"path": str(path)}, False, {})
 
@@ -510,7 +522,7 @@ class Image(metaclass=_ImageMeta):
 
         Example:
 
-            image = squall.Image.debian_slim().uv_pip_install("numpy").build()
+            image = squall.Image.debian_slim("3.11").run_commands("echo built > /built").build()
         """
         from squall._session import build_image
 
