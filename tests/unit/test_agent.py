@@ -120,8 +120,8 @@ def test_pipes_that_somebody_keeps_open_are_closed_when_their_container_has_ende
 
     class Keeping(Broken):
         async def create(
-        self, spec: ContainerSpec, io: ContainerIO, source: Path | None, shown: Sequence[tuple[Path, str]] = ()
-    ) -> Container:
+            self, spec: ContainerSpec, io: ContainerIO, source: Path | None, shown: Sequence[tuple[Path, str]] = ()
+        ) -> Container:
             copies.extend(map(os.dup, (io.stdout, io.stderr)))
             os.write(copies[0], b"never read")
             return Standing(spec.container_id)
