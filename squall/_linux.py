@@ -278,16 +278,24 @@ def filesystem(kind: str, options: dict[str, str | None], attributes: int = 0) -
             os.close(fd)
 
 
+def syncfs(fd: int) -> None:
+    """Write out the whole file system of a descriptor."""
+    _call("syncfs", _lib().syncfs, fd)
+
+
 # ---- giving up privileges ---------------------------------------------------------------------------------------
 
 
-def drop_bounding_set() -> None:
-    """No later execve can give a capability back. Stops at the first number this kernel does not know."""
+def drop_bounding_set(keep: int = 0) -> None:
+    """No later execve can give a capability back, but for those of the mask `keep`. Stops at the first number this
+    kernel does not know."""
     if _recorded is not None:
-        _recorded.append(("prctl", PR_CAPBSET_DROP, "all"))
+        _recorded.append(("prctl", PR_CAPBSET_DROP, f"all but {keep:#x}" if keep else "all"))
         return
     drop = _lib().prctl
     for capability in range(64):
+        if keep >> capability & 1:
+            continue
         if drop(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             number = ctypes.get_errno()
             if number == _errno.EINVAL and capability > 0:
@@ -301,6 +309,14 @@ def drop_capabilities() -> None:
     prctl(PR_SET_SECUREBITS, SECUREBITS_LOCKED)
     header = struct.pack("<Ii", 0x20080522, 0)
     _syscall("capset", _arch("capset"), header, bytes(24), shown=("all", 0))
+
+
+def keep_capabilities(mask: int) -> None:
+    """Empty all sets but for `mask`, which stays effective and permitted, and which uid 0 keeps over an execve."""
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    header = struct.pack("<Ii", 0x20080522, 0)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    _syscall("capset", _arch("capset"), header, struct.pack("<6I", low, low, 0, high, high, 0), shown=(hex(mask), 0))
 
 
 def no_new_privileges() -> None:
@@ -329,15 +345,19 @@ def limit_resources(nofile: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (bound, bound))
 
 
-def seal(filters: Sequence[bytes], nofile: int, *, bounding: bool = True) -> None:
+def seal(filters: Sequence[bytes], nofile: int, *, bounding: bool = True, keep: int = 0) -> None:
     """Give up everything, for good. The order matters: each step needs what a later one takes away.
 
-    `bounding=False` when the bounding set was dropped before.
+    `bounding=False` when the bounding set was dropped before. `keep`: a mask of capabilities that are left, as a
+    build needs them.
     """
     limit_resources(nofile)
     if bounding:
-        drop_bounding_set()
-    drop_capabilities()
+        drop_bounding_set(keep)
+    if keep:
+        keep_capabilities(keep)
+    else:
+        drop_capabilities()
     no_new_privileges()
     for program in filters:
         install_filter(program)

@@ -26,10 +26,21 @@ from squall.client import Client, Output
 from squall.exception import ConflictError, Error, InvalidError, NotFoundError, ResourceExhaustedError
 from squall.options import checked_name
 from squall.protocol import payload as payloads
-from squall.protocol.messages import CreateApp, FunctionSpec, LogChunk, Notice, StopApp
+from squall.protocol.messages import (
+    BuildImage,
+    CreateApp,
+    FunctionSpec,
+    GetImage,
+    ImageSpec,
+    ImageStep,
+    LogChunk,
+    Notice,
+    StopApp,
+)
 
 if TYPE_CHECKING:
     from squall.app import App
+    from squall.image import Image
 
 SOURCE_MOUNT = "/src"
 BUNDLE_LIMIT_BYTES = 256 << 20
@@ -339,6 +350,13 @@ async def start_app(app: App, name: str, detach: bool, output: Output) -> Runnin
     """Make the app on the server and hang its handles on it."""
     prepared = prepare(app)
     client = Client.current()
+    built: dict[Image, ImageSpec] = {}
+    for spec in prepared.specs:
+        image = app._images.get(spec.tag)
+        if image is not None:
+            if image not in built:
+                built[image] = await _build(client, image, output)
+            spec.image = built[image]
     for data in prepared.blobs.values():
         await client.put_blob.aio(data)
     reply, _ = await client.request(CreateApp(name, prepared.specs, detach=detach))
@@ -346,6 +364,33 @@ async def start_app(app: App, name: str, detach: bool, output: Output) -> Runnin
     client.follow(app_id, output)
     functions = dict(reply.data["functions"])
     return RunningApp(app_id, client, functions, prepared.source_map, prepared.shared_main)
+
+
+async def _build(client: Client, image: Image, output: Output) -> ImageSpec:
+    """Have the node build what is missing of an image; its recipe."""
+    spec, blobs = image._resolve()
+    for data in blobs.values():
+        await client.put_blob.aio(data)
+    client.follow(spec.image_id, output)
+    try:
+        await client.request(BuildImage(spec), timeout=None)  # the node holds each step to its deadline
+    finally:
+        client.unfollow(spec.image_id)
+    return spec
+
+
+def build_image(image: Image, output: Output | None) -> str:
+    """Build an image that no app may use yet; its id."""
+    if image._kind == "host":
+        return ""
+    return _blocking.run(_build(Client.current(), image, output or PlainOutput())).image_id
+
+
+def find_image(image_id: str) -> ImageSpec:
+    """The recipe of an image the server knows. Raises NotFoundError."""
+    reply, _ = _blocking.run(Client.current().request(GetImage(image_id)))
+    steps = [ImageStep(**step) for step in reply.data["recipe"]]
+    return ImageSpec("layers", steps, str(reply.data["image_id"]))
 
 
 async def stop_app(running: RunningApp, reason: str, timeout: float) -> None:
@@ -446,6 +491,7 @@ class PlainOutput:
 
 
 _NOTICES = {
+    "build": "image step {reason}",
     "stopped": "the app was stopped: {reason}",
     "waiting": "`{function}` is waiting: {reason}",
     "backoff": "containers of `{function}` keep failing: {reason}",

@@ -166,6 +166,8 @@ class App:
         self._specs: dict[str, FunctionSpec] = {}
         self._by_value: set[str] = set()
         self._without_source: set[str] = set()
+        self._images: dict[str, Image] = {}
+        """By tag, of the functions whose image has to be built."""
         self._entrypoints: dict[str, LocalEntrypoint] = {}
         self._running: RunningApp | None = None
         self._packing = False
@@ -330,6 +332,10 @@ class App:
         include = options.get("include_source")
         include = self._include_source if include is None else include
         (self._without_source.discard if include else self._without_source.add)(tag)
+        image = options.get("image") or self._image
+        self._images.pop(tag, None)
+        if image is not None and image._kind != "host":
+            self._images[tag] = image
 
     def _raw_of(self, tag: str) -> Any:
         """The plain function or class behind a tag, or None."""

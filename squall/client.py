@@ -39,6 +39,7 @@ from squall.protocol import payload as payloads
 from squall.protocol.messages import (
     BLOB_CHUNK_BYTES,
     INLINE_LIMIT_BYTES,
+    BuildOutput,
     GetBlob,
     HasBlobs,
     Hello,
@@ -206,6 +207,8 @@ class Client:
             self._route(message, payload)
         elif isinstance(message, (LogChunk, Notice)):
             self._show(message.app_id, message, payload)
+        elif isinstance(message, BuildOutput):
+            self._show(message.image_id, _as_shown(message), payload)
         elif getattr(self, "_welcome", None) is not None:
             self._welcome.set(message)  # type: ignore[union-attr]
 
@@ -387,6 +390,14 @@ def check_payload(data: bytes, what: str) -> bool:
             hint="pass a path to a file that the container can read instead",
         )
     return size <= INLINE_LIMIT_BYTES
+
+
+def _as_shown(message: BuildOutput) -> Message:
+    """A build's words as an app's output shows them: its output on stderr, the rest as notices."""
+    if message.kind == "output":
+        return LogChunk(message.image_id, message.image_id, "image", "stderr", time.time())
+    reason = message.text if message.kind == "step" else f"{message.step} took {message.text}"
+    return Notice(message.image_id, "build", {"reason": reason, "state": message.kind, "step": message.step})
 
 
 def _show_on(output: Output, message: Message, payload: bytes) -> None:

@@ -46,6 +46,13 @@ class Config:
     start_timeout: float = _setting(20.0, "seconds a client waits for the embedded server it started", minimum=0.1)
     node_cpus: float = _setting(0.0, "cores offered to containers; 0: all of the machine", minimum=0)
     node_memory_mib: int = _setting(0, "memory offered to containers, in MiB; 0: what the machine has", minimum=0)
+    build_timeout: float = _setting(3600.0, "seconds one step of an image's build may take", minimum=1)
+    images_gib: float = _setting(
+        50.0, "disk for image layers, in GiB; above it, images used longest ago are removed", minimum=0.1
+    )
+    debian_mirror: str = _setting(
+        "", "URL of the Debian mirror that `Image.debian_slim` is made from; empty: that of this machine's apt"
+    )
     traceback: bool = _setting(False, "show Squall's own frames when a command fails, for a bug report")
 
     @property

@@ -11,6 +11,7 @@
     │   ├── FunctionTimeoutError   one attempt took longer than `timeout` (also a builtin TimeoutError)
     │   ├── ContainerLostError     the container died under the input: killed, crashed, out of memory
     │   ├── StartupError           no container could start: the import failed or start-up took too long
+    │   ├── BuildError             a step of an image failed: says which, what it wrote, and why it may be
     │   └── CancelledError         the input was cancelled before it ended
     ├── OutputTimeoutError         `get(timeout=...)` passed first (also a builtin TimeoutError)
     ├── OutputExpiredError         the result was kept its days and is gone
@@ -112,6 +113,10 @@ class StartupError(RemoteError):
     """No container could start; the exception of a failed import is its `__cause__`."""
 
     code = "init_error"
+
+
+class BuildError(RemoteError):
+    code, status = "build", 422
 
 
 class CancelledError(RemoteError):

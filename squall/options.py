@@ -128,6 +128,11 @@ def variant_fields(options: Mapping[str, Any], where: str) -> dict[str, Any]:
         if name in _FLAGS:
             raise InvalidError(f"`{where}` cannot change `{name}`", hint="it belongs to how the code is sent")
     fields = read_options(options, where)
+    if "image" in fields and fields["image"].kind != "host":
+        raise InvalidError(
+            f"`{where}` cannot change to an image that has to be built",
+            hint="give the image to the function, the class or the app; make one of each where you need two",
+        )
     env = {**fields.pop("secret_env", {}), **fields.pop("plain_env", {})}
     return {**fields, "env": env} if env else fields
 

@@ -88,6 +88,17 @@ def ago(at: float, now: float | None = None) -> str:
     return f"{int(seconds)} s ago"
 
 
+def size_of(size_bytes: int) -> str:
+    """`213 MiB`, from bytes."""
+    return f"{size_bytes / (1 << 20):.0f} MiB" if size_bytes >= 1 << 20 else f"{size_bytes >> 10} KiB"
+
+
+def last_title(row: dict[str, Any]) -> str:
+    """What the last layer of an image was made by."""
+    layers = row.get("layers") or [{}]
+    return str(layers[-1].get("title", ""))[:60]
+
+
 def cells(text: str) -> str:
     """Text for one cell: a name or a reason may hold anything, but must not move the cursor or break the table."""
     return "".join(c if c.isprintable() else " " for c in text)
@@ -129,6 +140,20 @@ NOUNS = {
             _age("CREATED", "created_at"),
             _age("STOPPED", "stopped_at"),
             _field("REASON", "reason"),
+        ),
+    ),
+    "image": Noun(
+        "images",
+        "no images were built here",
+        (
+            _field("IMAGE", "image_id"),
+            _field("STATE", "state"),
+            Column("SIZE", lambda row: size_of(int(row.get("size_bytes") or 0))),
+            Column("STEPS", lambda row: str(row.get("steps", ""))),
+            Column("IN USE", lambda row: "yes" if row.get("in_use") else ""),
+            _age("CREATED", "created_at"),
+            _age("USED", "used_at"),
+            Column("LAST STEP", lambda row: last_title(row)),
         ),
     ),
     "container": Noun(

@@ -199,6 +199,7 @@ def notice_text(notice: Notice) -> str:
 
 _NOTICES = {
     "stopped": "the app was stopped: {reason}",
+    "build": "image step {reason}",
     "waiting": "`{function}` is waiting: {reason}",
     "backoff": "containers of `{function}` keep failing: {reason}",
     "warning": "warning: {reason}",

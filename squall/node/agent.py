@@ -25,12 +25,19 @@ from typing import Any
 
 from squall._observe import Logger
 from squall.config import Config
-from squall.exception import Error, ServiceError
+from squall.exception import Error, InvalidError, ServiceError
 from squall.node import reports, sources
+from squall.node.builder import Builder
 from squall.node.execs import Execs
+from squall.node.layers import Damaged, total_size
+from squall.node.native import NativeRuntime
 from squall.node.network import Network
 from squall.node.runtime import Container, ContainerIO, Exit, Runtime
+from squall.protocol.images import image_id_of, settings_of
 from squall.protocol.messages import (
+    BuildDone,
+    BuildImage,
+    CancelBuild,
     ContainerEvent,
     ContainerOutput,
     ExecData,
@@ -38,11 +45,14 @@ from squall.protocol.messages import (
     Hello,
     Message,
     NodeReport,
+    Pruned,
+    PruneImages,
     Register,
     Reply,
     StartContainer,
     StartExec,
     StopContainer,
+    VerifyImage,
     Welcome,
     decode,
 )
@@ -92,6 +102,12 @@ class Agent:
         self._server_died = False
         self.sources = sources.Sources(config.node_dir / "sources", self.request)
         self.execs = Execs(self)
+        self.builder: Builder | None = None
+        if isinstance(runtime, NativeRuntime):
+            self.builder = Builder(
+                runtime, self._send_output, self.sources.read, timeout=config.build_timeout,
+                quota_bytes=int(config.images_gib * (1 << 30)),
+            )  # fmt: skip
         self._requests: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
         self._next_id = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -151,6 +167,8 @@ class Agent:
             if held.container is not None:
                 held.container.kill("the node agent is ending")
         self.execs.close()
+        if self.builder is not None:
+            await self.builder.close()
         waiting = [task for task in self._tasks if not task.done()]
         if waiting:
             await asyncio.wait(waiting, timeout=5.0)
@@ -207,6 +225,13 @@ class Agent:
             self.execs.start(message)
         elif isinstance(message, ExecData):
             self.execs.data(message, payload)
+        elif isinstance(message, BuildImage):
+            self._spawn(self._build(message))
+        elif isinstance(message, (PruneImages, VerifyImage)):
+            self._spawn(self._look_after(message))
+        elif isinstance(message, CancelBuild):
+            if self.builder is not None:
+                self.builder.cancel(message.image_id, message.reason)
         elif isinstance(message, (Reply, Failure, Welcome)):
             self._answer(message, payload)
         else:
@@ -264,8 +289,25 @@ class Agent:
         await self._follow(held, container)
 
     async def _create(self, held: Held, message: StartContainer) -> Container:
+        """A layer that is missing or damaged, as found just before it is used, is built again, once."""
+        image = message.spec.image
+        if image.kind != "host" and self.builder is not None and not self.builder.layers.has(image):
+            await self.builder.ensure(image)
+        try:
+            return await self._create_once(held, message)
+        except Damaged:
+            if self.builder is None:
+                raise
+            await self.builder.ensure(image)
+        return await self._create_once(held, message)
+
+    async def _create_once(self, held: Held, message: StartContainer) -> Container:
         spec = message.spec
         source = await self.sources.get(spec.source) if spec.source else None
+        shown = []
+        for digest, entry, target in settings_of(spec.image.steps).mounts:
+            bundle = await self.sources.get(digest)
+            shown.append((bundle / entry if entry else bundle, target))
         server_end, runner_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         out_r, out_w = os.pipe2(os.O_CLOEXEC)
         err_r, err_w = os.pipe2(os.O_CLOEXEC)
@@ -273,7 +315,7 @@ class Agent:
             for end in (server_end, runner_end):  # the container could not
                 widen(end)
             self._hand_over(spec.container_id, server_end)
-            container = await self.runtime.create(spec, ContainerIO(runner_end.fileno(), out_w, err_w), source)
+            container = await self.runtime.create(spec, ContainerIO(runner_end.fileno(), out_w, err_w), source, shown)
         except BaseException:
             os.close(out_r)
             os.close(err_r)
@@ -341,6 +383,38 @@ class Agent:
             held.kill_timer.cancel()
         held.kill_timer = self.loop.call_at(deadline, container.kill, held.stop_reason)
 
+    # -- images
+
+    async def _build(self, message: BuildImage) -> None:
+        image_id = image_id_of(message.image.steps)
+        done = BuildDone(image_id)
+        try:
+            if self.builder is None:
+                raise InvalidError(
+                    f"build image `{image_id}`: the `{self.runtime.name}` runtime has no images but `Image.host()`",
+                    hint="`squall doctor` says what the native runtime lacks here",
+                )
+            layers = await self.builder.ensure(message.image)
+            done.layers = [layer.row() | {"was_built": was_built} for layer, was_built in layers]
+        except Error as error:
+            done.code, done.message, done.hint = error.code, error.message, error.hint
+        except OSError as error:
+            done.code, done.message = ServiceError.code, f"build image `{image_id}`: {error}"
+        self.stream.send(done)
+
+    async def _look_after(self, message: PruneImages | VerifyImage) -> None:
+        done = Pruned()
+        if self.builder is not None:
+            if isinstance(message, PruneImages):
+                layers = await self.builder.prune(set(message.keep))
+            else:
+                layers = await self.builder.verify(message.image)
+            done = Pruned([layer.title for layer in layers], total_size(layers))
+        self.stream.send(done)
+
+    def _send_output(self, message: Message, data: bytes) -> None:
+        self.stream.send(message, data)
+
     # -- output
 
     def _read_output(self, held: Held, stream: str, fd: int) -> None:
@@ -399,6 +473,8 @@ class Agent:
             for held in list(self.held.values()):
                 if held.container is not None:
                     report.containers[held.container_id] = held.container.usage()
+            if self.builder is not None:
+                report.layers = self.builder.changed_sizes()
             self.stream.send(report)
 
 

@@ -21,7 +21,7 @@ import signal
 import struct
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,11 +30,13 @@ from squall._observe import Logger
 from squall.exception import ConflictError, Error, InternalError, InvalidError
 from squall.node import linux, privileges, rootfs
 from squall.node.cgroups import Hierarchies, parent_name, sweep
+from squall.node.layers import Damaged, Layer, Layers
 from squall.node.linux import StepError
 from squall.node.removal import CLOSE_SECONDS, Removals
 from squall.node.rootfs import Root
 from squall.node.runtime import (
     RUNNER_ENTRY,
+    Build,
     Container,
     ContainerIO,
     Exit,
@@ -44,6 +46,7 @@ from squall.node.runtime import (
     identity,
     passed_environment,
 )
+from squall.node.settings import HostSettings
 from squall.node.trial import find_problems
 from squall.node.zygote import (
     ENVIRONMENT,
@@ -56,14 +59,19 @@ from squall.node.zygote import (
     fork_shell,
     join_and_exec,
 )
-from squall.protocol.messages import ContainerSpec
+from squall.protocol.images import Settings, check_image, settings_of
+from squall.protocol.messages import ContainerSpec, ImageSpec
 
 PARALLEL_CREATIONS = 8
 SPARE_SHELLS = 2
 """Made ahead of need per zygote: joining a group after a pause costs 6-28 ms, which no call should wait for."""
 REFILL_DELAY = 0.05
 SPARE_NETWORKS = 4
+IMAGE_ZYGOTES = 8
+"""Of images that were built, kept alive; the one that was used longest ago makes room for another."""
 _LOCK_TIMEOUT = 10.0
+SOURCE = "/src"
+"""Where a container finds the bundle of its function's source."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 _log = Logger("native")
@@ -173,9 +181,18 @@ class _Workspace:
 class _Nursery:
     """One zygote, replaced when it dies, and the shells made ahead from it."""
 
-    def __init__(self, workspace: _Workspace, root: Root) -> None:
+    def __init__(
+        self, workspace: _Workspace, root: Root, settings: Settings | None = None, layers: tuple[Layer, ...] = ()
+    ) -> None:
         self.workspace = workspace
         self.root = root
+        self.layers = layers
+        """Held while this lives."""
+        self.settings = settings or Settings()
+        self.environment = {**dict(root.environment), **self.settings.env}
+        self.used_at = time.monotonic()
+        self.users = 0
+        """Containers that were made from it and live, and those in the making."""
         self.tree: Path | None = None
         self.zygote: Zygote | None = None
         self.spares: deque[Shell] = deque()
@@ -196,6 +213,7 @@ class NativeContainer(Container):
         self._network = network
         self._kill_reason = ""
         self._exit: asyncio.Task[Exit] | None = None
+        self.nursery: _Nursery | None = None
 
     def watch(self) -> None:
         """From now on its end is noticed and everything of it undone, whether somebody waits or not."""
@@ -260,7 +278,7 @@ class NativeContainer(Container):
         return usage
 
     async def exec(self, argv: Sequence[str], *, stdin: int, stdout: int, stderr: int, workdir: str, tty: bool) -> int:
-        if not self._shell.is_alive:
+        if not self._shell.is_alive or self._shell.request.get("keep"):
             raise ConflictError(f"exec in container `{self.container_id}`: it is gone")
         runtime = self._runtime
         runtime.joining += 1
@@ -306,7 +324,9 @@ class NativeRuntime(Runtime):
         self._empty = EmptyNetwork()
         self._entry = entry
         self._workspaces: dict[str, _Workspace] = {}
-        self._roots: dict[str, Root] = {}
+        self._host_root: Root | None = None
+        self.layers = Layers(self.node_dir / "layers")
+        self._settings: HostSettings | None = None
         self._containers: dict[str, NativeContainer] = {}
         self._slots = asyncio.Semaphore(PARALLEL_CREATIONS)
         self._creating = 0
@@ -317,6 +337,8 @@ class NativeRuntime(Runtime):
         """Execs under way, whose children are not yet known by number."""
         self._lock = -1
         self._closed = False
+        self._closing: set[asyncio.Task[None]] = set()
+        self._reading = asyncio.Lock()
 
     @classmethod
     def problems(cls, home: Path | None = None) -> list[str]:
@@ -324,9 +346,8 @@ class NativeRuntime(Runtime):
 
     def warnings(self) -> list[str]:
         found = self.hierarchies.warnings()
-        for root in self._roots.values():
-            found += [f"import path `{path}` is not shown to containers: too much would be" for path in root.skipped]
-        return found
+        skipped = self._host_root.skipped if self._host_root is not None else ()
+        return found + [f"import path `{path}` is not shown to containers: too much would be" for path in skipped]
 
     # -- life --
 
@@ -350,11 +371,12 @@ class NativeRuntime(Runtime):
         _linux.prctl(_linux.PR_SET_CHILD_SUBREAPER, 1)
         _raise_descriptor_limit()
         await asyncio.get_running_loop().run_in_executor(self.executor, self._sweep)
+        await asyncio.get_running_loop().run_in_executor(self.executor, self.layers.open)
         for leftover in (self.node_dir / "leftover").iterdir():
             self.removals.start(leftover)
         self.hierarchies.prepare(self.parent).bound(**node_bounds())
         rootfs.make_device_template(self.node_dir / "mounts" / "dev")
-        nursery = self._nursery(ContainerSpec("co-warm"))
+        nursery = await self._nursery(ContainerSpec("co-warm"))
         await self._ready_zygote(nursery)
         self._schedule_refill(nursery)
 
@@ -395,6 +417,7 @@ class NativeRuntime(Runtime):
             container.kill("the node is shutting down")
         waits = [container.wait() for container in list(self._containers.values())]
         await asyncio.gather(*waits, return_exceptions=True)
+        await asyncio.gather(*self._closing, return_exceptions=True)
         for workspace in self._workspaces.values():
             for nursery in workspace.nurseries.values():
                 await self._close_nursery(nursery)
@@ -433,7 +456,8 @@ class NativeRuntime(Runtime):
         if nursery.zygote is not None:
             await nursery.zygote.close("the node is shutting down")
         if nursery.tree is not None:
-            rootfs.unmount(nursery.tree)
+            rootfs.unmount_tree(nursery.tree)
+        self.layers.release(nursery.layers)
 
     async def undo(self, shell: Shell) -> None:
         await shell.undo(self.executor, self.removals)
@@ -441,6 +465,9 @@ class NativeRuntime(Runtime):
     def forget(self, container: NativeContainer) -> None:
         if self._containers.get(container.container_id) is container:
             del self._containers[container.container_id]
+        if container.nursery is not None:
+            container.nursery.users -= 1
+            container.nursery = None
 
     # -- workspaces, zygotes, shells --
 
@@ -464,17 +491,72 @@ class NativeRuntime(Runtime):
             temporary.rename(path)
         return known[workspace]
 
-    def _nursery(self, spec: ContainerSpec) -> _Nursery:
-        if spec.image.kind != "host":
-            raise InvalidError(f"make container `{spec.container_id}`: image kind `{spec.image.kind}` is unknown here")
+    async def _nursery(self, spec: ContainerSpec) -> _Nursery:
         workspace = self._workspace(spec.workspace)
-        found = workspace.nurseries.get(spec.image.kind)
+        if spec.image.kind != "host":
+            return await self._image_nursery(workspace, spec.image)
+        found = workspace.nurseries.get("host")
         if found is None:
-            root = self._roots.get(spec.image.kind)
-            if root is None:
-                root = self._roots[spec.image.kind] = rootfs.host_root(self.node_dir)
-            found = workspace.nurseries[spec.image.kind] = _Nursery(workspace, root)
+            if self._host_root is None:
+                self._host_root = rootfs.host_root(self.node_dir)
+            found = workspace.nurseries["host"] = _Nursery(workspace, self._host_root)
         return found
+
+    async def _image_nursery(self, workspace: _Workspace, image: ImageSpec) -> _Nursery:
+        """Of an image whose layers are all here; made anew when one of them was built again since."""
+        check_image(image)
+        host = await self.host_settings()
+        layers = self.layers.resolve(image)
+        settings = settings_of(image.steps)
+        # Local files that are only shown are no part of it: an edit costs no new zygote.
+        name = json.dumps([[layer.path.name for layer in layers], settings.env, settings.workdir], sort_keys=True)
+        found = workspace.nurseries.get(name)
+        if found is None:
+            self._make_room(workspace)
+            mounts = [*rootfs.squall_mounts(), *host.mounts]
+            root = rootfs.image_root(self.node_dir, [layer.tree for layer in layers], mounts, host.environment)
+            found = workspace.nurseries[name] = _Nursery(workspace, root, settings, layers)
+            self.layers.hold(layers)
+        found.used_at = time.monotonic()
+        return found
+
+    async def host_settings(self) -> HostSettings:
+        """Of this machine, for builds and for containers of images; read when first needed, in a thread."""
+        async with self._reading:
+            if self._settings is None:
+                self._settings = await asyncio.get_running_loop().run_in_executor(self.executor, HostSettings.read)
+        return self._settings
+
+    def host_settings_now(self) -> HostSettings:
+        """The same, once they were read."""
+        assert self._settings is not None
+        return self._settings
+
+    def _make_room(self, workspace: _Workspace) -> None:
+        images = [(nursery.used_at, name) for name, nursery in workspace.nurseries.items() if name != "host"]
+        for _, name in sorted(images)[: max(0, len(images) - IMAGE_ZYGOTES + 1)]:
+            if not workspace.nurseries[name].starting.locked() and not workspace.nurseries[name].users:
+                closing = self._close_nursery(workspace.nurseries.pop(name))
+                task = asyncio.get_running_loop().create_task(closing)
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+
+    async def retire(self, keys: set[str]) -> None:
+        """End the zygotes of images that have one of these layers, unless a container of theirs may be in the making.
+
+        Containers that run keep what they see: their mounts hold the files, and nothing of a running app is retired.
+        """
+        for workspace in self._workspaces.values():
+            for name, nursery in list(workspace.nurseries.items()):
+                if any(layer.key in keys for layer in nursery.layers) and not nursery.users:
+                    del workspace.nurseries[name]
+                    await self._close_nursery(nursery)
+
+    async def warm(self, image: ImageSpec, workspace: str = "main") -> None:
+        """Have a zygote of an image ready, and containers made ahead. Raises StepError when its Python will not do."""
+        nursery = await self._nursery(ContainerSpec("co-warm", workspace, image))
+        await self._ready_zygote(nursery)
+        self._schedule_refill(nursery)
 
     async def _ready_zygote(self, nursery: _Nursery) -> Zygote:
         async with nursery.starting:
@@ -485,6 +567,7 @@ class NativeRuntime(Runtime):
                 self._reap_strays()
                 asyncio.get_running_loop().call_later(2 * SHELL_TIMEOUT, self._reap_strays)
             if nursery.tree is None:
+                await self._check_layers(nursery)
                 nursery.tree = self._mount_tree(nursery)
             group = self.hierarchies.group(self.parent, f"zygote-{next(self._numbers)}")
             group.create()
@@ -496,11 +579,22 @@ class NativeRuntime(Runtime):
                 first_id=nursery.workspace.first_id,
                 group=group,
                 entry=self._entry,
+                environment=nursery.environment,
             )
             zygote = Zygote(plan, self.executor)
             await zygote.start()
             nursery.zygote = zygote
             return zygote
+
+    async def _check_layers(self, nursery: _Nursery) -> None:
+        """Once in this agent's life, before anything of a layer is run. Raises Damaged."""
+        for layer in nursery.layers:
+            if self.layers.is_checked(layer):
+                continue
+            wrong = await asyncio.get_running_loop().run_in_executor(self.executor, self.layers.check, layer)
+            if wrong:
+                self.layers.quarantine(layer, wrong)
+                raise Damaged(f"layer `{layer.title}` is damaged: {wrong}", hint="it is built again when next wanted")
 
     def _mount_tree(self, nursery: _Nursery) -> Path:
         mounts = self.node_dir / "mounts"
@@ -585,7 +679,9 @@ class NativeRuntime(Runtime):
 
     # -- create --
 
-    async def create(self, spec: ContainerSpec, io: ContainerIO, source: Path | None) -> Container:
+    async def create(
+        self, spec: ContainerSpec, io: ContainerIO, source: Path | None, shown: Sequence[tuple[Path, str]] = ()
+    ) -> Container:
         if not _NAME.fullmatch(spec.container_id):
             raise InvalidError(f"make container {spec.container_id!r}: not an id")
         if spec.container_id in self._containers:
@@ -593,29 +689,35 @@ class NativeRuntime(Runtime):
         if self._closed:
             raise ConflictError(f"make container `{spec.container_id}`: the node is shutting down")
         asked = time.monotonic()
-        nursery = self._nursery(spec)
+        nursery = await self._nursery(spec)
         self._creating += 1
+        nursery.users += 1
         try:
             async with self._slots:
                 waited = time.monotonic()
-                container = await self._create_from_any(nursery, spec, io, source)
-        except OSError as error:
-            raise StepError(f"make container `{spec.container_id}`", error) from error
+                trees = [*shown, *([(source, SOURCE)] if source is not None else [])]
+                container = await self._create_from_any(nursery, spec, io, trees)
+        except BaseException as error:
+            nursery.users -= 1
+            if isinstance(error, OSError):
+                raise StepError(f"make container `{spec.container_id}`", error) from error
+            raise
         finally:
             self._creating -= 1
             if not self._closed:
                 self._schedule_refill(nursery)
+        container.nursery = nursery
         container.steps = {"queue": (waited - asked) * 1000, **container.steps}
         return container
 
     async def _create_from_any(
-        self, nursery: _Nursery, spec: ContainerSpec, io: ContainerIO, source: Path | None
+        self, nursery: _Nursery, spec: ContainerSpec, io: ContainerIO, trees: Sequence[tuple[Path, str]]
     ) -> NativeContainer:
         """A shell made ahead may have been killed while it waited: then another is taken, the last one made now."""
         for _ in range(SPARE_SHELLS + 1):
             is_spare = bool(nursery.spares)
             try:
-                return await self._create(nursery, spec, io, source)
+                return await self._create(nursery, spec, io, trees)
             except StepError as error:
                 if not is_spare or error.step != "dress":
                     raise
@@ -623,7 +725,7 @@ class NativeRuntime(Runtime):
         raise StepError("dress", "all containers made ahead failed")
 
     async def _create(
-        self, nursery: _Nursery, spec: ContainerSpec, io: ContainerIO, source: Path | None
+        self, nursery: _Nursery, spec: ContainerSpec, io: ContainerIO, trees: Sequence[tuple[Path, str]]
     ) -> NativeContainer:
         started = time.monotonic()
         port: NetworkPort = self._network if spec.network and self._network is not None else self._empty
@@ -634,7 +736,7 @@ class NativeRuntime(Runtime):
             lease = await port.lease(spec.workspace, nursery.workspace.userns)
             leased = time.monotonic()
             shell.group.limit(spec)
-            sealed = await self._dress(shell, spec, io, source, lease)
+            sealed = await self._dress(nursery, shell, spec, io, trees, lease)
             assert nursery.zygote is not None
             check_walls(shell, nursery.zygote, lease.netns_fd)
         except BaseException:
@@ -658,41 +760,126 @@ class NativeRuntime(Runtime):
         return container
 
     async def _dress(
-        self, shell: Shell, spec: ContainerSpec, io: ContainerIO, source: Path | None, lease: Lease
+        self,
+        nursery: _Nursery,
+        shell: Shell,
+        spec: ContainerSpec,
+        io: ContainerIO,
+        trees: Sequence[tuple[Path, str]],
+        lease: Lease,
     ) -> float:
         """Give a shell what makes it this container; returns when it has sealed itself, by its own word."""
         hostname = (spec.hostname or spec.container_id)[:63]
         fds = {"runner": io.runner, "stdout": io.stdout, "stderr": io.stderr, "network": lease.netns_fd}
-        tree = -1
+        opened: list[int] = []
         try:
-            if source is not None:
-                tree = fds["source"] = rootfs.source_tree(source)
+            for number, (path, target) in enumerate(trees):
+                name = "source" if target == SOURCE else f"tree-{number}"
+                fds[name] = rootfs.source_tree(path)
+                opened.append(fds[name])
             message = {
                 "fds": list(fds),
                 "hostname": hostname,
-                "environment": {**ENVIRONMENT, **passed_environment(), **identity(spec)},
-                "files": self._files(lease, hostname),
+                "environment": {**ENVIRONMENT, **passed_environment(), **nursery.environment, **identity(spec)},
+                "files": _files(nursery.root.overrides, lease, hostname),
+                "workdir": nursery.settings.workdir,
+                "trees": [[f"tree-{n}", target] for n, (_, target) in enumerate(trees) if target != SOURCE],
             }
-            try:
-                shell.channel.send(message, list(fds.values()))
-            except OSError as error:
-                raise StepError("dress", f"it takes no message: {error}") from error
+            return await self._seal(shell, message, list(fds.values()))
         finally:
-            if tree >= 0:
-                os.close(tree)
+            linux.close_fds(opened)
+
+    async def _seal(self, shell: Shell, message: Mapping[str, object], fds: list[int]) -> float:
+        try:
+            shell.channel.send(message, fds)
+        except OSError as error:
+            raise StepError("dress", f"it takes no message: {error}") from error
         answer = await shell.receive("dress")
         if answer.get("sealed") is not True:
             raise StepError("dress", "it did not say that it is sealed")
         return time.monotonic()
 
-    def _files(self, lease: Lease, hostname: str) -> dict[str, str]:
-        texts = {
-            "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{lease.address}\t{hostname}\n",
-            "hostname": f"{hostname}\n",
-            "resolv.conf": lease.resolv_conf,
+    # -- builds --
+
+    async def build(self, build: Build) -> Container:
+        """Run one command of a build over layers, behind a container's walls; `build.harvest` gets what it wrote.
+
+        The shell is forked from the zygote of `Image.host()`, in which no code of a tenant ever ran: so the layers'
+        mounts, which it attaches itself, were never in sight of the image's own code before the old root is gone.
+        """
+        if self._closed:
+            raise ConflictError(f"run build `{build.spec.container_id}`: the node is shutting down")
+        spec = build.spec
+        nursery = await self._nursery(ContainerSpec(spec.container_id, spec.workspace))
+        name = f"b{next(self._numbers)}"
+        shell = Shell(name, self.hierarchies.group(self.parent, name), nursery.workspace.scratch / name, Channel())
+        self._creating += 1
+        lease: Lease | None = None
+        port: NetworkPort = self._network if self._network is not None else self._empty
+        opened: list[int] = []
+        try:
+            async with self._slots:
+                zygote = await self._ready_zygote(nursery)
+                self._open_layers(build, shell, nursery.workspace.userns, opened)
+                await fork_shell(zygote, shell, self.executor)
+                lease = await port.lease(spec.workspace, nursery.workspace.userns)
+                shell.group.limit(spec)
+                await self._dress_build(nursery, shell, build, lease, opened)
+                check_walls(shell, zygote, lease.netns_fd, privileges.BUILD_CAPABILITIES)
+        except BaseException:
+            await self.undo(shell)
+            if lease is not None:
+                port.release(lease)
+            raise
+        finally:
+            linux.close_fds(opened)
+            self._creating -= 1
+        shell.harvest = build.harvest
+        container = NativeContainer(self, spec, shell, (port, lease))
+        container.steps = dict(shell.steps)
+        self._containers[spec.container_id] = container
+        container.watch()
+        return container
+
+    def _open_layers(self, build: Build, shell: Shell, userns: int, opened: list[int]) -> None:
+        shell.request = {"keep": privileges.BUILD_CAPABILITIES}
+        if build.layers is None:
+            return
+        for layer in build.layers:
+            opened.append(rootfs.layer_tree(layer, userns))
+        shell.layers = list(opened)
+        shell.request.update(binds=[], overrides=dict(rootfs.IMAGE_OVERRIDES))
+
+    async def _dress_build(
+        self, nursery: _Nursery, shell: Shell, build: Build, lease: Lease, opened: list[int]
+    ) -> None:
+        fds = {"stdout": build.output, "stderr": build.output, "network": lease.netns_fd}
+        trees = []
+        for number, (path, target, writable) in enumerate(build.mounts):
+            fd = rootfs.cache_tree(path, nursery.workspace.userns) if writable else rootfs.source_tree(path)
+            opened.append(fd)
+            fds[f"tree-{number}"] = fd
+            trees.append([f"tree-{number}", target])
+        overrides = nursery.root.overrides if build.layers is None else rootfs.IMAGE_OVERRIDES
+        message: dict[str, object] = {
+            "fds": list(fds),
+            "hostname": "build",
+            "environment": {**ENVIRONMENT, **build.environment},
+            "files": _files(overrides, lease, "build"),
+            "trees": trees,
+            "workdir": build.workdir,
+            "command": build.command,
         }
-        targets = self._roots["host"].overrides
-        return {targets[name]: text for name, text in texts.items() if name in targets}
+        await self._seal(shell, message, list(fds.values()))
+
+
+def _files(targets: Mapping[str, str], lease: Lease, hostname: str) -> dict[str, str]:
+    texts = {
+        "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{lease.address}\t{hostname}\n",
+        "hostname": f"{hostname}\n",
+        "resolv.conf": lease.resolv_conf,
+    }
+    return {targets[name]: text for name, text in texts.items() if name in targets}
 
 
 def _raise_descriptor_limit() -> None:

@@ -24,6 +24,14 @@ _RANGES = 4000
 
 NOFILE = 65536
 
+_BUILD_CAPABILITIES = {
+    "chown": 0, "dac_override": 1, "fowner": 3, "fsetid": 4, "kill": 5, "setgid": 6, "setuid": 7,
+    "net_bind_service": 10, "setfcap": 31,
+}  # fmt: skip
+BUILD_CAPABILITIES = sum(1 << number for number in _BUILD_CAPABILITIES.values())
+"""What a build container keeps, within its user namespace: package managers give files owners and modes, and drop to
+users of their own. None of these mounts, traces, loads, or reaches what is not mapped into the namespace."""
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())

@@ -21,7 +21,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,12 @@ class Root:
     import_paths: tuple[str, ...]
     skipped: tuple[str, ...] = ()
     """Import paths that are not shown, because with them too much would be."""
+    layers: tuple[Path, ...] = ()
+    """Of an image that was built, the topmost first; its skeleton is the lowest. None for `Image.host()`."""
+    mounts: tuple[tuple[str, str], ...] = ()
+    """Host path and target of what is shown read-only in every container of an image that was built."""
+    environment: tuple[tuple[str, str], ...] = ()
+    """What its containers need to find those."""
 
 
 # ---- Image.host() -----------------------------------------------------------------------------------------------
@@ -137,7 +143,8 @@ def host_root(node_dir: Path) -> Root:
         if os.path.isfile(target) or not _is_below(target, binds)  # nothing can be made below a read-only bind
     }
     key = _key([SKELETON_VERSION, binds, links, overrides])
-    skeleton = _make_skeleton(node_dir / "layers" / f"host-{key}", binds, links, overrides)
+    places = {path: os.path.isdir(path) for path in binds}
+    skeleton = _make_skeleton(node_dir / "layers" / f"host-{key}", places, links, overrides)
     packages = str(Path(squall.__file__).resolve().parent.parent)
     return Root(key, skeleton, binds, overrides, sys.executable, (*shown, packages), tuple(skipped))
 
@@ -146,8 +153,43 @@ def _key(value: object) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _make_skeleton(target: Path, binds: Iterable[str], links: dict[str, str], overrides: dict[str, str]) -> Path:
-    """The layer below every container of the image: empty directories, links, and places to mount on."""
+# ---- images that were built -------------------------------------------------------------------------------------
+
+INSIDE = "/.squall"
+IMAGE_OVERRIDES = {name: f"/etc/{name}" for name in ("hosts", "hostname", "resolv.conf")}
+
+
+def image_root(
+    node_dir: Path, layers: Iterable[Path], mounts: Iterable[tuple[str, str]], environment: Mapping[str, str]
+) -> Root:
+    """An image made of layers, the topmost first, with Squall and the host's package files shown in it.
+
+    What is shown needs a place to be mounted at, and none of that may end up in a layer: it lies in a skeleton, the
+    lowest layer of all.
+    """
+    wanted = tuple(sorted(set(mounts)))
+    targets = {target: os.path.isdir(path) for path, target in wanted}
+    key = _key([SKELETON_VERSION, sorted(targets.items())])
+    skeleton = _make_skeleton(node_dir / "layers" / f"places-{key}", targets, {}, IMAGE_OVERRIDES)
+    stacked = (*layers, skeleton)
+    return Root(
+        _key([key, [str(layer) for layer in stacked]]), skeleton, (), dict(IMAGE_OVERRIDES), "python3",
+        (f"{INSIDE}/lib",), layers=stacked, mounts=wanted, environment=tuple(sorted(environment.items())),
+    )  # fmt: skip
+
+
+def squall_mounts() -> list[tuple[str, str]]:
+    """Squall itself and the one package it loads in containers, for images that have neither."""
+    import cloudpickle
+
+    package = os.path.dirname(os.path.abspath(squall.__file__))
+    pickler = os.path.dirname(os.path.abspath(cloudpickle.__file__))
+    return [(package, f"{INSIDE}/lib/squall"), (pickler, f"{INSIDE}/lib/cloudpickle")]
+
+
+def _make_skeleton(target: Path, places: Mapping[str, bool], links: dict[str, str], overrides: dict[str, str]) -> Path:
+    """The layer below every container of the image: empty directories, links, and places (path -> is a directory) to
+    mount on."""
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -155,10 +197,10 @@ def _make_skeleton(target: Path, binds: Iterable[str], links: dict[str, str], ov
     building.chmod(0o755)
     for name in _DIRECTORIES:
         _make_directory(building / name, _MODES.get(name, 0o755))
-    for path in binds:
-        _make_mount_point(building / path[1:], is_directory=os.path.isdir(path))
+    for path, is_directory in places.items():
+        _make_mount_point(building / path[1:], is_directory=is_directory)
     for path in overrides.values():
-        if not _is_below(path, binds):
+        if not _is_below(path, places):
             _make_mount_point(building / path[1:], is_directory=False)
     for path, where in links.items():
         (building / path[1:]).symlink_to(where)
@@ -212,7 +254,7 @@ def mount_tree(root: Root, target: Path, *, userns: int, scratch: Path, devices:
             except OSError as error:
                 raise StepError(f"mount-tree {name}", error) from error
     except BaseException:
-        unmount(target)
+        unmount_tree(target)
         raise
 
 
@@ -220,15 +262,89 @@ def _tree_steps(
     root: Root, target: str, userns: int, scratch: str, devices: str
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     skeleton = str(root.skeleton)
-    yield "skeleton", lambda: _linux.bind(skeleton, target, HIDDEN, recursive=False, userns=userns)
+    if root.layers:
+        yield from _layer_steps(root, target, userns)
+    else:
+        yield "skeleton", lambda: _linux.bind(skeleton, target, HIDDEN, recursive=False, userns=userns)
+    for path, place in root.mounts:
+        yield place, functools.partial(_linux.bind, path, target + place, HIDDEN, recursive=False)
     for path in root.binds:
         yield path, functools.partial(_linux.bind, path, target + path, HIDDEN)
     yield "dev", lambda: _linux.bind(devices, f"{target}/dev", ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC)
     yield "proc", lambda: _linux.attach(linux.make_empty_proc(), f"{target}/proc")
     inside = f"{target}/.squall"
-    yield "lower", lambda: _linux.bind(skeleton, f"{inside}/lower", HIDDEN, recursive=False, userns=userns)
+    if root.layers:
+        yield "lower", lambda: _mount_lower(root.layers, f"{inside}/lower", userns)
+    else:
+        yield "lower", lambda: _linux.bind(skeleton, f"{inside}/lower", HIDDEN, recursive=False, userns=userns)
     writable = ATTR_NOSUID | ATTR_NODEV
     yield "scratch", lambda: _linux.bind(scratch, f"{inside}/scratch", writable, recursive=False, userns=userns)
+
+
+def _layer_steps(root: Root, target: str, userns: int) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The zygote's own root: the layers stacked, read-only. Mounted by the node's root over idmapped layers, an overlay
+    cannot be written to anyway, which is all right here; a container's own is mounted inside, with an upper."""
+    places = [f"{target}.lower/{n}" for n in range(len(root.layers))]
+
+    def lower() -> None:
+        os.makedirs(f"{target}.lower", exist_ok=True)
+        _mount_lower(root.layers, f"{target}.lower", userns)
+
+    def stack() -> None:
+        options = {"lowerdir": ":".join(f"{n}" for n in range(len(places))), "userxattr": None}
+        _stack(f"{target}.lower", options, target)
+
+    yield "layers", lower
+    yield "stack", stack
+
+
+def _mount_lower(layers: Iterable[Path], target: str, userns: int) -> None:
+    """Each layer at a place of its own, on a small tmpfs that has those places."""
+    _linux.attach(_linux.filesystem("tmpfs", {"mode": "755", "size": "256k"}, ATTR_NOSUID | ATTR_NODEV), target)
+    for number, layer in enumerate(layers):
+        place = f"{target}/{number}"
+        os.mkdir(place)
+        _linux.bind(str(layer), place, HIDDEN, recursive=False, userns=userns)
+
+
+def _stack(directory: str, options: dict[str, str | None], target: str) -> None:
+    # By relative paths, as the kernel bounds the text of all of them together.
+    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.chdir(directory)
+        _linux.attach(_linux.filesystem("overlay", options, HIDDEN), target)
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
+def layer_tree(path: Path, userns: int) -> int:
+    """A detached read-only copy of a layer, shown to a workspace as its own, for one build."""
+    fd = _linux.open_tree(str(path), _linux.OPEN_TREE_CLONE)
+    try:
+        _linux.mount_setattr(fd, HIDDEN | _linux.ATTR_IDMAP, recursive=False, userns=userns)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def cache_tree(path: Path, userns: int) -> int:
+    """A detached writable copy of a workspace's cache directory, for one build."""
+    fd = _linux.open_tree(str(path), _linux.OPEN_TREE_CLONE)
+    try:
+        attributes = ATTR_NOSUID | ATTR_NODEV | _linux.ATTR_IDMAP
+        _linux.mount_setattr(fd, attributes, recursive=False, userns=userns)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def unmount_tree(target: Path) -> None:
+    """Undo `mount_tree`."""
+    unmount(target)
+    unmount(Path(f"{target}.lower"))
 
 
 def unmount(target: Path) -> None:

@@ -19,13 +19,13 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import squall
-from squall.exception import ConflictError, StartupError
+from squall.exception import ConflictError, InvalidError, StartupError
 from squall.protocol.messages import ContainerSpec
 
 PASSED_VARIABLES = frozenset({"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"})
@@ -120,6 +120,25 @@ class NetworkPort(Protocol):
     def release(self, lease: Lease) -> None: ...
 
 
+@dataclass
+class Build:
+    """One command of an image's build."""
+
+    spec: ContainerSpec
+    """Limits, workspace, id; its `image` does not count."""
+    layers: Sequence[Path] | None
+    """Below its root, the topmost first; None to see what `Image.host()` shows."""
+    command: list[str]
+    environment: dict[str, str]
+    workdir: str
+    mounts: list[tuple[Path, str, bool]]
+    """Host path, target, and whether it may be written to: what is shown beside the layers, and is part of none."""
+    output: int
+    """Descriptor that its stdout and stderr go to; the caller's."""
+    harvest: Callable[[Path], None]
+    """Is given its scratch directory when nothing of it runs any more; `u` in it is what was written."""
+
+
 class Runtime(abc.ABC):
     name: str
 
@@ -137,8 +156,11 @@ class Runtime(abc.ABC):
         """Sweep what an earlier life left, then prepare; warms the zygote of `Image.host()` where there are zygotes."""
 
     @abc.abstractmethod
-    async def create(self, spec: ContainerSpec, io: ContainerIO, source: Path | None) -> Container:
-        """Make a container whose runner serves `io.runner`, with `source` mounted read-only as its working tree.
+    async def create(
+        self, spec: ContainerSpec, io: ContainerIO, source: Path | None, shown: Sequence[tuple[Path, str]] = ()
+    ) -> Container:
+        """Make a container whose runner serves `io.runner`, with `source` mounted read-only as its working tree, and
+        each of `shown`, a path of the node and a target, as well.
 
         Raises `squall.exception.Error` with the step that failed; nothing of a failed attempt is left.
         """
@@ -284,7 +306,15 @@ class ProcessRuntime(Runtime):
         await asyncio.get_running_loop().run_in_executor(None, shutil.rmtree, self._scratch, True)
         self._scratch.mkdir(parents=True, mode=0o700)
 
-    async def create(self, spec: ContainerSpec, io: ContainerIO, source: Path | None) -> Container:
+    async def create(
+        self, spec: ContainerSpec, io: ContainerIO, source: Path | None, shown: Sequence[tuple[Path, str]] = ()
+    ) -> Container:
+        if spec.image.kind != "host":
+            raise InvalidError(
+                f"make container `{spec.container_id}` of image `{spec.image.image_id}`: the `process` runtime has no "
+                "images but `Image.host()`",
+                hint="`squall doctor` says what the native runtime lacks here",
+            )
         started = time.monotonic()
         workdir = Path(tempfile.mkdtemp(prefix=f"{spec.container_id}-", dir=self._scratch))
         try:

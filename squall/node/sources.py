@@ -69,6 +69,16 @@ class Sources:
             await loop.run_in_executor(None, shutil.rmtree, path, True)
 
     async def _fetch(self, digest: str, target: Path) -> Path:
+        data = await self.read(digest)
+        loop = asyncio.get_running_loop()
+        if len(data) < 1 << 16:
+            self._unpack(data, target)
+        else:
+            await loop.run_in_executor(None, self._unpack, data, target)
+        return target
+
+    async def read(self, digest: str) -> bytes:
+        """The bytes of a blob, checked against its digest."""
         data = bytearray()
         while True:
             reply, chunk = await self._request(GetBlob(digest, len(data)))
@@ -79,12 +89,7 @@ class Sources:
                 raise ResourceExhaustedError(f"source bundle `{digest}` is larger than {MAX_BYTES} bytes")
         if hashlib.blake2b(data, digest_size=32).hexdigest() != digest:
             raise ConflictError(f"source bundle `{digest}` arrived with other bytes than its digest names")
-        loop = asyncio.get_running_loop()
-        if len(data) < 1 << 16:
-            self._unpack(bytes(data), target)
-        else:
-            await loop.run_in_executor(None, self._unpack, bytes(data), target)
-        return target
+        return bytes(data)
 
     def _unpack(self, data: bytes, target: Path) -> None:
         self.root.mkdir(parents=True, exist_ok=True, mode=0o711)

@@ -178,6 +178,8 @@ class ZygotePlan:
     group: Cgroup
     entry: str
     """`module:function` of the runner's loop."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Of the image: where its Python is found, and what that obeys."""
 
 
 def _launch_steps(plan: ZygotePlan, control: int, log: int) -> list[tuple[str, Callable[[], None]]]:
@@ -243,6 +245,15 @@ def bootstrap(paths: Sequence[str], call: str) -> str:
     )
 
 
+def image_bootstrap(paths: Sequence[str], call: str) -> str:
+    """The same for an image's own Python, whatever it is: Squall's packages come before any of the image's."""
+    return (
+        "import sys; sys.version_info >= (3, 10) or sys.exit('the Python of the image is %d.%d and containers need "
+        "3.10 or newer' % sys.version_info[:2]); "
+        f"sys.path[:] = {list(paths)!r} + [p for p in sys.path if p]; from squall.runner import main; main.{call}"
+    )
+
+
 def _become_zygote(plan: ZygotePlan, parent: int, control: socket.socket, log: int) -> None:
     name = "start"
     try:
@@ -259,8 +270,16 @@ def _become_zygote(plan: ZygotePlan, parent: int, control: socket.socket, log: i
             return
         environment = {**ENVIRONMENT, **dict.fromkeys(_THREAD_LIMITS, "1")}
         name = "exec"
-        code = bootstrap(plan.root.import_paths, f"zygote({_CONTROL_FD})")
-        os.execve(plan.root.python, [plan.root.python, "-c", code], environment)
+        call = f"zygote({_CONTROL_FD})"
+        if plan.root.layers:
+            code = image_bootstrap(plan.root.import_paths, call)
+            environment.update(plan.environment)
+        else:
+            code = bootstrap(plan.root.import_paths, call)
+        try:
+            os.execvpe(plan.root.python, [plan.root.python, "-c", code], environment)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"the image has no `{plan.root.python}` on its PATH") from None
     except Exception as error:
         control.send(json.dumps({"error": f"{name}: {error}"}).encode())
 
@@ -313,7 +332,8 @@ class Zygote:
         return {
             "entry": self.plan.entry,
             "filter": base64.b64encode(privileges.container_filter()).decode(),
-            "binds": self.plan.root.binds,
+            "binds": [*self.plan.root.binds, *(target for _, target in self.plan.root.mounts)],
+            "lower": len(self.plan.root.layers),
             "overrides": self.plan.root.overrides,
             "masked": [path for path in privileges.MASKED_PATHS if os.path.exists(path)],
             "readonly": [path for path in privileges.READONLY_PATHS if os.path.exists(path)],
@@ -352,10 +372,11 @@ class Zygote:
         if not self.ended.done():
             self.ended.set_result(None)
 
-    def request(self, scratch: str, peer: socket.socket) -> None:
+    def request(self, shell: Shell) -> None:
         """Ask for a shell. Raises StepError when the zygote is gone or takes nothing more."""
         try:
-            self.channel.send({"scratch": scratch}, [peer.fileno()])
+            fds = [shell.channel.peer.fileno(), *shell.layers]
+            self.channel.send({"scratch": shell.name, **shell.request}, fds)
         except OSError as error:
             raise StepError("fork-shell", f"the zygote takes no request: {error}") from error
 
@@ -402,6 +423,12 @@ class Shell:
     pid: int = 0
     pidfd: int = -1
     steps: dict[str, float] = field(default_factory=dict)
+    request: dict[str, Any] = field(default_factory=dict)
+    """What the zygote is told of this shell beside its name: how a build's differs."""
+    layers: list[int] = field(default_factory=list)
+    """Trees below a build's root, the topmost first; the caller's descriptors."""
+    harvest: Callable[[Path], None] | None = None
+    """Takes what it wrote from the scratch directory, once no process of it is left."""
     ended: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """The wait status, once reaped."""
 
@@ -450,13 +477,19 @@ class Shell:
             os.close(self.pidfd)
             self.pidfd = -1
         self.channel.close()
-        await asyncio.get_running_loop().run_in_executor(executor, self.group.remove)
+        await asyncio.get_running_loop().run_in_executor(executor, self._remove)
+
+    def _remove(self) -> None:
+        self.group.remove()
+        if self.harvest is not None:
+            harvest, self.harvest = self.harvest, None
+            harvest(self.scratch)
 
 
 async def fork_shell(zygote: Zygote, shell: Shell, executor: Executor) -> None:
     """Have a zygote fork `shell`, put it into its group from outside while it builds its root, wait until it stands."""
     asked = time.monotonic()
-    zygote.request(shell.name, shell.channel.peer)
+    zygote.request(shell)
     shell.channel.peer.close()
     data, pid = await shell.channel.receive("fork-shell", SHELL_TIMEOUT)
     if data != b"hello":
@@ -601,19 +634,20 @@ _TIOCSCTTY = 0x540E
 # ---- walls, seen from the host ----------------------------------------------------------------------------------
 
 
-def check_walls(shell: Shell, zygote: Zygote, network: int) -> None:
+def check_walls(shell: Shell, zygote: Zygote, network: int, capabilities: int = 0) -> None:
     """Judge a sealed container by /proc. Nothing that matters is given to it before this has returned.
 
     All its processes are judged: its init forks the runner as soon as it is sealed, and a tenant's may have forked
-    something before it joined its group or gave up its rights.
+    something before it joined its group or gave up its rights. `capabilities`: those a build may have, in its user
+    namespace.
     """
-    _check_process(shell.pid, shell, zygote, network)
+    _check_process(shell.pid, shell, zygote, network, capabilities)
     own_pids = linux.namespace_id(shell.pid, "pid")
     for pid in _descendants(shell.pid):
         try:
             if linux.namespace_id(pid, "pid") != own_pids:
                 raise StepError("check-walls", f"process {pid} of container {shell.pid} is in another pid namespace")
-            _check_process(pid, shell, zygote, network)
+            _check_process(pid, shell, zygote, network, capabilities)
         except OSError:
             continue  # it has ended
         except StepError:
@@ -632,7 +666,7 @@ def _descendants(pid: int) -> Iterator[int]:
     raise StepError("check-walls", f"container {pid} has more than {_PROCESS_LIMIT} processes before it was handed out")
 
 
-def _check_process(pid: int, shell: Shell, zygote: Zygote, network: int) -> None:
+def _check_process(pid: int, shell: Shell, zygote: Zygote, network: int, capabilities: int) -> None:
     status = linux.read_status(pid)
     first = zygote.plan.first_id
     mine = range(first, first + ID_RANGE)
@@ -640,7 +674,9 @@ def _check_process(pid: int, shell: Shell, zygote: Zygote, network: int) -> None
     agent = linux.own_namespaces()
     facts = {
         "it is in its own control group": shell.group.holds(pid),
-        "it has no capability in any set": status.capabilities == 0,
+        f"it has no capability {'but a build has' if capabilities else 'in any set'}": (
+            status.capabilities & ~capabilities == 0
+        ),
         "no_new_privs is set": status.no_new_privs,
         "both system call filters are on": status.seccomp_mode == 2 and status.seccomp_filters >= 2,
         "its ids are in the workspace's range": all(i in mine for i in status.uids | status.gids),

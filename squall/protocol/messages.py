@@ -125,10 +125,27 @@ class RetryPolicy:
 
 
 @dataclass
+class ImageStep:
+    """One step of an image's recipe; `protocol.images` says what each kind's `args` hold."""
+
+    kind: str
+    args: dict[str, Any] = field(default_factory=dict)
+    blob: str = ""
+    """Digest of what the step reads: a tar of files, a pickled function; else empty."""
+    force: bool = False
+    """Build it, and all after it, even where a layer of the same key exists."""
+
+
+@dataclass
 class ImageSpec:
-    """`kind` is `host` in this release: the node's system directories and the Python environment Squall runs with."""
+    """`kind` is `host` (the node's system directories and the Python environment Squall runs with) or `layers`
+    (what `steps` build). `image_id` follows from the steps and is empty until they were built."""
+
+    NESTED: ClassVar[dict[str, type]] = {"steps": ImageStep}
 
     kind: str = "host"
+    steps: list[ImageStep] = field(default_factory=list)
+    image_id: str = ""
 
 
 @dataclass
@@ -258,6 +275,94 @@ class Notice(Message):
     app_id: str
     kind: str
     data: dict[str, Any] = field(default_factory=dict)
+
+
+# ---- images -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, repr=False)
+class BuildImage(Message):
+    """Build what of an image's layers is missing. From a client: `BuildOutput` pushes follow while layers are built,
+    then `Reply.data`: `{"image_id": str, "built": number of layers}`. From the server to an agent,
+    which answers with `BuildDone`."""
+
+    TAG = "build_image"
+    NESTED = {"image": ImageSpec}
+    image: ImageSpec
+
+
+@dataclass(eq=False, repr=False)
+class BuildOutput(Message):
+    """What a build has to say. `kind`: `step` (`text` is the step that begins), `output` (the payload is what its
+    command wrote), `done` (the step ended; `text` says how long it took)."""
+
+    TAG = "build_output"
+    image_id: str
+    kind: str
+    text: str = ""
+    step: int = 0
+
+
+@dataclass(eq=False, repr=False)
+class GetImage(Message):
+    """`image_id` may be the beginning of one. `Reply.data`: image_id, state, steps, layers (as in `BuildDone`),
+    size_bytes, created_at, used_at, error, recipe (the steps), in_use."""
+
+    TAG = "get_image"
+    image_id: str
+
+
+@dataclass(eq=False, repr=False)
+class PruneImages(Message):
+    """Forget images that nothing uses and remove their layers: all of them, those unused for `older_than` seconds, or
+    the one named. From a client: `Reply.data` `{"images": [ids], "size_bytes": int}`. From the server to an agent:
+    `keep` are the keys of layers that stay; answered by `Pruned`."""
+
+    TAG = "prune_images"
+    image_id: str = ""
+    older_than: float = 0.0
+    keep: list[str] = field(default_factory=list)
+
+
+@dataclass(eq=False, repr=False)
+class VerifyImage(Message):
+    """Compare every byte of an image's layers with what was built; a damaged layer is taken out. From a client:
+    `Reply.data` `{"damaged": [titles]}`. To an agent, which answers with `Pruned`."""
+
+    TAG = "verify_image"
+    NESTED = {"image": ImageSpec}
+    image: ImageSpec
+
+
+@dataclass(eq=False, repr=False)
+class Pruned(Message):
+    """An agent's answer to `PruneImages` and `VerifyImage`: the titles of layers taken out, and their size."""
+
+    TAG = "pruned"
+    titles: list[str] = field(default_factory=list)
+    size_bytes: int = 0
+
+
+@dataclass(eq=False, repr=False)
+class CancelBuild(Message):
+    """From the server to an agent: nobody waits for this image any more; end what is built for it alone."""
+
+    TAG = "cancel_build"
+    image_id: str
+    reason: str = ""
+
+
+@dataclass(eq=False, repr=False)
+class BuildDone(Message):
+    """An agent's answer to `BuildImage`: `layers` as they are now, or the failure."""
+
+    TAG = "build_done"
+    image_id: str
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    """Each `{"key", "title", "size_bytes", "files", "built_at", "seconds", "was_built"}`, the lowest first."""
+    code: str = ""
+    message: str = ""
+    hint: str = ""
 
 
 # ---- calls ------------------------------------------------------------------------------------------------------
@@ -568,6 +673,8 @@ class NodeReport(Message):
     TAG = "node_report"
     containers: dict[str, dict[str, float]] = field(default_factory=dict)
     zygotes: list[dict[str, Any]] = field(default_factory=list)
+    layers: dict[str, int] = field(default_factory=dict)
+    """Key -> bytes of every image layer the node keeps; sent when that has changed."""
 
 
 # ---- exec (client -> server -> agent, bytes back the same way) --------------------------------------------------
@@ -636,6 +743,8 @@ class GetLogs(Message):
     container_id: str = ""
     follow: bool = False
     tail: int = 0
+    image_id: str = ""
+    """What the builds of this image said, instead."""
 
 
 @dataclass(eq=False, repr=False)

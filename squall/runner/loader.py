@@ -58,6 +58,10 @@ def load(message: Load, parameters: bytes, source: str | None, read_blob: ReadBl
     started = time.perf_counter()
     if source and source not in sys.path:
         sys.path.insert(0, source)
+    for step in spec.image.steps:
+        directory = step.args.get("python", "")
+        if directory and directory not in sys.path:
+            sys.path.insert(0, directory)
     raw = _load_by_value(spec, read_blob) if spec.serialized_blob else _load_by_name(message)
     _hydrate(message)
     if spec.methods:

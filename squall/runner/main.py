@@ -6,7 +6,9 @@ shell with descriptors, a host name and a source tree; it then gives up all priv
 pid 1 forks the runner. All of this runs with a tenant's rights at most: nothing here is a wall, walls are inherited
 or applied and checked from outside. Must hold nothing the tenant may not know.
 
-Order of a container's life, as read in this file: `_build_root`, `_dress`, `_linux.seal`, `_run_init`, `_run_runner`.
+Order of a container's life, as read in this file: `_root_steps`, `_dress`, `_linux.seal`, `_run_init`, `_run_runner`.
+A *build container* differs in three points: its root is made of layers that came as descriptors, it keeps the few
+capabilities that installing packages needs, and pid 1 forks a command in place of the runner.
 Tested in `tests/kernel/test_native.py` and, from inside, by `tests/security`.
 """
 
@@ -23,6 +25,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -40,6 +43,8 @@ BOX = "/.squall/box"
 SOURCE = "/src"
 WORKDIR = "/root"
 MESSAGE_LIMIT = 64 * 1024
+FDS_LIMIT = 250
+"""Descriptors that one message of the kernel's carries; a build gets each of its layers as one."""
 RUNNER_FD = 3
 
 SHELL_FLAGS = _linux.CLONE_NEWNS | _linux.CLONE_NEWPID | _linux.CLONE_NEWIPC | _linux.CLONE_NEWUTS
@@ -69,7 +74,7 @@ def zygote(fd: int) -> None:
     seal_filter = base64.b64decode(config["filter"])
     control.send(json.dumps({"ready": True, "threads": threading.active_count()}).encode())
     while True:
-        data, fds, _, _ = socket.recv_fds(control, MESSAGE_LIMIT, 1)
+        data, fds, _, _ = socket.recv_fds(control, MESSAGE_LIMIT, FDS_LIMIT)
         if not data:
             return
         _fork_shell(config, json.loads(data), fds, seal_filter, entry)
@@ -99,14 +104,19 @@ def _fork_shell(
     seal_filter: bytes,
     entry: Callable[[int, str | None], int],
 ) -> None:
+    here = os.getpid()
     with socket.socket(fileno=fds[0]) as control:
         try:
             pid = _linux.clone(SHELL_FLAGS | _linux.CLONE_PARENT)
         except OSError as error:
             _send(control, error=f"fork-shell: {error}")
             return
+        finally:
+            if os.getpid() == here:
+                for fd in fds[1:]:
+                    os.close(fd)
         if pid == 0:
-            _end_with(lambda: _be_container(config, request, control, seal_filter, entry))
+            _end_with(lambda: _be_container({**config, **request}, fds[1:], control, seal_filter, entry))
 
 
 def _end_with(body: Callable[[], int]) -> None:
@@ -145,20 +155,21 @@ def _send(control: socket.socket, **message: object) -> None:
 
 def _be_container(
     config: dict[str, Any],
-    request: dict[str, Any],
+    layers: list[int],
     control: socket.socket,
     seal_filter: bytes,
     entry: Callable[[int, str | None], int],
 ) -> int:
+    """`config` is the zygote's with what this container's request says otherwise."""
     control.send(b"hello")  # the kernel adds who we are; the agent believes that and nothing else
     # From here on, so that none that is meant for the container is lost: pid 1 ignores what it has no handler for.
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     _linux.set_parent_death_signal(signal.SIGKILL)
-    _linux.close_all_but([0, 1, 2, control.fileno()])
+    _linux.close_all_but([0, 1, 2, control.fileno(), *layers])
     steps = _Steps()
     steps.mark("fork")
     try:
-        for name, step in _root_steps(config, request["scratch"]):
+        for name, step in _root_steps(config, layers):
             steps.name = name
             step()
             steps.mark(name)
@@ -167,7 +178,7 @@ def _be_container(
         if dress is None:
             return 0
         steps.name = "seal"
-        _linux.seal([seal_filter], config["nofile"], bounding=False)
+        _linux.seal([seal_filter], config["nofile"], bounding=False, keep=config.get("keep", 0))
         steps.mark("seal")
     except Exception as error:
         _send(control, error=f"{steps.name}: {error}")
@@ -176,26 +187,44 @@ def _be_container(
     return _run_init(control, dress, entry)
 
 
-def _root_steps(config: dict[str, Any], scratch: str) -> list[tuple[str, Callable[[], None]]]:
+def _root_steps(config: dict[str, Any], layers: list[int]) -> list[tuple[str, Callable[[], None]]]:
     """The ordered making of a root. All is attached after the pivot: a link in an image leads nowhere outside."""
     trees: dict[str, int] = {}
     return [
-        ("overlay", lambda: _mount_overlay(config, scratch)),
+        ("box", lambda: _mount_box(config)),
+        ("overlay", lambda: _mount_overlay(config, _lower(config, layers))),
         ("collect", lambda: _collect(config, trees)),
         ("pivot", _pivot),
         ("binds", lambda: _attach_all(trees)),
         ("proc", lambda: _mount_proc(config)),
         ("dev", _mount_terminals),
-        ("detach", _detach_old_root),
+        ("detach", lambda: _detach_old_root(config.get("keep", 0))),
     ]
 
 
-def _mount_overlay(config: dict[str, Any], scratch: str) -> None:
-    """`volatile`: nothing here outlives the container, so no fsync inside and no unmounting waits for a disk."""
-    here = f"{SCRATCH}/{scratch}"
+def _mount_box(config: dict[str, Any]) -> None:
+    """One tmpfs for all that is small and the container's own; its mount goes with the old root, the copies stay."""
+    _linux.mount("box", BOX, "tmpfs", _BOX_FLAGS, f"mode=755,size={config['shm_bytes']}")
+
+
+def _lower(config: dict[str, Any], layers: list[int]) -> str:
+    """Where the layers below this container are, the topmost first."""
+    if not layers:
+        return ":".join(f"{LOWER}/{n}" for n in range(config["lower"])) or LOWER
+    places = [f"{BOX}/{n}" for n in range(len(layers))]
+    for fd, place in zip(layers, places, strict=True):
+        os.mkdir(place)
+        _linux.attach(fd, place)
+    return ":".join(places)
+
+
+def _mount_overlay(config: dict[str, Any], lower: str) -> None:
+    """`volatile`: no fsync inside and no unmounting waits for a disk. What outlives the container, a build's layer, is
+    written to disk by the agent."""
+    here = f"{SCRATCH}/{config['scratch']}"
     for path in (here, f"{here}/u", f"{here}/w"):
         os.mkdir(path, 0o755)
-    options = f"lowerdir={LOWER},upperdir={here}/u,workdir={here}/w,userxattr,volatile"
+    options = f"lowerdir={lower},upperdir={here}/u,workdir={here}/w,userxattr,volatile"
     _linux.mount("overlay", NEW_ROOT, "overlay", _linux.MS_NOSUID | _linux.MS_NODEV, options)
 
 
@@ -207,8 +236,6 @@ def _collect(config: dict[str, Any], trees: dict[str, int]) -> None:
     for path in config["binds"]:
         trees[path] = _linux.open_tree(path)
     trees["/dev"] = _linux.open_tree("/dev")
-    # One tmpfs for all that is small and the container's own; its mount goes with the old root, the copies stay.
-    _linux.mount("box", BOX, "tmpfs", _BOX_FLAGS, f"mode=755,size={config['shm_bytes']}")
     os.mkdir(f"{BOX}/shm")
     os.chmod(f"{BOX}/shm", 0o1777)
     trees["/dev/shm"] = _linux.open_tree(f"{BOX}/shm")
@@ -244,10 +271,10 @@ def _mount_terminals() -> None:
     _linux.mount("devpts", "/dev/pts", "devpts", flags, "newinstance,ptmxmode=0666,mode=0620,gid=5")
 
 
-def _detach_old_root() -> None:
+def _detach_old_root(keep: int) -> None:
     _linux.umount(".", _linux.MNT_DETACH)
     os.chdir("/")
-    _linux.drop_bounding_set()
+    _linux.drop_bounding_set(keep)
 
 
 # ---- dressing ---------------------------------------------------------------------------------------------------
@@ -263,11 +290,16 @@ class _Dress:
         self.files: dict[str, str] = message["files"]
         """Path -> text of the files of /etc that are the container's own."""
         self.source = SOURCE if "source" in self.fds else None
+        self.trees: list[list[str]] = message.get("trees", [])
+        """Name of the descriptor and target of each tree to show, in order."""
+        self.workdir: str = message.get("workdir", "")
+        self.command: list[str] = message.get("command", [])
+        """What a build container runs in place of the runner."""
 
 
 def _dress(control: socket.socket, steps: _Steps) -> _Dress | None:
     """Wait, as long as it takes, to be needed. None when the agent is gone or has no use for this shell."""
-    data, fds, _, _ = socket.recv_fds(control, MESSAGE_LIMIT, 8)
+    data, fds, _, _ = socket.recv_fds(control, MESSAGE_LIMIT, FDS_LIMIT)
     if not data:
         return None
     steps.done.clear()
@@ -275,6 +307,8 @@ def _dress(control: socket.socket, steps: _Steps) -> _Dress | None:
     dress = _Dress(json.loads(data), fds)
     if "source" in dress.fds:
         _linux.attach(dress.fds.pop("source"), SOURCE)
+    for name, target in dress.trees:
+        _show_tree(dress.fds.pop(name), target)
     network = dress.fds.pop("network")
     _linux.setns(network, _linux.CLONE_NEWNET)
     os.close(network)
@@ -290,6 +324,15 @@ def _dress(control: socket.socket, steps: _Steps) -> _Dress | None:
             raise
     steps.mark("dress")
     return dress
+
+
+def _show_tree(fd: int, target: str) -> None:
+    """Show a file or directory, making in the container's own layer what of its path the image lacks."""
+    is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+    os.makedirs(target if is_directory else os.path.dirname(target), 0o755, exist_ok=True)
+    if not is_directory and not os.path.lexists(target):
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+    _linux.attach(fd, target)
 
 
 # ---- init and runner --------------------------------------------------------------------------------------------
@@ -349,18 +392,45 @@ def _run_runner(dress: _Dress, entry: Callable[[int, str | None], int]) -> int:
     """Become the runner: standard streams, descriptor 3 to the server, the environment, and nothing else."""
     os.setsid()
     # Copies above all of the numbers wanted, so that no dup2 overwrites one that is still needed.
-    high = [fcntl.fcntl(dress.fds[name], fcntl.F_DUPFD_CLOEXEC, 64) for name in ("stdout", "stderr", "runner")]
-    for fd, wanted in zip(high, (1, 2, RUNNER_FD), strict=True):
+    names = ("stdout", "stderr") if dress.command else ("stdout", "stderr", "runner")
+    high = [fcntl.fcntl(dress.fds[name], fcntl.F_DUPFD_CLOEXEC, 64) for name in names]
+    for fd, wanted in zip(high, (1, 2, RUNNER_FD), strict=False):
         os.dup2(fd, wanted)
-    os.set_inheritable(RUNNER_FD, False)
-    _linux.close_from(RUNNER_FD + 1)
+    _linux.close_from(len(names) + 1)
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
-    gc.enable()
     os.environ.clear()
     os.environ.update(dress.environment)
     os.umask(0o022)
-    os.chdir(WORKDIR)
+    _enter_workdir(dress.workdir)
+    if dress.command:
+        return _execute(dress.command)
+    os.set_inheritable(RUNNER_FD, False)
+    gc.enable()
     return _serve(entry, RUNNER_FD, dress.source)
+
+
+def _enter_workdir(path: str) -> None:
+    path = path or WORKDIR
+    try:
+        if not os.path.isdir(path):
+            os.makedirs(path)
+        os.chdir(path)
+    except OSError as error:
+        raise SystemExit(_say(f"the working directory `{path}` cannot be entered: {error.strerror}")) from None
+
+
+def _execute(command: list[str]) -> int:
+    for signum in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these, and that is inherited
+        signal.signal(signum, signal.SIG_DFL)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        return _say(f"`{command[0]}` cannot be run: {error.strerror}")
+
+
+def _say(text: str) -> int:
+    os.write(2, f"{text}\n".encode(errors="replace"))
+    return 127
 
 
 def _serve(entry: Callable[[int, str | None], int], fd: int, source: str | None) -> int:

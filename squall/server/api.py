@@ -28,12 +28,14 @@ from squall.exception import (
 from squall.protocol.messages import (
     BLOB_CHUNK_BYTES,
     BindFunction,
+    BuildImage,
     CancelCall,
     CreateApp,
     ExecData,
     ExecExit,
     GetBlob,
     GetCall,
+    GetImage,
     GetLogs,
     GetOutput,
     GetStats,
@@ -44,12 +46,14 @@ from squall.protocol.messages import (
     Message,
     OutputItem,
     Ping,
+    PruneImages,
     PutBlob,
     StartExec,
     StopApp,
     StopContainer,
     StopServer,
     Submit,
+    VerifyImage,
     YieldCredit,
     new_id,
     to_dict,
@@ -159,6 +163,7 @@ class Api:
             StartExec: self.start_exec,
             ExecData: self.exec_data,
             GetTrace: self.get_trace,
+            GetImage: self.get_image,
             StopContainer: self.stop_container,
         }
         self._client_slow: dict[type[Message], Callable[[Peer, Any], Any]] = {
@@ -167,6 +172,9 @@ class Api:
             GetLogs: self.get_logs,
             ListObjects: self.list_objects,
             StopServer: self.stop_server,
+            BuildImage: self.build_image,
+            PruneImages: self.prune_images,
+            VerifyImage: self.verify_image,
         }
 
     def handle(self, peer: Peer, message: Message, payload: bytes) -> None:
@@ -227,6 +235,21 @@ class Api:
     async def stop_server(self, peer: Peer, message: StopServer) -> None:
         peer.reply(message.id)
         self.server.end(message.reason or "asked to stop")
+
+    # -- images
+
+    async def build_image(self, peer: Peer, message: BuildImage) -> None:
+        peer.reply(message.id, await self.server.builds.build(peer, message))
+
+    def get_image(self, peer: Peer, message: GetImage, payload: bytes) -> None:
+        builds = self.server.builds
+        peer.reply(message.id, builds.row(builds.find(message.image_id)))
+
+    async def prune_images(self, peer: Peer, message: PruneImages) -> None:
+        peer.reply(message.id, await self.server.builds.prune(message))
+
+    async def verify_image(self, peer: Peer, message: VerifyImage) -> None:
+        peer.reply(message.id, await self.server.builds.verify(message.image.image_id))
 
     # -- calls
 
@@ -360,10 +383,13 @@ class Api:
             "functions": self._functions,
             "calls": self._calls,
             "nodes": lambda _: self.server.nodes.inventory(),
+            "images": lambda _: self.server.builds.rows(),
         }
         rows = makers.get(message.kind)
         if rows is None:
-            raise InvalidError(f"cannot list `{message.kind[:40]}`", hint="apps, containers, functions, calls or nodes")
+            raise InvalidError(
+                f"cannot list `{message.kind[:40]}`", hint="apps, containers, functions, calls, nodes or images"
+            )
         peer.reply(message.id, {"rows": rows(message)[-max(1, message.limit) :]})
 
     def _apps(self, message: ListObjects) -> list[dict[str, Any]]:
@@ -478,6 +504,9 @@ class Api:
         )
 
     async def get_logs(self, peer: Peer, message: GetLogs) -> None:
+        if message.image_id:
+            await self._get_image_logs(peer, message)
+            return
         await self.server.objects.recall()
         app = self._logs_app(message)
         end = await self._send_logs(peer, message, app, 0)
@@ -489,6 +518,15 @@ class Api:
             if app.state != "stopped":
                 app.followers.add(peer)
         peer.reply(message.id, {"app_id": app.app_id, "state": app.state})
+
+    async def _get_image_logs(self, peer: Peer, message: GetLogs) -> None:
+        image_id = self.server.builds.find(message.image_id).image_id
+        kept = self.server.logs.snapshot(image_id)
+        for record in (await self.loop.run_in_executor(None, lambda: list(kept.records())))[-message.tail :]:
+            await peer.stream.drained()
+            chunk = LogChunk(image_id, image_id, record.function, record.stream, record.at, re=message.id)
+            peer.stream.send(chunk, record.data)
+        peer.reply(message.id, {"app_id": image_id, "state": "stopped"})
 
     async def _send_logs(self, peer: Peer, message: GetLogs, app: AppRecord, since: int) -> int:
         """Send the output kept after `since`; how far that is."""

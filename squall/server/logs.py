@@ -53,6 +53,12 @@ class Logs:
         if segment is not None:
             segment.close()
 
+    def remove(self, app_id: str) -> None:
+        """Delete all that is kept of one."""
+        self.close_app(app_id)
+        for path in (self._path(app_id), self._path(app_id).with_suffix(".old")):
+            path.unlink(missing_ok=True)
+
     def close(self) -> None:
         for app_id in list(self._open):
             self.close_app(app_id)

@@ -21,9 +21,12 @@ from squall._observe import Logger
 from squall.config import Config
 from squall.engines.provider import EmbeddedProvider, NodeProvider
 from squall.exception import ConflictError, Error, InternalError, NotFoundError, VersionError
+from squall.protocol.images import image_id_of
 from squall.protocol.messages import (
     SUPPORTED_VERSIONS,
     BindFunction,
+    BuildDone,
+    BuildOutput,
     ContainerEvent,
     ContainerOutput,
     CreateApp,
@@ -36,6 +39,7 @@ from squall.protocol.messages import (
     NodeReport,
     Notice,
     Outputs,
+    Pruned,
     Register,
     Welcome,
     new_id,
@@ -43,6 +47,7 @@ from squall.protocol.messages import (
 )
 from squall.protocol.transport import FrameStream
 from squall.server.api import Api, Dropped, Peer, log_chunk
+from squall.server.builds import Builds
 from squall.server.calls import Calls
 from squall.server.containers import ContainerRecord
 from squall.server.database import Database
@@ -93,6 +98,9 @@ class Server:
         self.objects = Objects(self.database)
         self.metering = Metering(self.database)
         self.nodes = Nodes(self.loop)
+        quota = int(config.images_gib * (1 << 30))
+        self.builds = Builds(config.state_dir / "images", self.nodes, self.blobs, self.logs, quota)
+        self.builds.in_use = self._images_in_use
         self.calls = Calls(self.dispatch, self.objects, self.database, self.timelines)
         self.reconciler = Reconciler(self.dispatch, self.objects, self.nodes, self.calls, self.metering)
         self.api = Api(self)
@@ -303,6 +311,14 @@ class Server:
             self._on_output(node, message, payload)
         elif isinstance(message, NodeReport):
             node.used = message.containers
+            if message.layers:
+                self.builds.reported(message.layers)
+        elif isinstance(message, BuildOutput):
+            self.builds.output(node, message, payload)
+        elif isinstance(message, BuildDone):
+            self.builds.done(node, message)
+        elif isinstance(message, Pruned):
+            self.builds.answered(message)
         elif isinstance(message, (ExecData, ExecExit)):
             self.api.exec_from_node(node, message, payload, last=isinstance(message, ExecExit))
 
@@ -321,11 +337,13 @@ class Server:
             if not self.ended.is_set():
                 log.warning("node lost", node=owner.node_id, reason=reason, containers=len(owner.containers))
             self.reconciler.node_lost(owner, reason)
+            self.builds.node_lost(owner, reason)
 
     def _peer_lost(self, peer: Peer, reason: str) -> None:
         self.peers.discard(peer)
         self.busy_at = time.monotonic()
         self.api.peer_lost(peer)
+        self.builds.peer_lost(peer)
         for app in list(self.objects.apps.values()):
             app.followers.discard(peer)
             if app.owner is peer:
@@ -399,6 +417,8 @@ class Server:
     def create_app(self, message: CreateApp, peer: Peer) -> AppRecord:
         if self.ended.is_set():
             raise ConflictError("the server is ending", hint="try again")
+        for spec in message.functions:
+            self.builds.check_use(spec.image)
         app = self.objects.create_app(message, peer, time.time())
         peer.apps.add(app.app_id)
         if message.follow:
@@ -409,6 +429,10 @@ class Server:
         for function in app.functions.values():
             self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function)))
         return app
+
+    def _images_in_use(self) -> set[str]:
+        apps = [app for app in self.objects.apps.values() if app.state != "stopped"]
+        return {image_id_of(f.spec.image.steps) for app in apps for f in app.functions.values() if f.spec.image.steps}
 
     def bind_function(self, message: BindFunction, parameters: bytes, *, trusted: bool) -> FunctionRecord:
         """The variant that is asked for, ready to be called."""

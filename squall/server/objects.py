@@ -278,7 +278,6 @@ def check_spec(spec: FunctionSpec) -> None:
         (not 0 <= spec.exit_grace <= 3600, f"exit_grace={spec.exit_grace}"),
         (len(spec.methods) > METHOD_LIMIT or not all(map(_is_name, spec.methods)), "a list of methods"),
         (len(spec.parameters) > METHOD_LIMIT or not all(map(_is_name, spec.parameters)), "a list of parameters"),
-        (spec.image.kind != "host", f"image `{spec.image.kind}`"),
         (not 0 <= spec.cpu_limit <= 4096, f"cpu limit {spec.cpu_limit}"),
         (not 0 <= spec.memory_limit_mib <= 1 << 24, f"memory limit {spec.memory_limit_mib}"),
         (not 1 <= spec.retries.backoff_coefficient <= 10, f"backoff_coefficient={spec.retries.backoff_coefficient}"),

@@ -47,10 +47,21 @@ def test_sealing_gives_up_everything_in_an_order_that_works() -> None:
     ]
 
 
+def test_sealing_a_build_keeps_the_few_capabilities_it_was_told() -> None:
+    with _linux.recording() as calls:
+        _linux.seal([b"x" * 8], 100, bounding=True, keep=0b1001)
+    assert ("prctl", _linux.PR_CAPBSET_DROP, "all but 0x9") in calls
+    assert ("capset", "0x9", 0) in calls
+    assert calls[-2:] == [
+        ("prctl", _linux.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+        ("seccomp", "SECCOMP_SET_MODE_FILTER", "1 instructions"),
+    ]
+
+
 def test_root_is_built_so_that_proc_is_mounted_before_the_old_root_goes() -> None:
     config: dict[str, Any] = {"binds": [], "overrides": {}, "masked": [], "readonly": []}
-    order = [name for name, _ in inside._root_steps(config, "c1")]
-    assert order == ["overlay", "collect", "pivot", "binds", "proc", "dev", "detach"]
+    order = [name for name, _ in inside._root_steps(config, [])]
+    assert order == ["box", "overlay", "collect", "pivot", "binds", "proc", "dev", "detach"]
 
 
 def test_descriptors_are_closed_around_those_kept() -> None:

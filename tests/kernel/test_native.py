@@ -231,7 +231,7 @@ def test_trouble_is_named_with_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_default_spec_is_what_the_warm_zygote_is_for(node: Node) -> None:
-    assert runtime_of(node)._nursery(ContainerSpec("co-x")).zygote is not None
+    assert node.run(runtime_of(node)._nursery(ContainerSpec("co-x"))).zygote is not None
 
 
 @pytest.mark.parametrize("claimed", [0xFFFF, 0x10000, -1, 0x137F, 0x00FF])

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -79,7 +79,9 @@ class Broken(Runtime):
 
     async def start(self) -> None: ...
 
-    async def create(self, spec: ContainerSpec, io: ContainerIO, source: Path | None) -> Container:
+    async def create(
+        self, spec: ContainerSpec, io: ContainerIO, source: Path | None, shown: Sequence[tuple[Path, str]] = ()
+    ) -> Container:
         return self.make(spec.container_id)
 
     async def close(self) -> None: ...
@@ -117,7 +119,9 @@ def test_pipes_that_somebody_keeps_open_are_closed_when_their_container_has_ende
     copies: list[int] = []
 
     class Keeping(Broken):
-        async def create(self, spec: ContainerSpec, io: ContainerIO, source: Path | None) -> Container:
+        async def create(
+            self, spec: ContainerSpec, io: ContainerIO, source: Path | None, shown: Sequence[tuple[Path, str]] = ()
+        ) -> Container:
             copies.extend(map(os.dup, (io.stdout, io.stderr)))
             os.write(copies[0], b"never read")
             return Standing(spec.container_id)

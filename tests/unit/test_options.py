@@ -175,11 +175,9 @@ def test_secret_by_name_says_that_it_needs_a_later_release() -> None:
 # ---- images
 
 
-def test_only_the_hosts_image_exists_in_this_release() -> None:
+def test_image_of_the_host_is_the_default_and_unknown_methods_are_named() -> None:
     assert Image.host()._spec.kind == "host"
-    with pytest.raises(InvalidError, match=r"`Image\.debian_slim` is not available"):
-        Image.debian_slim("3.11")
-    with pytest.raises(InvalidError, match=r"`Image\.pip_install` is not available"):
-        Image.host().pip_install("numpy")
+    with pytest.raises(InvalidError, match=r"`Image\.from_registry` is not available"):
+        Image.from_registry("python:3.11")
     with pytest.raises(AttributeError, match="no attribute `nonsense`"):
         Image.nonsense  # noqa: B018

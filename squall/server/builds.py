@@ -1,0 +1,333 @@
+"""Images: which exist, who waits for one to be built, and what their builds said.
+
+One build of an image at a time, whoever asks; all who asked hear its output and its end. The node builds and keeps
+the layers; what is kept here of an image is its recipe, its layers' rows and when it was last used, one small file
+each, so that it outlives the server. A build nobody waits for any more is cancelled. Must never trust a recipe of a
+client: it is checked before it goes to a node. Tested in `tests/integration/test_images.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from squall._observe import Logger
+from squall.exception import ConflictError, Error, InvalidError, NotFoundError, ServiceError, from_wire
+from squall.protocol.images import check_image, image_id_of, layer_keys
+from squall.protocol.messages import (
+    BuildDone,
+    BuildImage,
+    BuildOutput,
+    CancelBuild,
+    ImageSpec,
+    Pruned,
+    PruneImages,
+    VerifyImage,
+    build,
+    to_dict,
+)
+from squall.server.logs import Logs, Record
+from squall.server.nodes import Node, Nodes
+from squall.storage.blobs import BlobStore
+
+NODE_TIMEOUT = 30.0
+"""Seconds a build waits for a node to register."""
+ASK_TIMEOUT = 600.0
+NODE_TRIES = 3
+"""Times a build is begun when the node that builds is lost."""
+RECIPE_LIMIT_BYTES = 1 << 20
+KEPT_IMAGES = 1000
+
+log = Logger("server")
+
+
+@dataclass(eq=False)
+class ImageRecord:
+    image_id: str
+    image: ImageSpec
+    created_at: float = 0.0
+    used_at: float = 0.0
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    is_built: bool = False
+    error: str = ""
+    waiting: set[Any] = field(default_factory=set)
+    """Connections that wait for its build."""
+    node: Node | None = None
+    done: asyncio.Future[BuildDone] | None = None
+
+    @property
+    def state(self) -> str:
+        return "building" if self.done is not None else "built" if self.is_built else "failed"
+
+
+class Builds:
+    def __init__(self, directory: Path, nodes: Nodes, blobs: BlobStore, logs: Logs, quota_bytes: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.directory = directory
+        self.nodes = nodes
+        self.blobs = blobs
+        self.logs = logs
+        self.quota_bytes = quota_bytes
+        self.sizes: dict[str, int] = {}
+        """Bytes of each layer, by its key, as the node last said."""
+        self.images: dict[str, ImageRecord] = {}
+        self.in_use: Callable[[], set[str]] = set
+        """Set by `main`: ids of images that functions of running apps name."""
+        self._asked: deque[asyncio.Future[Pruned]] = deque()
+        """What the node was asked to prune and verify: it answers in order."""
+        self._sending: set[asyncio.Future[Any]] = set()
+        self._read()
+
+    # -- building
+
+    async def build(self, peer: Any, message: BuildImage) -> dict[str, Any]:
+        """Have the image built, or find that it is; `Reply.data` of `BuildImage`."""
+        record = self._record(message.image)
+        record.image = message.image
+        record.waiting.add(peer)
+        try:
+            for _ in range(NODE_TRIES):
+                done = await asyncio.shield(record.done or self._begin(record))
+                if done.code != ServiceError.code:
+                    break
+        finally:
+            record.waiting.discard(peer)
+        if done.code:
+            raise from_wire(done.code, done.message, done.hint)
+        return {"image_id": record.image_id, "built": sum(bool(row.get("was_built")) for row in done.layers)}
+
+    def _record(self, image: ImageSpec) -> ImageRecord:
+        check_image(image)
+        if image.kind == "host":
+            raise InvalidError("`Image.host()` needs no build")
+        if len(json.dumps([to_dict(step) for step in image.steps])) > RECIPE_LIMIT_BYTES:
+            raise InvalidError(f"the image's recipe takes more than {RECIPE_LIMIT_BYTES} bytes")
+        missing = [step.blob for step in image.steps if step.blob and not self.blobs.has(step.blob)]
+        if missing:
+            raise NotFoundError(f"build an image: its files `{missing[0]}` were not uploaded")
+        image_id = image_id_of(image.steps)
+        record = self.images.get(image_id)
+        if record is None:
+            record = self.images[image_id] = ImageRecord(image_id, image, time.time())
+        return record
+
+    def _begin(self, record: ImageRecord) -> asyncio.Future[BuildDone]:
+        """Start a build. Its future ends with its node's answer, or with that node."""
+        done: asyncio.Future[BuildDone] = asyncio.get_running_loop().create_future()
+        done.add_done_callback(lambda _: self._ended(record, done))
+        record.done = done
+        task = asyncio.ensure_future(self._send(record, done))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+        return done
+
+    async def _send(self, record: ImageRecord, done: asyncio.Future[BuildDone]) -> None:
+        try:
+            await asyncio.wait_for(self.nodes.changed.wait(), NODE_TIMEOUT)
+        except asyncio.TimeoutError:
+            done.set_result(_failed(record, ServiceError(f"no node registered within {NODE_TIMEOUT:g} s")))
+            return
+        record.node = next(iter(self.nodes.nodes.values()))
+        record.node.send(BuildImage(record.image))
+
+    def _ended(self, record: ImageRecord, done: asyncio.Future[BuildDone]) -> None:
+        if record.done is done:
+            record.done, record.node = None, None
+        self.logs.close_app(record.image_id)
+        result = done.result()
+        if result.code:
+            record.error = result.message
+            if not record.is_built:
+                record.layers = []
+        else:
+            record.is_built, record.error, record.layers = True, "", result.layers
+            record.used_at = time.time()
+            self._write(record)
+
+    # -- removing
+
+    async def prune(self, message: PruneImages) -> dict[str, Any]:
+        """Forget images that are not in use, and have the node remove the layers that no other image has."""
+        ids = [self.find(message.image_id).image_id] if message.image_id else list(self.images)
+        used = self._used()
+        if message.image_id and ids[0] in used:
+            raise ConflictError(f"image `{ids[0]}` is in use", hint="stop the apps that run on it: `squall app list`")
+        now = time.time()
+        gone = [
+            image_id for image_id in ids
+            if image_id not in used and now - self.images[image_id].used_at >= message.older_than
+        ]  # fmt: skip
+        pruned = await self._forget(gone)
+        return {"images": gone, "size_bytes": pruned.size_bytes}
+
+    async def _forget(self, image_ids: list[str]) -> Pruned:
+        for image_id in image_ids:
+            del self.images[image_id]
+            self._path(image_id).unlink(missing_ok=True)
+            self.logs.remove(image_id)
+        keep = {key for record in self.images.values() for key, _ in layer_keys(record.image.steps)}
+        return await self._ask(PruneImages(keep=sorted(keep)))
+
+    def _used(self) -> set[str]:
+        return self.in_use() | {record.image_id for record in self.images.values() if record.done is not None}
+
+    async def verify(self, image_id: str) -> dict[str, Any]:
+        """Have the node compare an image with what was built."""
+        record = self.find(image_id)
+        return {"damaged": (await self._ask(VerifyImage(record.image))).titles}
+
+    async def _ask(self, message: PruneImages | VerifyImage) -> Pruned:
+        await asyncio.wait_for(self.nodes.changed.wait(), NODE_TIMEOUT)
+        answer: asyncio.Future[Pruned] = asyncio.get_running_loop().create_future()
+        self._asked.append(answer)
+        next(iter(self.nodes.nodes.values())).send(message)
+        try:
+            return await asyncio.wait_for(asyncio.shield(answer), ASK_TIMEOUT)
+        except asyncio.TimeoutError:
+            raise ServiceError(f"the node did not answer `{message.TAG}` within {ASK_TIMEOUT:g} s") from None
+
+    def answered(self, message: Pruned) -> None:
+        if self._asked:
+            answer = self._asked.popleft()
+            if not answer.done():
+                answer.set_result(message)
+
+    def reported(self, sizes: dict[str, int]) -> None:
+        """The node's layers have changed; above the quota, images used longest ago go, as far as nothing uses them."""
+        self.sizes = sizes
+        excess = sum(sizes.values()) - self.quota_bytes
+        if excess <= 0:
+            return
+        used, gone = self._used(), []
+        for record in sorted(self.images.values(), key=lambda record: record.used_at):
+            if excess > 0 and record.image_id not in used:
+                gone.append(record.image_id)
+                excess -= self._own_bytes(record, set(gone))
+        if gone:
+            log.info("images are removed, as layers take more than they may", images=gone)
+            task = asyncio.ensure_future(self._forget(gone))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    def _own_bytes(self, record: ImageRecord, gone: set[str]) -> int:
+        """What goes with an image, when those of `gone` have gone."""
+        others = {
+            key
+            for other in self.images.values()
+            if other.image_id not in gone
+            for key, _ in layer_keys(other.image.steps)
+        }
+        return sum(self.sizes.get(key, 0) for key, _ in layer_keys(record.image.steps) if key not in others)
+
+    # -- what nodes say
+
+    def output(self, node: Node, message: BuildOutput, data: bytes) -> None:
+        record = self.images.get(message.image_id)
+        if record is None or record.node is not node:
+            return
+        text = data if message.kind == "output" else f"[{message.kind}] {message.text}\n".encode()
+        stream = "stdout" if message.kind == "output" else "system"
+        self.logs.append(record.image_id, Record(time.time(), record.image_id, f"step-{message.step}", stream, text))
+        for peer in record.waiting:
+            if not peer.stream.paused:
+                peer.stream.send(message, data)
+
+    def done(self, node: Node, message: BuildDone) -> None:
+        record = self.images.get(message.image_id)
+        if record is not None and record.node is node and record.done is not None and not record.done.done():
+            record.done.set_result(message)
+
+    def node_lost(self, node: Node, reason: str) -> None:
+        while self._asked:
+            answer = self._asked.popleft()
+            if not answer.done():
+                answer.set_exception(ServiceError(f"the node was lost: {reason}", hint="try again"))
+        for record in self.images.values():
+            if record.node is node and record.done is not None and not record.done.done():
+                error = ServiceError(f"build image `{record.image_id}`: its node was lost: {reason}", hint="try again")
+                record.done.set_result(_failed(record, error))
+
+    def peer_lost(self, peer: Any) -> None:
+        for record in self.images.values():
+            record.waiting.discard(peer)
+            if record.done is not None and not record.waiting and record.node is not None:
+                record.node.send(CancelBuild(record.image_id, "whoever asked for it went away"))
+
+    # -- use
+
+    def check_use(self, image: ImageSpec) -> None:
+        """Whether functions may run on it. Raises InvalidError, NotFoundError."""
+        check_image(image)
+        if image.kind == "host":
+            return
+        record = self.images.get(image_id_of(image.steps))
+        if record is None or not record.is_built:
+            raise NotFoundError(f"image `{image_id_of(image.steps)}` was not built here", hint="build it first")
+        record.used_at = time.time()
+
+    def find(self, ref: str) -> ImageRecord:
+        found = [record for image_id, record in self.images.items() if image_id.startswith(ref)]
+        if len(found) != 1:
+            what = f"{len(found)} images begin with" if found else "no image"
+            raise NotFoundError(f"{what} `{ref[:80]}`", hint="see `squall image list`")
+        return found[0]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [self.row(record) for record in self.images.values()]
+
+    def row(self, record: ImageRecord) -> dict[str, Any]:
+        return {
+            "image_id": record.image_id,
+            "state": record.state,
+            "steps": len(record.image.steps),
+            "layers": [{**row, "size_bytes": self.sizes.get(row["key"], row["size_bytes"])} for row in record.layers],
+            "size_bytes": sum(self.sizes.get(key, 0) for key, _ in layer_keys(record.image.steps)),
+            "in_use": record.image_id in self._used(),
+            "created_at": record.created_at,
+            "used_at": record.used_at or None,
+            "error": record.error,
+            "recipe": [to_dict(step) for step in record.image.steps],
+        }
+
+    # -- files
+
+    def _path(self, image_id: str) -> Path:
+        return self.directory / f"{image_id}.json"
+
+    def _write(self, record: ImageRecord) -> None:
+        fields = {
+            "image_id": record.image_id,
+            "steps": [to_dict(step) for step in record.image.steps],
+            "created_at": record.created_at,
+            "used_at": record.used_at,
+            "layers": record.layers,
+        }
+        path = self._path(record.image_id)
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(fields))
+        os.replace(temporary, path)
+
+    def _read(self) -> None:
+        paths = sorted(self.directory.glob("im-*.json"), key=lambda path: path.stat().st_mtime)
+        for path in paths[-KEPT_IMAGES:]:
+            try:
+                fields = json.loads(path.read_text())
+                image = build(ImageSpec, {"kind": "layers", "steps": fields["steps"]})
+                check_image(image)
+            except (OSError, ValueError, KeyError, TypeError, Error) as error:
+                log.warning("an image's file is left out", path=str(path), error=str(error))
+                continue
+            record = ImageRecord(fields["image_id"], image, fields["created_at"], fields["used_at"], fields["layers"])
+            record.is_built = True
+            self.images[record.image_id] = record
+
+
+def _failed(record: ImageRecord, error: Error) -> BuildDone:
+    return BuildDone(record.image_id, code=error.code, message=error.message, hint=error.hint)
