@@ -179,16 +179,21 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _parse_toml(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return parse_toml(text)
+    except ValueError as error:
+        raise InvalidError(f"cannot read configuration `{path}`: {error}") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The values of a TOML document. Raises ValueError."""
     # Imported here: a file is rare, and the parser costs more than the rest of this module together.
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
-    try:
-        values: dict[str, Any] = tomllib.loads(text)
-        return values
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidError(f"cannot read configuration `{path}`: {error}") from None
+    values: dict[str, Any] = tomllib.loads(text)
+    return values
 
 
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")

@@ -654,13 +654,11 @@ def _read_text(path: str) -> str:
 
 def _dependencies(path: str, extras: Sequence[str]) -> list[str]:
     """What a `pyproject.toml` says its project needs."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    from squall.config import parse_toml  # pathlib, which it needs, is not for every program
+
     try:
-        project = tomllib.loads(_read_text(path)).get("project", {})
-    except tomllib.TOMLDecodeError as error:
+        project = parse_toml(_read_text(path)).get("project", {})
+    except ValueError as error:
         raise InvalidError(f"cannot read the dependencies in `{path}`: {error}") from None
     found = list(project.get("dependencies", []))
     optional = project.get("optional-dependencies", {})
