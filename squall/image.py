@@ -524,9 +524,9 @@ class Image(metaclass=_ImageMeta):
 
             image = squall.Image.debian_slim("3.11").run_commands("echo built > /built").build()
         """
-        from squall._session import build_image
+        from squall._session import built_spec
 
-        build_image(self, output)
+        built_spec(self, output)
         return self
 
     # -- for the session
