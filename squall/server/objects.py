@@ -270,6 +270,10 @@ def check_spec(spec: FunctionSpec) -> None:
         (not 0 <= spec.target_concurrency <= spec.concurrency, f"target_concurrency={spec.target_concurrency}"),
         (not 0 <= spec.batch_size <= 1000, f"batch_size={spec.batch_size}"),
         (not 0 <= spec.batch_wait <= 600, f"batch_wait={spec.batch_wait}"),
+        (
+            spec.batch_wait >= spec.timeout,
+            f"waiting {spec.batch_wait:g} s for a batch, with a timeout of that or less,",
+        ),
         (spec.single_use and slots_of(spec) > 1, "several inputs at a time in a container that is used once"),
         (not 0 <= spec.exit_grace <= 3600, f"exit_grace={spec.exit_grace}"),
         (len(spec.methods) > METHOD_LIMIT or not all(map(_is_name, spec.methods)), "a list of methods"),

@@ -148,6 +148,7 @@ def test_server_refuses_variants_that_cannot_be() -> None:
             (BindFunction(Model.object_id), b"", "needs its parameters"),
             (BindFunction(Model.object_id), b"x" * 70_000, "the limit is"),
             (BindFunction(square.object_id, {"env": {"A": "x" * 200_000}}), b"", "options of a variant"),
+            (BindFunction(square.object_id, {"batch_size": 2, "batch_wait": 400}), b"", "waiting 400 s for a batch"),
             (BindFunction("fu-0"), b"", "no running function"),
         ):
             reply, _ = wire.ask(message, parameters)

@@ -124,7 +124,8 @@ def test_a_terminal_has_its_size_and_follows_a_resize(container: str) -> None:
 
 
 def test_a_terminals_interrupt_key_ends_the_command(container: str) -> None:
-    command = Command(container, "sh", "-c", "trap 'echo caught; exit 9' INT; echo ready; sleep 600", pty=True)
+    script = "trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.1; done"
+    command = Command(container, "sh", "-c", script, pty=True)
     command.read_until(b"ready")
     command.write(b"\x03")
     assert command.ended()[0] == 9
