@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from squall.exception import InvalidError, VersionError
@@ -539,18 +539,20 @@ class Image(metaclass=_ImageMeta):
     def _resolve(self) -> tuple[ImageSpec, dict[str, bytes]]:
         """The recipe as it is now, with the bytes of local files by their digests."""
         from squall.client import blob_digest
+        from squall.config import load
         from squall.protocol.images import check_image, image_id_of
 
         if self._fixed is not None:
             return self._fixed, {}
         steps, blobs = [], {}
+        forced = self._kind != "host" and load().force_build
         for part in self._parts:
             step = part.step
             if part.read is not None:
                 data = part.read()
                 step = ImageStep(step.kind, step.args, blob_digest(data), step.force)
                 blobs[step.blob] = data
-            steps.append(step)
+            steps.append(replace(step, force=True) if forced and not steps else step)
         spec = ImageSpec(self._kind, steps, image_id_of(steps) if steps else "")
         check_image(spec)
         return spec, blobs
