@@ -379,11 +379,11 @@ async def _build(client: Client, image: Image, output: Output) -> ImageSpec:
     return spec
 
 
-def build_image(image: Image, output: Output | None) -> str:
-    """Build an image that no app may use yet; its id."""
+def built_spec(image: Image, output: Output | None) -> ImageSpec:
+    """Build an image that no app may use yet; its recipe."""
     if image._kind == "host":
-        return ""
-    return _blocking.run(_build(Client.current(), image, output or PlainOutput())).image_id
+        return image._spec
+    return _blocking.run(_build(Client.current(), image, output or PlainOutput()))
 
 
 def find_image(image_id: str) -> ImageSpec:

@@ -47,6 +47,7 @@ class Config:
     node_cpus: float = _setting(0.0, "cores offered to containers; 0: all of the machine", minimum=0)
     node_memory_mib: int = _setting(0, "memory offered to containers, in MiB; 0: what the machine has", minimum=0)
     build_timeout: float = _setting(3600.0, "seconds one step of an image's build may take", minimum=1)
+    force_build: bool = _setting(False, "build every step of an image again, for all who use it from then on")
     images_gib: float = _setting(
         50.0, "disk for image layers, in GiB; above it, images used longest ago are removed", minimum=0.1
     )
@@ -179,16 +180,21 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _parse_toml(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return parse_toml(text)
+    except ValueError as error:
+        raise InvalidError(f"cannot read configuration `{path}`: {error}") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The values of a TOML document. Raises ValueError."""
     # Imported here: a file is rare, and the parser costs more than the rest of this module together.
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
-    try:
-        values: dict[str, Any] = tomllib.loads(text)
-        return values
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidError(f"cannot read configuration `{path}`: {error}") from None
+    values: dict[str, Any] = tomllib.loads(text)
+    return values
 
 
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")

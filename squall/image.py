@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from squall.exception import InvalidError, VersionError
@@ -524,9 +524,9 @@ class Image(metaclass=_ImageMeta):
 
             image = squall.Image.debian_slim("3.11").run_commands("echo built > /built").build()
         """
-        from squall._session import build_image
+        from squall._session import built_spec
 
-        build_image(self, output)
+        built_spec(self, output)
         return self
 
     # -- for the session
@@ -539,18 +539,20 @@ class Image(metaclass=_ImageMeta):
     def _resolve(self) -> tuple[ImageSpec, dict[str, bytes]]:
         """The recipe as it is now, with the bytes of local files by their digests."""
         from squall.client import blob_digest
+        from squall.config import load
         from squall.protocol.images import check_image, image_id_of
 
         if self._fixed is not None:
             return self._fixed, {}
         steps, blobs = [], {}
+        forced = self._kind != "host" and load().force_build
         for part in self._parts:
             step = part.step
             if part.read is not None:
                 data = part.read()
                 step = ImageStep(step.kind, step.args, blob_digest(data), step.force)
                 blobs[step.blob] = data
-            steps.append(step)
+            steps.append(replace(step, force=True) if forced and not steps else step)
         spec = ImageSpec(self._kind, steps, image_id_of(steps) if steps else "")
         check_image(spec)
         return spec, blobs
@@ -654,13 +656,11 @@ def _read_text(path: str) -> str:
 
 def _dependencies(path: str, extras: Sequence[str]) -> list[str]:
     """What a `pyproject.toml` says its project needs."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    from squall.config import parse_toml  # pathlib, which it needs, is not for every program
+
     try:
-        project = tomllib.loads(_read_text(path)).get("project", {})
-    except tomllib.TOMLDecodeError as error:
+        project = parse_toml(_read_text(path)).get("project", {})
+    except ValueError as error:
         raise InvalidError(f"cannot read the dependencies in `{path}`: {error}") from None
     found = list(project.get("dependencies", []))
     optional = project.get("optional-dependencies", {})

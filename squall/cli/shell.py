@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from squall._session import PlainOutput, prepare
+from squall._session import PlainOutput, built_spec, prepare
 from squall.app import App
 from squall.cli.main import did_you_mean
 from squall.cli.manage import Exec, ask, complete, connect, resolve
@@ -67,6 +67,8 @@ def spec_for(ref: str, as_module: bool) -> tuple[FunctionSpec, list[bytes]]:
 def _prepared(app: App, tag: str) -> tuple[FunctionSpec, list[bytes]]:
     prepared = prepare(app)
     spec = next(spec for spec in prepared.specs if spec.tag == tag)
+    if tag in app._images:
+        spec.image = built_spec(app._images[tag], None)
     return spec, [data for digest, data in prepared.blobs.items() if digest == spec.source]
 
 

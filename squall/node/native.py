@@ -777,10 +777,11 @@ class NativeRuntime(Runtime):
                 name = "source" if target == SOURCE else f"tree-{number}"
                 fds[name] = rootfs.source_tree(path)
                 opened.append(fds[name])
+            shell.environment = {**ENVIRONMENT, **passed_environment(), **nursery.environment}
             message = {
                 "fds": list(fds),
                 "hostname": hostname,
-                "environment": {**ENVIRONMENT, **passed_environment(), **nursery.environment, **identity(spec)},
+                "environment": {**shell.environment, **identity(spec)},
                 "files": _files(nursery.root.overrides, lease, hostname),
                 "workdir": nursery.settings.workdir,
                 "trees": [[f"tree-{n}", target] for n, (_, target) in enumerate(trees) if target != SOURCE],

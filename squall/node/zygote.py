@@ -35,7 +35,6 @@ from squall.node.linux import StepError
 from squall.node.privileges import ID_RANGE
 from squall.node.removal import Removals
 from squall.node.rootfs import Root
-from squall.node.runtime import passed_environment
 
 ZYGOTE_TIMEOUT = 20.0
 """From exec to the last warm import."""
@@ -423,6 +422,8 @@ class Shell:
     pid: int = 0
     pidfd: int = -1
     steps: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    """Of its runner, which commands that join it get as well."""
     request: dict[str, Any] = field(default_factory=dict)
     """What the zygote is told of this shell beside its name: how a build's differs."""
     layers: list[int] = field(default_factory=list)
@@ -563,8 +564,9 @@ async def join_and_exec(shell: Shell, argv: list[str], streams: tuple[int, int, 
         except OSError as error:
             os.write(answer, json.dumps({"error": f"{step}: {error}"}).encode())
             return
-        _run_command(argv, streams, workdir, tty)
+        _run_command(argv, streams, workdir, tty, environment)
 
+    environment = shell.environment or ENVIRONMENT
     pid = linux.fork_child(helper)
     os.close(answer)
     message = {"error": f"the helper did not answer within {SHELL_TIMEOUT:g} s"}
@@ -604,7 +606,9 @@ async def _end_helper(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - this does not wait
 
 
-def _run_command(argv: list[str], streams: tuple[int, int, int], workdir: str, tty: bool) -> None:
+def _run_command(
+    argv: list[str], streams: tuple[int, int, int], workdir: str, tty: bool, environment: dict[str, str]
+) -> None:
     try:
         os.setsid()
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in streams]
@@ -620,7 +624,7 @@ def _run_command(argv: list[str], streams: tuple[int, int, int], workdir: str, t
         _linux.seal([privileges.zygote_filter(), privileges.container_filter()], privileges.NOFILE)
         _linux.set_parent_death_signal(signal.SIGKILL)
         os.chdir(workdir)
-        environment = {**ENVIRONMENT, **passed_environment(), "TERM": "xterm-256color" if tty else "dumb"}
+        environment = {**environment, "TERM": "xterm-256color" if tty else "dumb"}
         os.execvpe(argv[0], argv, environment)
     except OSError as error:
         missing = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOTDIR)

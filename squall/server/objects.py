@@ -315,6 +315,8 @@ def variant_spec(spec: FunctionSpec, options: dict[str, Any]) -> FunctionSpec:
         made = msgspec.convert(fields, FunctionSpec)
     except msgspec.MsgspecError as error:
         raise InvalidError(f"function `{spec.tag}`: options of a variant: {error}") from None
+    if made.image != spec.image and made.image.kind != "host":
+        raise InvalidError(f"function `{spec.tag}`: a variant cannot have an image that has to be built")
     if made.max_containers and made.min_containers > made.max_containers:
         raise InvalidError(
             f"function `{spec.tag}`: `min_containers` is {made.min_containers}, more than `max_containers`, "

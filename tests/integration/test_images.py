@@ -406,6 +406,23 @@ def test_images_can_be_looked_at_and_explained() -> None:
     assert "- echo looked for" in told
 
 
+def test_shell_is_in_the_functions_image(tmp_path: Path) -> None:
+    (tmp_path / "shelled.py").write_text(
+        f"import squall\n\nimage = squall.Image.debian_slim({PYTHON!r}).env({{'GREETING': 'hello'}})\n"
+        "image = image.run_commands('echo within > /where')\napp = squall.App('shelled', image=image)\n\n\n"
+        "@app.function()\ndef body():\n    pass\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "squall.cli", "shell", f"{tmp_path}/shelled.py::body"],
+        input="cat /where; echo $GREETING\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.splitlines()[:2] == ["within", "hello"], done.stderr
+
+
 def test_prune_removes_what_nothing_uses_and_leaves_what_runs(debian: Path) -> None:
     used = base().run_commands("echo used > /used")
     unused = base().run_commands("echo unused > /unused").build(Heard())

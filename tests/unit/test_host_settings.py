@@ -87,11 +87,8 @@ def test_mirror_is_found_in_both_forms_of_sources() -> None:
 
 
 def test_mirror_of_this_machine_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    text = (
-        "deb http://m.example/debian x main\n"
-        "deb http://s.example/debian-security x main\n"
-        "deb http://other.example x y\n"
-    )
+    uris = ("http://m.example/debian", "http://s.example/debian-security", "http://other.example")
+    text = "".join(f"deb {uri} x main\n" for uri in uris)
     monkeypatch.setattr(settings, "_apt_sources", lambda: [text])
     found = read(tmp_path)
     assert (found.mirror, found.security) == ("http://m.example/debian", "http://s.example/debian-security")

@@ -84,5 +84,10 @@ def test_force_is_marked_on_its_step_alone() -> None:
     assert [step.force for step in steps] == [False, True, False]
 
 
+def test_variable_forces_the_base_and_with_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUALL_FORCE_BUILD", "1")
+    assert [step.force for step in base().run_commands("a")._resolve()[0].steps] == [True, False]
+
+
 def test_repr_tells_the_steps() -> None:
     assert repr(base().apt_install("git")) == "<Image: debian_slim bookworm; apt install git>"

@@ -1,0 +1,116 @@
+"""What a build may use of the disk, and how its failure is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from squall.exception import NotFoundError, ResourceExhaustedError
+from squall.node import builder
+from squall.node.builder import Builder, failure, uv_mount
+from squall.node.layers import Layer, Layers
+from squall.node.runtime import Exit
+from squall.protocol.images import Settings
+from squall.protocol.messages import ImageSpec, ImageStep
+
+STEP = ImageStep("run", {"commands": ["make"]})
+
+
+def make(tmp_path: Path, quota: int = 1 << 40) -> Builder:
+    layers = Layers(tmp_path / "layers")
+    layers.root.mkdir()
+    runtime: Any = SimpleNamespace(layers=layers)
+    return Builder(runtime, lambda message, data: None, lambda digest: None, timeout=1.0, quota_bytes=quota)  # type: ignore[arg-type, return-value]
+
+
+def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1))
+
+
+def told(tail: str, end: Exit | None = None) -> tuple[str, str]:
+    work = builder._Work("k", STEP, 2, Settings(), (), ImageSpec("layers", [STEP, STEP]))
+    error = failure(work, end or Exit(1, "exited with code 1"), tail)
+    return error.message, error.hint
+
+
+def test_build_does_not_begin_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(tmp_path)
+    with_free(monkeypatch, builder.FREE_BYTES)
+    with pytest.raises(ResourceExhaustedError, match="256 MiB left") as caught:
+        made._check_room()
+    assert "squall image prune" in caught.value.hint
+    with_free(monkeypatch, 4 * builder.FREE_BYTES)
+    made._check_room()
+
+
+def test_build_that_fills_the_disk_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(tmp_path)
+    monkeypatch.setattr(builder, "WATCH_INTERVAL", 0.001)
+    with_free(monkeypatch, builder.FREE_BYTES - 1)
+    said: list[str] = []
+    asyncio.run(asyncio.wait_for(made._watch_disk(said.append), 5))
+    assert "the disk is full" in said[0]
+
+
+def test_build_does_not_begin_above_the_quota(tmp_path: Path) -> None:
+    made = make(tmp_path, quota=1 << 20)
+    building = made.layers.begin()
+    (building / "tree").mkdir()
+    made.layers.publish(building, Layer("k", "large", building, size_bytes=2 << 20))
+    with pytest.raises(ResourceExhaustedError, match="take 2 MiB of the 1 MiB"):
+        made._check_room()
+
+
+def test_sizes_are_told_when_they_change(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    building = made.layers.begin()
+    (building / "tree").mkdir()
+    made.layers.publish(building, Layer("k", "a step", building, size_bytes=5))
+    assert made.changed_sizes() == {"k": 5}
+    assert made.changed_sizes() == {}
+
+
+@pytest.mark.parametrize(
+    ("tail", "hint"),
+    [
+        ("error: command 'gcc' failed: No such file or directory", "build-essential"),
+        ("x: fatal error: Python.h: No such file or directory", "build-essential"),
+        ("  x No solution found when resolving dependencies", "check the name"),
+        ("E: Unable to locate package nonsense", "packages.debian.org"),
+        ("write error: No space left on device", "squall image prune"),
+        ("/bin/sh: 1: git: not found", "apt_install"),
+        ("Temporary failure resolving 'deb.debian.org'", "nothing else of its network"),
+        ("all is lost", ""),
+    ],
+)
+def test_failure_has_a_hint_where_one_is_known(tail: str, hint: str) -> None:
+    message, found = told(tail)
+    assert message.startswith("image step 2 of 2, `run make`, failed: exited with code 1\n    ")
+    assert hint in found
+    assert bool(hint) == bool(found)
+
+
+def test_failure_shows_the_end_of_a_long_output() -> None:
+    message, _ = told("\n".join(f"line {number}" for number in range(1000)))
+    assert "line 999" in message
+    assert "line 900" not in message
+
+
+def test_step_that_ran_out_of_memory_says_so() -> None:
+    message, hint = told("", Exit(137, "killed", oom=True))
+    assert "ran out of memory" in message
+    assert hint
+
+
+def test_node_without_uv_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert uv_mount(STEP) == []
+    with pytest.raises(NotFoundError, match="the node has no uv") as caught:
+        uv_mount(ImageStep("uv", {"packages": ["six"]}))
+    assert "pip install uv" in caught.value.hint
