@@ -516,6 +516,16 @@ class Function(Handle, Generic[P, R]):
         await target.client.request(submit, b"".join(parts))
 
     @both
+    async def hydrate(self) -> Function[P, R]:
+        """Make sure now that the function can be called, instead of at the first call; returns the function itself.
+
+        Raises InvalidError when its app does not run, NotFoundError when it has ended.
+        """
+        target = await self._target()
+        await target.client.request(GetStats(target.function_id))
+        return self
+
+    @both
     async def get_current_stats(self) -> FunctionStats:
         """How many inputs wait and run, and in how many containers, at this moment.
 
@@ -634,6 +644,15 @@ class FunctionCall(Handle, Generic[R]):
         Afterwards `get` raises CancelledError.
         """
         await Client.current().request(CancelCall(self._object_id, [], terminate_containers))
+
+    @both
+    async def hydrate(self) -> FunctionCall[R]:
+        """Make sure now that the server knows the call, instead of at `get`; returns the handle itself.
+
+        Raises NotFoundError for a call that was never spawned, or so long ago that it was forgotten.
+        """
+        await self.num_inputs.aio()
+        return self
 
     @both
     async def num_inputs(self) -> int:

@@ -27,6 +27,8 @@ ReadBlob = Callable[[str], bytes]
 
 TEXT_LIMIT = 2000
 
+PLACE = {"SQUALL_ENVIRONMENT": "main", "SQUALL_REGION": "local", "SQUALL_CLOUD_PROVIDER": "self-hosted"}
+"""Where a container runs, under the names that programs written for a cloud look at."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -115,6 +117,8 @@ def apply_environment(spec: FunctionSpec) -> None:
     threads = str(max(1, int(spec.cpu_limit or spec.cpu or 1)))
     for name in THREAD_VARIABLES:
         os.environ[name] = threads
+    os.environ.update(PLACE)
+    os.environ["SQUALL_IMAGE_ID"] = spec.image.image_id or "im-host"
     os.environ.update(spec.env)
 
 

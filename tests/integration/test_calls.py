@@ -429,3 +429,11 @@ def test_interrupt_stops_the_app_and_its_containers(home: Path, tmp_path: Path) 
     assert process.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in errors
     assert "squall/protocol" not in errors
+
+
+def test_handles_are_hydrated_when_what_they_name_exists(program: ModuleType) -> None:
+    assert program.square.hydrate() is program.square
+    call = program.square.spawn(3)
+    assert call.hydrate() is call
+    with pytest.raises(NotFoundError):
+        squall.FunctionCall.from_id("fc-0000000000000000").hydrate()
