@@ -544,7 +544,8 @@ class Image(metaclass=_ImageMeta):
 
         if self._fixed is not None:
             return self._fixed, {}
-        steps, blobs = [], {}
+        steps: list[ImageStep] = []
+        blobs: dict[str, bytes] = {}
         forced = self._kind != "host" and load().force_build
         for part in self._parts:
             step = part.step
