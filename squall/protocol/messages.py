@@ -41,6 +41,10 @@ def input_id(call_id: str, idx: int) -> str:
     return f"in-{call_id[3:]}-{idx}"
 
 
+MESSAGES: dict[str, type[Message]] = {}
+"""Tag -> class, of every module of messages that was imported: `wire` of the server imports them all."""
+
+
 @dataclass(eq=False, repr=False)
 class Message:
     """One message. Comparing and showing are written once here: generated for each of 40 classes, they would take a
@@ -52,6 +56,9 @@ class Message:
 
     id: int = field(default=0, kw_only=True)
     re: int = field(default=0, kw_only=True)
+
+    def __init_subclass__(cls) -> None:
+        MESSAGES[cls.TAG] = cls
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self._values() == other._values()
@@ -471,6 +478,14 @@ class GetCall(Message):
     call_id: str
 
 
+@dataclass(eq=False, repr=False)
+class GetStats(Message):
+    """`Reply.data`: backlog, num_total_runners, num_running_inputs, input_headroom of a function."""
+
+    TAG = "get_stats"
+    function_id: str
+
+
 # ---- server and runner ------------------------------------------------------------------------------------------
 
 
@@ -718,64 +733,6 @@ class ExecExit(Message):
     code: int
     message: str = ""
 
-
-# ---- looking at things ------------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False, repr=False)
-class ListObjects(Message):
-    """`kind`: `apps`, `containers`, `functions`, `calls`, `nodes`. `Reply.data`: `{"rows": [dict, ...]}`."""
-
-    TAG = "list_objects"
-    kind: str
-    app: str = ""
-    all: bool = False
-    limit: int = 100
-
-
-@dataclass(eq=False, repr=False)
-class GetLogs(Message):
-    """Past output of an app or a container as `LogChunk` pushes carrying this request's id in `re`, then the `Reply`.
-    With `follow`, pushes go on until the app stops or the connection closes."""
-
-    TAG = "get_logs"
-    app: str = ""
-    container_id: str = ""
-    follow: bool = False
-    tail: int = 0
-    image_id: str = ""
-    """What the builds of this image said, instead."""
-
-
-@dataclass(eq=False, repr=False)
-class GetTrace(Message):
-    """`call` is a call or input id, or empty for the latest. `Reply.data`: call_id, function, inputs: [{idx, status,
-    attempts, spans: [{name, start, end, note}], events}], total_ms."""
-
-    TAG = "get_trace"
-    call: str = ""
-    limit: int = 20
-
-
-@dataclass(eq=False, repr=False)
-class GetStats(Message):
-    """`Reply.data`: backlog, num_total_runners, num_running_inputs, input_headroom of a function."""
-
-    TAG = "get_stats"
-    function_id: str
-
-
-@dataclass(eq=False, repr=False)
-class StopServer(Message):
-    """End the server: its ephemeral apps stop, containers end. `Reply.data` `{}` before it goes."""
-
-    TAG = "stop_server"
-    reason: str = ""
-
-
-MESSAGES: dict[str, type[Message]] = {
-    cls.TAG: cls for cls in list(globals().values()) if isinstance(cls, type) and issubclass(cls, Message) and cls.TAG
-}
 
 M = TypeVar("M")
 _FIELDS: dict[type, tuple[frozenset[str], dict[str, type]]] = {}

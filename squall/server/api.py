@@ -36,12 +36,9 @@ from squall.protocol.messages import (
     GetBlob,
     GetCall,
     GetImage,
-    GetLogs,
     GetOutput,
     GetStats,
-    GetTrace,
     HasBlobs,
-    ListObjects,
     LogChunk,
     Message,
     OutputItem,
@@ -51,17 +48,17 @@ from squall.protocol.messages import (
     StartExec,
     StopApp,
     StopContainer,
-    StopServer,
     Submit,
     VerifyImage,
     YieldCredit,
     new_id,
     to_dict,
 )
+from squall.protocol.requests import GetLogs, GetTrace, ListObjects, StopServer
 from squall.protocol.transport import FrameStream
-from squall.server.inputs import Demand
+from squall.server.demand import Demand
 from squall.server.logs import Record
-from squall.server.objects import AppRecord
+from squall.server.objects import AppRecord, Scope
 from squall.server.timelines import spans
 from squall.server.wire import Outbox, refuse, reply
 from squall.storage.blobs import Upload, check_digest
@@ -99,6 +96,8 @@ class Peer:
         self.stream = stream
         self.outbox = Outbox(loop, stream)
         self.is_runner = is_runner
+        self.scope = Scope()
+        """What it may see: set from its token, or, on the machine's own socket, from what its hello names."""
         self.prefix = ""
         """`sys.prefix` of the client."""
         self.apps: set[str] = set()

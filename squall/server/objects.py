@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -32,6 +32,16 @@ OPTIONS_LIMIT_BYTES = 128 << 10
 METHOD_LIMIT = 500
 
 
+class Scope(NamedTuple):
+    """Whose objects are meant: names are unique within one, and nothing of another is ever found."""
+
+    workspace: str = "main"
+    environment: str = "main"
+
+
+MAIN = Scope()
+
+
 @dataclass(eq=False)
 class AppRecord:
     app_id: str
@@ -48,6 +58,7 @@ class AppRecord:
     state: AppState = "running"
     stopped_at: float = 0.0
     reason: str = ""
+    scope: Scope = MAIN
 
     def pools(self) -> list[FunctionRecord]:
         """All that may have containers."""

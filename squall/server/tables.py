@@ -1,7 +1,8 @@
 """The Store's schema, as SQLAlchemy Core tables. Imported only by the writer thread (it costs 0.65 s).
 
-Times are seconds since the epoch. Who owns a table: apps, functions -> `objects`; calls, inputs -> `calls`;
-containers -> `metering`. Nobody else writes it. `SCHEMA_VERSION` guards against a Store from another release.
+Times are seconds since the epoch. Who owns a table: apps, versions, functions -> `objects`; calls, inputs -> `calls`;
+containers -> `metering`; tokens, workspaces, environments, secrets -> `auth`; schedules -> `schedules`. Nobody else
+writes it. `SCHEMA_VERSION` guards against a Store from another release.
 """
 
 from __future__ import annotations
