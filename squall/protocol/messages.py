@@ -417,6 +417,10 @@ class Submit(Message):
     """No further `Submit` of this call follows."""
     method: str = ""
     """Which of `FunctionSpec.methods`, for a class."""
+    key: str = ""
+    """With `kind="spawn"`: if a call was made under this key within 7 days, that call is meant and nothing is added;
+    `Reply.data` is `{"call_id": str}`. `digest` stands for the arguments: other ones under the same key are refused."""
+    digest: str = ""
 
 
 @dataclass

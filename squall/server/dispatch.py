@@ -9,6 +9,7 @@ module because every event may touch all of a function's state; the state itself
 What the hand tells (events)                                        and when
   add_function / update_function / close_function                   an app starts, changes its options, ends
   submit(now, call_id, function_id, [(idx, payload)], kind, owner)  inputs arrive (journalled ones: after the fsync)
+  resume(now, call_id, function_id, (idx, payload), history)        a journalled input comes back after a restart
   container_starting(now, container_id, function_id)                it asked a node for a container
   container_ready(now, container_id, slots)                         the runner said `Loaded(ok=True)`
   outputs(now, container_id, [Result])                              a frame of `Outputs` (its yields go to `yielded`)
@@ -63,12 +64,14 @@ from squall.server.inputs import (
     Finish,
     Function,
     FunctionOptions,
+    History,
     Input,
     Instructions,
     KillContainer,
     Notice,
     Push,
     Result,
+    Retried,
     StartFailure,
     Status,
     StopContainer,
@@ -166,18 +169,19 @@ class Dispatch:
         kind: str = "remote",
         owner: Hashable = None,
         last: bool = True,
+        data: Any = None,
     ) -> Instructions:
         """Queue inputs, `(idx, payload)` each. Repeating an idx of a known call is harmless. With `owner` given, the
-        call ends with it (`owner_gone`) unless its kind is `spawn`."""
+        call ends with it (`owner_gone`) unless its kind is `spawn`. `data` is what a new call shall carry."""
         out: Instructions = []
         call = self.calls.get(call_id)
         function = self.functions.get(function_id) if call is None else call.function
         if function is None or function.closed:
             function = function or Function(function_id, FunctionOptions(), now)
-            self._turn_all_away(now, call or Call(call_id, function, kind, None), items, out)
+            self._turn_all_away(now, call or Call(call_id, function, kind, None, data), items, out)
             return out
         if call is None:
-            call = self.calls[call_id] = Call(call_id, function, kind, owner)
+            call = self.calls[call_id] = Call(call_id, function, kind, owner, data)
             if owner is not None:
                 self.owners.setdefault(owner, {})[call] = None
         call.last = last
@@ -188,6 +192,30 @@ class Dispatch:
             self._ask(function, out)
         if not call.inputs:
             self._forget_if_done(call)
+        return out
+
+    def resume(
+        self, now: float, call_id: str, function_id: str, item: tuple[int, Any], history: History, data: Any = None
+    ) -> Instructions:
+        """Queue a spawned input that an earlier server has tried: `submit` with what was left of its budget and its
+        delay. The function must be there."""
+        out: Instructions = []
+        call = self.calls.get(call_id)
+        if call is None:
+            call = self.calls[call_id] = Call(call_id, self.functions[function_id], "spawn", None, data)
+            call.last = True
+        delay = min(history.delay, call.function.options.max_delay)
+        input_ = call.inputs[item[0]] = Input(call, *item, now)
+        call.submitted += 1
+        input_.attempt, input_.failures, input_.infra_failures = history[:3]
+        if delay > 0:
+            input_.state = "backoff"
+            call.function.waiting += 1
+            self._at(now + delay, self._end_backoff, input_, input_.attempt)
+        else:
+            self._enter_queue(input_, first=False)
+            self._unsettled[call.function] = None
+            self._settle(now, out)
         return out
 
     def _enqueue(self, now: float, call: Call, items: Iterable[tuple[int, Any]], out: Instructions) -> None:
@@ -571,10 +599,10 @@ class Dispatch:
         """A runner reported anything but `ok`. Only two other words are believed: it is the tenant's."""
         if input_.cancelling:
             self._finish_cancelled(now, input_, out)
-        elif not self._retry(now, input_, input_.call.function.options.max_retries):
+        elif not self._retry(now, input_, input_.call.function.options.max_retries, out):
             self._finish(now, input_, "timeout" if status == "timeout" else "error", "", "", output, out)
 
-    def _retry(self, now: float, input_: Input, budget: int) -> bool:
+    def _retry(self, now: float, input_: Input, budget: int, out: Instructions) -> bool:
         """Whether an attempt that failed by its own doing is followed by another, which is then under way."""
         options = input_.call.function.options
         if input_.yielded or input_.failures >= budget:
@@ -582,19 +610,24 @@ class Dispatch:
         input_.failures += 1
         delay = options.retry_delay(input_.failures) if options.max_retries else 0.0
         if delay <= 0:
-            self._requeue(input_, first=False)
+            self._requeue(input_, out, first=False)
             return True
         self._leave(input_, "backoff")
-        input_.attempt += 1
+        self._next_attempt(input_, out, delay)
         input_.call.function.waiting += 1
         self._at(now + delay, self._end_backoff, input_, input_.attempt)
         return True
 
-    def _requeue(self, input_: Input, first: bool) -> None:
+    def _requeue(self, input_: Input, out: Instructions, first: bool) -> None:
         """A running input becomes queued again, with a new attempt number that fences the old attempt off."""
         self._leave(input_, "queued")
-        input_.attempt += 1
+        self._next_attempt(input_, out)
         self._enter_queue(input_, first)
+
+    def _next_attempt(self, input_: Input, out: Instructions, delay: float = 0.0) -> None:
+        input_.attempt += 1
+        if input_.call.kind == "spawn":
+            out.append(Retried(input_, delay))
 
     def _enter_queue(self, input_: Input, first: bool) -> None:
         function = input_.call.function
@@ -681,7 +714,7 @@ class Dispatch:
         for input_ in [input_ for input_ in container.running if input_.pushed_at + timeout <= now]:
             if input_.cancelling:
                 self._finish_cancelled(now, input_, out)
-            elif not self._retry(now, input_, budget):
+            elif not self._retry(now, input_, budget, out):
                 self._finish(now, input_, "timeout", message, "", None, out)
         self._kill(now, container, f"an input ran longer than {timeout:g} s", out)
 
@@ -745,10 +778,8 @@ class Dispatch:
         elif input_.yielded:
             self._finish_lost(now, input_, f"was killed: {reason}", "", out)
         else:
-            self._leave(input_, "queued")
             input_.alone = input_.alone or input_.infra_failures > INFRA_RETRIES // 2
-            input_.attempt += 1
-            self._enter_queue(input_, first=True)
+            self._requeue(input_, out, first=True)
 
     def _lose_inputs(
         self, now: float, container: Container, reason: str, fault: Fault, hint: str, out: Instructions
@@ -766,13 +797,11 @@ class Dispatch:
                 if input_.infra_failures > INFRA_RETRIES:
                     self._finish_lost(now, input_, reason, hint, out)
                 else:
-                    self._requeue(input_, first=True)
+                    self._requeue(input_, out, first=True)
             elif len(inputs) > 1:
-                self._leave(input_, "queued")
                 input_.alone = True
-                input_.attempt += 1
-                self._enter_queue(input_, first=True)
-            elif not self._retry(now, input_, crash_budget):
+                self._requeue(input_, out, first=True)
+            elif not self._retry(now, input_, crash_budget, out):
                 self._finish_lost(now, input_, reason, hint, out)
 
     def _finish_lost(self, now: float, input_: Input, reason: str, hint: str, out: Instructions) -> None:

@@ -16,15 +16,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from squall._clock import Clock
 from squall._observe import Logger
 from squall.exception import Error, InternalError, ResourceExhaustedError
 from squall.protocol.states import OutputStatus
 from squall.server.dispatch import Dispatch
-from squall.server.inputs import Input, Retried
-from squall.server.journal import Added, Entry, History, Kept, KeptCall, Payload, Row, Window
+from squall.server.inputs import History, Input, Retried
+from squall.server.journal import Added, Entry, Kept, KeptCall, Note, Payload, Row, Window
 
 log = Logger("server")
 
@@ -46,6 +46,16 @@ LOST_HINT = "spawn it again"
 Told = Callable[[Added | Error], None]
 
 
+class Cancel(NamedTuple):
+    """What a client wants cancelled."""
+
+    call_id: str
+    idxs: list[int] | None
+    """None: all inputs of the call."""
+    workspace: str
+    terminate: bool
+
+
 class Loop(Protocol):
     """What is needed of an event loop."""
 
@@ -61,9 +71,9 @@ class Store(Protocol):
 
     def finish(self, rows: Sequence[Row]) -> Any: ...
 
-    def note(self, rows: Sequence[History]) -> Any: ...
+    def note(self, rows: Sequence[Note]) -> Any: ...
 
-    def cancel(self, call_id: str, idxs: list[int] | None, now_wall: float) -> Any: ...
+    def cancel(self, call_id: str, idxs: list[int] | None, workspace: str, now_wall: float) -> Any: ...
 
     def window(self, after: int, limit: int) -> Any: ...
 
@@ -97,7 +107,7 @@ class Durable:
         self.paged = 0
         """Waiting inputs whose arguments are on disk only."""
         self.unfinished: dict[str, int] = {}
-        """Per pool: spawned inputs that have not ended."""
+        """Per function, by what its callers name: spawned inputs that have not ended."""
         self.limit = 1_000_000
         """Spawned inputs of one function that may be unfinished."""
         self._held = 0
@@ -109,16 +119,16 @@ class Durable:
         self._adding = False
         self._rows: deque[Row] = deque()
         self._finishing = False
-        self._notes: dict[tuple[str, int], History] = {}
+        self._notes: dict[tuple[str, int], Note] = {}
         self._noting = False
-        self._loading: dict[int, list[Callable[[], None]]] = {}
+        self._loading: set[int] = set()
 
     # ---- in -----------------------------------------------------------------------------------------------------
 
-    def submit(self, entry: Entry, pool_id: str, told: Told) -> None:
+    def submit(self, entry: Entry, told: Told) -> None:
         """Write inputs down, then queue them; `told` hears what became of them once they are on disk. Raises
         ResourceExhaustedError when too many wait."""
-        waiting = self.unfinished.get(pool_id, 0)
+        waiting = self.unfinished.get(entry.function_id, 0)
         if waiting + len(entry.items) > self.limit:
             raise ResourceExhaustedError(
                 f"cannot spawn {len(entry.items)} more: {waiting:,} spawned inputs of the function have not ended, the "
@@ -191,7 +201,7 @@ class Durable:
 
     def _queue(self, call: KeptCall, items: Sequence[tuple[int, Any]]) -> None:
         pool_id = self.owner.pool_of(call)
-        self.unfinished[pool_id] = self.unfinished.get(pool_id, 0) + len(items)
+        self._count(call.function_id, len(items))
         # Each submit is the last one known of: what is repeated is told by the journal, not by dispatch's memory.
         instructions = self.dispatch.submit(
             self.clock.monotonic(), call.call_id, pool_id, items, "spawn", None, data=self.owner.describe(call)
@@ -203,14 +213,16 @@ class Durable:
     def finish(self, input_: Input, status: OutputStatus, message: str, hint: str, data: Payload) -> None:
         """An input has ended: write it down, and tell those who wait when that is done."""
         self._let_go(input_)
-        pool_id = input_.call.function_id
-        left = self.unfinished.get(pool_id, 0) - 1
-        if left > 0:
-            self.unfinished[pool_id] = left
-        else:
-            self.unfinished.pop(pool_id, None)
+        self._count(input_.call.data.function_id, -1)
         self._notes.pop((input_.call_id, input_.idx), None)
         self._record(Row(input_.call_id, input_.idx, status, message, hint, data, self.clock.wall()))
+
+    def _count(self, function_id: str, more: int) -> None:
+        count = self.unfinished.get(function_id, 0) + more
+        if count:
+            self.unfinished[function_id] = count
+        else:
+            del self.unfinished[function_id]
 
     def _let_go(self, input_: Input) -> None:
         payload, input_.payload = input_.payload, None
@@ -246,7 +258,7 @@ class Durable:
         the attempt is as one whose end never arrived."""
         input_ = instruction.input
         not_before = self.clock.wall() + instruction.delay if instruction.delay > 0 else None
-        self._notes[input_.call_id, input_.idx] = History(
+        self._notes[input_.call_id, input_.idx] = Note(
             input_.call_id, input_.idx, input_.attempt, input_.failures, input_.infra_failures, not_before
         )
         if not self._noting:
@@ -268,20 +280,19 @@ class Durable:
 
     # ---- cancel ---------------------------------------------------------------------------------------------------
 
-    def cancel(self, call_id: str, idxs: list[int] | None, terminate: bool, told: Callable[[int | Error], None]) -> None:
+    def cancel(self, what: Cancel, told: Callable[[int | Error], None]) -> None:
         """Write down that inputs are cancelled, then cancel them; `told` hears how many had not ended."""
-        future = self.store.cancel(call_id, idxs, self.clock.wall())
-        future.add_done_callback(lambda done: self._cancelled(done, call_id, idxs, terminate, told))
+        future = self.store.cancel(what.call_id, what.idxs, what.workspace, self.clock.wall())
+        future.add_done_callback(lambda done: self._cancelled(done, what, told))
 
-    def _cancelled(
-        self, done: Any, call_id: str, idxs: list[int] | None, terminate: bool, told: Callable[[int | Error], None]
-    ) -> None:
+    def _cancelled(self, done: Any, what: Cancel, told: Callable[[int | Error], None]) -> None:
         error = done.exception()
         if error is not None:
             told(_as_error(error))
             return
-        now = self.clock.monotonic()
-        self.owner.apply(self.dispatch.cancel(now, call_id, idxs, "cancelled by the caller", terminate))
+        if done.result() is not None:
+            now, reason = self.clock.monotonic(), "cancelled by the caller"
+            self.owner.apply(self.dispatch.cancel(now, what.call_id, what.idxs, reason, what.terminate))
         told(done.result() or 0)
 
     # ---- after a restart --------------------------------------------------------------------------------------------
@@ -340,12 +351,11 @@ class Durable:
         function's policy does."""
         pool_id = self.owner.pool_of(call)
         self.paged += 1
-        self.unfinished[pool_id] = self.unfinished.get(pool_id, 0) + 1
+        self._count(call.function_id, 1)
         left = (kept.not_before or 0.0) - self.clock.wall()
-        history = (kept.attempt, kept.failures, kept.infra_failures)
-        instructions = self.dispatch.resume(
-            self.clock.monotonic(), call.call_id, pool_id, (kept.idx, kept.seq), history, left, self.owner.describe(call)
-        )
+        history = History(kept.attempt, kept.failures, kept.infra_failures, left)
+        now, item = self.clock.monotonic(), (kept.idx, kept.seq)
+        instructions = self.dispatch.resume(now, call.call_id, pool_id, item, history, self.owner.describe(call))
         self.owner.apply(instructions)
 
     def _end(self, kept: Kept, status: OutputStatus, message: str, hint: str) -> None:
@@ -354,27 +364,24 @@ class Durable:
     # ---- arguments that are on disk ---------------------------------------------------------------------------------
 
     def load(self, inputs: Iterable[Input], loaded: Callable[[], None]) -> None:
-        """Read the arguments of inputs whose turn it is, and of some behind them; then call `loaded`."""
-        seqs = [input_.payload for input_ in inputs if isinstance(input_.payload, int)]
-        mine = {seq: input_ for input_ in inputs if isinstance(seq := input_.payload, int)}
-        self._read(mine, loaded) if seqs else loaded()
+        """Read the arguments of inputs whose turn it is; then call `loaded`."""
+        self._read({seq: one for one in inputs if type(seq := one.payload) is int}, loaded)
 
     def look_ahead(self, input_: Input) -> None:
         """Read the arguments of those behind this one, before it is their turn."""
         ahead = self._ahead()
         queue = input_.call.function.queue
-        if len(queue) <= ahead // 2 or isinstance(queue[ahead // 2].payload, int):
-            found = {seq: one for one in islice(queue, ahead) if isinstance(seq := one.payload, int)}
-            fresh = {seq: one for seq, one in found.items() if seq not in self._loading}
-            if fresh:
-                self._read(fresh, None)
+        if not queue or (seq := queue[min(ahead, len(queue)) // 2].payload) in self._loading or type(seq) is not int:
+            return
+        found = {seq: one for one in islice(queue, ahead) if type(seq := one.payload) is int}
+        fresh = {seq: one for seq, one in found.items() if seq not in self._loading}
+        self._read(fresh, None)
 
     def _ahead(self) -> int:
         return max(1, min(AHEAD_LIMIT, int(AHEAD_BYTES / max(1.0, self._mean))))
 
     def _read(self, wanted: dict[int, Input], loaded: Callable[[], None] | None) -> None:
-        for seq in wanted:
-            self._loading.setdefault(seq, [])
+        self._loading.update(wanted)
         self.store.payloads(list(wanted)).add_done_callback(lambda done: self._arrived(done, wanted, loaded))
 
     def _arrived(self, done: Any, wanted: dict[int, Input], loaded: Callable[[], None] | None) -> None:
@@ -385,8 +392,8 @@ class Durable:
             return
         found: dict[int, Payload] = done.result()
         for seq, input_ in wanted.items():
-            self._loading.pop(seq, None)
-            if input_.payload == seq and type(input_.payload) is int:
+            self._loading.discard(seq)
+            if type(input_.payload) is int:
                 self.paged -= 1
                 payload = input_.payload = found.get(seq, b"")
                 if isinstance(payload, bytes):
@@ -397,9 +404,9 @@ class Durable:
 
     # ---- views ------------------------------------------------------------------------------------------------------
 
-    def has_work(self, pool_ids: Iterable[str]) -> bool:
-        """Whether spawned inputs of these pools have not ended, as far as that is known."""
-        return self.replaying or any(pool_id in self.unfinished for pool_id in pool_ids)
+    def has_work(self, function_ids: Iterable[str]) -> bool:
+        """Whether spawned inputs of these functions have not ended, as far as that is known."""
+        return self.replaying or any(function_id in self.unfinished for function_id in function_ids)
 
 
 def _runs(found: Window) -> Iterator[tuple[KeptCall, list[Kept]]]:

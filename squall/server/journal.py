@@ -68,8 +68,8 @@ class Row(NamedTuple):
     finished_at: float
 
 
-class History(NamedTuple):
-    """How far an input has come: what of it a restart must know."""
+class Note(NamedTuple):
+    """How often an input was tried: what of it a restart must know."""
 
     call_id: str
     idx: int
@@ -123,11 +123,11 @@ class Journal:
     def finish(self, rows: Sequence[Row]) -> Any:
         return self.database.write(lambda connection: finish(connection, rows))
 
-    def note(self, rows: Sequence[History]) -> Any:
+    def note(self, rows: Sequence[Note]) -> Any:
         return self.database.write(lambda connection: note(connection, rows))
 
-    def cancel(self, call_id: str, idxs: list[int] | None, now_wall: float) -> Any:
-        return self.database.write(lambda connection: cancel(connection, call_id, idxs, now_wall))
+    def cancel(self, call_id: str, idxs: list[int] | None, workspace: str, now_wall: float) -> Any:
+        return self.database.write(lambda connection: cancel(connection, call_id, idxs, workspace, now_wall))
 
     def window(self, after: int, limit: int) -> Any:
         """A read, but a place in the order of the writes: what was added before is in it, what comes later is not."""
@@ -208,9 +208,7 @@ def _refusal(entry: Entry, call: Any) -> Error | None:
     return None
 
 
-def _fresh(
-    connection: Any, entry: Entry, is_known: bool, mine: dict[str, set[int]]
-) -> list[tuple[int, Payload]]:
+def _fresh(connection: Any, entry: Entry, is_known: bool, mine: dict[str, set[int]]) -> list[tuple[int, Payload]]:
     """The entry's inputs that are neither in the Store nor in an entry before it."""
     have = mine.setdefault(entry.call_id, set())
     if is_known and entry.items:
@@ -313,7 +311,7 @@ def finish(connection: Any, rows: Sequence[Row]) -> None:
 _ENDS = ("result", "result_blob", "status", "message", "hint", "finished_at")
 
 
-def note(connection: Any, rows: Sequence[History]) -> None:
+def note(connection: Any, rows: Sequence[Note]) -> None:
     """Record how often inputs were tried, and until when they wait."""
     import sqlalchemy as sa
 
@@ -326,18 +324,18 @@ def note(connection: Any, rows: Sequence[History]) -> None:
     connection.execute(table.update().where(mine & table.c.status.is_(None)).values(columns), values)
 
 
-_NOTED = History._fields[2:]
+_NOTED = Note._fields[2:]
 
 
-def cancel(connection: Any, call_id: str, idxs: list[int] | None, now_wall: float) -> int | None:
+def cancel(connection: Any, call_id: str, idxs: list[int] | None, workspace: str, now_wall: float) -> int | None:
     """Mark what has not ended as cancelled, so that a restart does not run it; how many that is, None for a call that
-    never was. Their ends are recorded as they come."""
+    this workspace never had. Their ends are recorded as they come."""
     import sqlalchemy as sa
 
     from squall.server import tables
 
     calls, inputs = tables.calls, tables.inputs
-    if connection.execute(calls.select().where(calls.c.call_id == call_id)).first() is None:
+    if find_call(connection, call_id, workspace) is None:
         return None
     mine = (inputs.c.call_id == call_id) & inputs.c.status.is_(None)
     if idxs is None:
@@ -371,9 +369,7 @@ def window(connection: Any, after: int, limit: int) -> Window:
 
 def _kept_call(row: Any) -> KeptCall:
     cancelled = row.cancelled_at is not None
-    return KeptCall(
-        row.call_id, row.function_id, row.app_id, row.method, row.parent or "", row.created_at, cancelled
-    )
+    return KeptCall(row.call_id, row.function_id, row.app_id, row.method, row.parent or "", row.created_at, cancelled)
 
 
 def payloads(connection: Any, seqs: Sequence[int]) -> dict[int, Payload]:
@@ -420,7 +416,9 @@ def awaited_blobs(connection: Any) -> set[str]:
     from squall.server import tables
 
     t = tables.inputs.c
-    return set(connection.execute(sa.select(t.args_blob).where(t.status.is_(None) & t.args_blob.is_not(None))).scalars())
+    return set(
+        connection.execute(sa.select(t.args_blob).where(t.status.is_(None) & t.args_blob.is_not(None))).scalars()
+    )
 
 
 # ---- looked at ------------------------------------------------------------------------------------------------------

@@ -272,6 +272,10 @@ class Objects:
                 app.reason = row.reason or "its server ended"
         self.apps = {**past, **self.apps}
 
+    def find_function(self, function_id: str) -> FunctionRecord | None:
+        """As `function`, in any workspace: for what was let in before."""
+        return self._callable.get(function_id)
+
     def function(self, function_id: str, scope: Scope = MAIN) -> FunctionRecord:
         """The pool that takes the inputs of whoever names this id. An id is good in its whole workspace: it was
         looked up by name in one environment, and may be called from another."""
