@@ -1,9 +1,9 @@
 """Which schema a Store has, whether it is ours, and how it becomes today's: created, migrated or refused.
 
 The version is the row `schema_version` of `meta`, in every Store of every release. Looking at it costs one plain query
-and loads neither SQLAlchemy's tables nor Alembic: those are for who makes or changes a Store. A Store that is newer than
-the code, of somebody else, damaged or missing where one was is refused and left as it is; never is a fresh one put in
-its place. That there was one is known from the marker file beside it.
+and loads neither SQLAlchemy's tables nor Alembic: those are for who makes or changes a Store. A Store that is newer
+than the code, of somebody else, damaged, or missing where one was, is refused and left as it is; never is a fresh one
+put in its place. That there was one is known from the marker file beside it.
 Tested in `tests/contract/test_migrations.py` and `tests/contract/test_store_faults.py`.
 """
 

@@ -1,8 +1,8 @@
 """The Store's schema, as SQLAlchemy Core tables. Imported only by the writer thread (it costs 0.65 s).
 
 Times are seconds since the epoch. Who owns a table: apps, versions, functions -> `objects`; calls, inputs -> `calls`;
-containers -> `metering`; tokens, workspaces, environments, secrets -> `auth`; schedules -> `schedules`. Nobody else
-writes it. How a change here reaches Stores that exist: `migrations/__init__.py`.
+containers -> `metering`; tokens, workspaces, environments -> `auth`; secrets -> `vault`; schedules -> `schedules`.
+Nobody else writes it. How a change here reaches Stores that exist: `migrations/__init__.py`.
 """
 
 from __future__ import annotations
@@ -101,4 +101,47 @@ containers = sa.Table(
     sa.Column("cpu_seconds", sa.Float),
     sa.Column("memory_peak_bytes", LARGE),
     sa.Column("timeline", sa.Text),
+)
+
+workspaces = sa.Table(
+    "workspaces",
+    metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+environments = sa.Table(
+    "environments",
+    metadata,
+    sa.Column("workspace", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("token_id", sa.String(32), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("workspace", sa.String(32), nullable=False),
+    sa.Column("is_admin", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float),
+    sa.Column("revoked_at", sa.Float),
+    sa.Column("used_at", sa.Float),
+    sa.Column("old_digest", sa.String(64)),
+    sa.Column("old_until", sa.Float),
+)
+
+secrets = sa.Table(
+    "secrets",
+    metadata,
+    sa.Column("workspace", sa.String(32), primary_key=True),
+    sa.Column("environment", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("keys", sa.Text, nullable=False),
+    sa.Column("box", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
 )
