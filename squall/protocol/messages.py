@@ -85,6 +85,10 @@ class Hello(Message):
     prefix: str = ""
     """`sys.prefix` of the sender: `Image.host()` shows the packages of the server's Python, so they must agree."""
     container_id: str = ""
+    workspace: str = ""
+    """Whose objects the client wants to see; empty: that of its token, or `main` on the machine's own socket."""
+    environment: str = ""
+    """Which environment of it; empty: `main`."""
 
 
 @dataclass(eq=False, repr=False)
@@ -183,7 +187,13 @@ class FunctionSpec:
     gpu: list[str] = field(default_factory=list)
     """Fallbacks in order, each `TYPE` or `TYPE:N`; empty for none."""
     env: dict[str, str] = field(default_factory=dict)
-    """Plain environment and secrets merged, in order; reaches only the runner, after the host's check."""
+    """Plain environment and values given in the program, merged in order; reaches only the runner, after the host's
+    check."""
+    secrets: list[str] = field(default_factory=list)
+    """Names of secrets that the server keeps, `NAME` or `ENVIRONMENT/NAME`. It lays `env` over their values when a
+    container is loaded."""
+    secret_keys: dict[str, list[str]] = field(default_factory=dict)
+    """Keys that such a secret must have."""
     timeout: float = 300.0
     startup_timeout: float = 300.0
     retries: RetryPolicy = field(default_factory=RetryPolicy)
@@ -504,6 +514,8 @@ class Load(Message):
     functions: dict[str, str] = field(default_factory=dict)
     """tag -> function id of the whole app, so that its handles work inside."""
     generators: list[str] = field(default_factory=list)
+    environment: str = "main"
+    """Name of the environment that its app is in."""
 
 
 @dataclass(eq=False, repr=False)

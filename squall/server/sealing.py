@@ -125,7 +125,7 @@ def _read_private(path: Path) -> str | None:
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
             raise InvalidError(
                 f"the key `{path}` can be read by others: mode {stat.S_IMODE(status.st_mode):o}, owner {status.st_uid}",
-                hint=f"`chown {os.geteuid()} {path}; chmod 600 {path}`, and make a new key if somebody may have seen it",
+                hint=f"`chmod 600 {path}` as its owner, and make a new key if somebody may have seen this one",
             )
         return file.read(1024)
 
