@@ -8,6 +8,7 @@ module because every event may touch all of a function's state; the state itself
 
 What the hand tells (events)                                        and when
   add_function / update_function / close_function                   an app starts, changes its options, ends
+  supersede(now, old_id, new_id, reason)                            a new version of a function takes over
   submit(now, call_id, function_id, [(idx, payload)], kind, owner)  inputs arrive (journalled ones: after the fsync)
   container_starting(now, container_id, function_id)                it asked a node for a container
   container_ready(now, container_id, slots)                         the runner said `Loaded(ok=True)`
@@ -42,6 +43,9 @@ START_FAILURES waves, or at once when the runner reported why the import failed 
 as `init_error`, as does what comes in until the delay is over; then one container is tried again. As long as another
 container of the function is ready nothing fails.
 
+Succession. What a superseded function has running ends where it runs, and if it must be tried again that is with the
+successor; all that waits moves there at once, in its order. Its containers drain, and it is forgotten with the last.
+
 Cancelling a running input asks its container, and kills that container when it has not answered in CANCEL_GRACE.
 """
 
@@ -53,11 +57,11 @@ from heapq import heappop, heappush
 from typing import Any, TypeAlias
 
 from squall.protocol.states import InputState
+from squall.server.demand import Demand, demand_of, surplus_of
 from squall.server.inputs import (
     Call,
     CancelRunning,
     Container,
-    Demand,
     DemandChanged,
     Fault,
     Finish,
@@ -73,6 +77,7 @@ from squall.server.inputs import (
     Status,
     StopContainer,
 )
+from squall.server.succession import home_of, move_waiting
 
 __all__ = ["Call", "Dispatch", "Finish", "FunctionOptions", "Input"]
 
@@ -126,9 +131,9 @@ class Dispatch:
         """End all its inputs as cancelled, stop its containers; it is forgotten with the last of them."""
         out: Instructions = []
         function = self.functions.get(function_id)
-        if function is None or function.closed:
+        if function is None or (function.closed and function.successor is None):
             return out
-        function.closed = reason or "closed"
+        function.closed, function.successor = reason or "closed", None
         message = f"the function was stopped: {function.closed}"
         for input_ in [*function.running, *function.suspects, *function.queue, *self._inputs_in_backoff(function)]:
             if input_.state != "done":
@@ -138,6 +143,26 @@ class Dispatch:
             self._begin_drain(container, reason)
             self._stop(container, out)
         self._drop_if_empty(function)
+        for other in [other for other in self.functions.values() if other.successor is function]:
+            out += self.close_function(now, other.function_id, reason)
+        return out
+
+    def supersede(self, now: float, old_id: str, new_id: str, reason: str) -> Instructions:
+        """The function `new_id` takes over from `old_id`, see Succession above. Harmless where either has ended."""
+        out: Instructions = []
+        old, new = self.functions.get(old_id), self.functions.get(new_id)
+        if old is None or new is None or old is new or old.closed or new.closed:
+            return out
+        move_waiting(old, new, self._inputs_in_backoff(old))
+        old.closed, old.successor = reason or "superseded", new
+        for container in list(old.containers.values()):
+            self._begin_drain(container, old.closed)
+            if not container.running:
+                self._stop(container, out)
+        self._drop_if_empty(old)
+        self._fail_queued(now, new, out)
+        self._pump(now, new, out)
+        self._ask(new, out, force=True)
         return out
 
     def reject_queued(self, now: float, function_id: str, message: str, hint: str = "") -> Instructions:
@@ -171,7 +196,7 @@ class Dispatch:
         call ends with it (`owner_gone`) unless its kind is `spawn`."""
         out: Instructions = []
         call = self.calls.get(call_id)
-        function = self.functions.get(function_id) if call is None else call.function
+        function = self.functions.get(function_id) if call is None else home_of(call)
         if function is None or function.closed:
             function = function or Function(function_id, FunctionOptions(), now)
             self._turn_all_away(now, call or Call(call_id, function, kind, None), items, out)
@@ -240,7 +265,7 @@ class Dispatch:
             if input_ is None or container is None or input_.container is not container or input_.attempt != attempt:
                 self.stale_outputs += 1
                 continue
-            function = input_.call.function
+            function = container.function
             spent = now - input_.pushed_at
             known = function.exec_time
             function.exec_time = spent if known is None else known + EWMA_WEIGHT * (spent - known)
@@ -253,6 +278,8 @@ class Dispatch:
             function = container.function
             if function.queued and function.free:
                 self._pump(now, function, out)
+            if self._unsettled:
+                self._settle(now, out)
         return out
 
     def output(
@@ -371,6 +398,7 @@ class Dispatch:
             self._drop_if_empty(function)
         else:
             self._ask(function, out, force=True)
+        self._settle(now, out)
         return out
 
     def drain(self, now: float, container_id: str, reason: str) -> Instructions:
@@ -407,50 +435,16 @@ class Dispatch:
 
     def demand(self, now: float, function_id: str) -> Demand:
         """Raises KeyError for a function it does not know."""
-        function = self.functions[function_id]
-        ready = [c for c in function.containers.values() if c.state == "ready"]
-        idle = sorted((c.idle_since, c.container_id) for c in ready if not c.running)
-        return Demand(
-            function_id=function_id,
-            backlog=function.queued + function.suspected,
-            running=len(function.running),
-            waiting=function.waiting,
-            alone=function.suspected,
-            ready=len(ready),
-            starting=len(function.starting),
-            draining=len(function.containers) - len(ready) - len(function.starting),
-            headroom=sum(max(0, c.open_slots - len(c.running)) for c in ready),
-            slots=1 if function.options.single_use else function.options.target or function.options.concurrency,
-            idle=tuple((container_id, since) for since, container_id in idle),
-            exec_time=function.exec_time,
-            stalled_for=self._stalled_for(now, function),
-            cold_start=function.cold_start,
-            active_at=function.active_at,
-            blocked_until=function.blocked_until,
-            blocked_reason=function.blocked_reason,
-            start_failures=function.start_failures,
-            closed=bool(function.closed),
-        )
+        return demand_of(self.functions[function_id], now)
 
     def demands(self, now: float) -> Iterator[Demand]:
         """All functions, for the autoscaler's periodic round."""
-        for function_id in list(self.functions):
-            yield self.demand(now, function_id)
+        for function in list(self.functions.values()):
+            yield demand_of(function, now)
 
     def surplus(self) -> Iterator[str]:
         """Idle containers that their functions need not keep, for the scheduler when room is short."""
-        for function in self.functions.values():
-            containers = function.containers.values()
-            alive = sum(1 for container in containers if container.state != "draining")
-            idle = [c for c in containers if c.state == "ready" and not c.running]
-            idle.sort(key=lambda c: c.idle_since)
-            for container in idle[: max(0, alive - function.options.min_containers)]:
-                yield container.container_id
-
-    def _stalled_for(self, now: float, function: Function) -> float:
-        if not function.running:
-            return 0.0
-        return now - max(function.finished_at, next(iter(function.running)).pushed_at)
+        return surplus_of(self.functions.values())
 
     # ---- filling slots ------------------------------------------------------------------------------------------
 
@@ -567,7 +561,9 @@ class Dispatch:
         if container is not None:
             input_.container = None
             del container.running[input_]
-            del function.running[input_]
+            del container.function.running[input_]
+            if container.function.successor is not None:
+                self._unsettled[home_of(input_.call)] = None  # it may go on there
         elif before == "backoff":
             function.waiting -= 1
         elif before == "queued" and input_.alone:
