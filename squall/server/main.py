@@ -93,6 +93,7 @@ class Server:
         self.blobs = DirectoryBlobs(config.blobs_dir)
         self.logs = Logs(config.state_dir / "logs")
         self.database = Database.in_directory(config.state_dir, self.loop)
+        self.database.check()
         self.dispatch = Dispatch()
         self.timelines = Timelines()
         self.objects = Objects(self.database)
