@@ -89,6 +89,8 @@ class Hello(Message):
     """Whose objects the client wants to see; empty: that of its token, or `main` on the machine's own socket."""
     environment: str = ""
     """Which environment of it; empty: `main`."""
+    client_id: str = ""
+    """Random, the same in all connections of a client: by it a client that comes back is known."""
 
 
 @dataclass(eq=False, repr=False)
@@ -252,6 +254,9 @@ class CreateApp(Message):
     detach: bool = False
     follow: bool = True
     """Push `LogChunk` and `Notice` of the app to this connection."""
+    app_id: str = ""
+    """Chosen by the client, which names it again when it comes back after its connection or the server was lost: then
+    the app goes on, with the function ids it had. Empty: the server chooses."""
 
 
 @dataclass(eq=False, repr=False)

@@ -100,6 +100,8 @@ class Peer:
         """What it may see: set from its token, or, on the machine's own socket, from what its hello names."""
         self.prefix = ""
         """`sys.prefix` of the client."""
+        self.client_id = ""
+        """The same in every connection of a client; known to it alone."""
         self.apps: set[str] = set()
         self.uploads: dict[str, Upload] = {}
         self.tasks: set[asyncio.Task[None]] = set()

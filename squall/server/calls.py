@@ -1,7 +1,7 @@
 """Calls: inputs on their way in, results on their way out, and who waits for them.
 
 A result goes to the connection that waits for it, at once, or by `durable` into the journal when the call was spawned.
-What a call's caller sees of an input happens in this file alone, once. A runner's word is taken for its own inputs only.
+What a call's caller sees of an input happens in this file alone, once.
 Tested in `tests/integration/test_spawn.py`.
 """
 

@@ -52,7 +52,6 @@ Cancelling a running input asks its container, and kills that container when it 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from heapq import heappop, heappush
 from typing import Any, TypeAlias
@@ -80,7 +79,7 @@ from squall.server.inputs import (
     Status,
     StopContainer,
 )
-from squall.server.succession import home_of, move_waiting
+from squall.server.succession import home_of, move_waiting, swept
 
 __all__ = ["Call", "Dispatch", "Finish", "FunctionOptions", "Input"]
 
@@ -596,10 +595,10 @@ class Dispatch:
             function.waiting -= 1
         elif before == "queued" and input_.alone:
             function.suspected -= 1
-            function.suspects = _swept(function.suspects, function.suspected)
+            function.suspects = swept(function.suspects, function.suspected)
         elif before == "queued":
             function.queued -= 1
-            function.queue = _swept(function.queue, function.queued)
+            function.queue = swept(function.queue, function.queued)
 
     def _finish(
         self, now: float, input_: Input, status: Status, message: str, hint: str, output: Any, out: Instructions
@@ -897,10 +896,3 @@ class Dispatch:
     def _drop_if_empty(self, function: Function) -> None:
         if function.closed and not function.containers:
             self.functions.pop(function.function_id, None)
-
-
-def _swept(queue: deque[Input], alive: int) -> deque[Input]:
-    """The queue without inputs that are done, once they are the greater part: amortised O(1) an ended input."""
-    if len(queue) < 2 * alive + 64:
-        return queue
-    return deque(input_ for input_ in queue if input_.state == "queued")

@@ -1,13 +1,13 @@
 """Durable calls: what is between dispatch, which runs inputs, and the journal, which remembers them.
 
-A spawned input is in the journal before it is acknowledged or queued, its result before anybody is told, a cancel before it
-counts. Everything that must be written while a write is under way goes with the next one, so that a thousand callers
+A spawned input is in the journal before it is acknowledged or queued, its result before anybody is told, a cancel
+before it counts. What must be written while a write is under way goes with the next one, so that a thousand callers
 share a sync. A restart reads what has not ended, in its order and in windows, and gives it back to dispatch with the
 attempts it has had; what comes in meanwhile is found by that reading and not queued twice. Arguments stay on disk when
 many wait, and are read some way ahead of their turn.
 
-It has no thread, socket or clock of its own and knows the Store by four futures, so that `squall.testing` runs it against
-a disk that loses power at any point. Must never tell anybody of what is not written. Tested in
+It has no thread, socket or clock of its own and knows the Store by its futures, so that `squall.testing` runs it
+against a disk that loses power at any point. Must never tell anybody of what is not written. Tested in
 `tests/unit/test_durable.py`, by the simulator, and over the real Store in `tests/integration/test_restarts.py`.
 """
 
@@ -65,7 +65,7 @@ class Loop(Protocol):
 
 
 class Store(Protocol):
-    """`journal.Journal`, or a simulated one. Each gives a future with `add_done_callback`; writes take effect in order."""
+    """`journal.Journal`, or a simulated one: each gives a future with `add_done_callback`; writes happen in order."""
 
     def add(self, entries: Sequence[Entry]) -> Any: ...
 
@@ -103,7 +103,8 @@ class Durable:
         self.owner = owner
         self.clock = clock
         self.loop = loop
-        self.replaying = False
+        self.replaying = True
+        """Until all that an earlier server left is queued. What is new meanwhile is found with it, behind it."""
         self.paged = 0
         """Waiting inputs whose arguments are on disk only."""
         self.unfinished: dict[str, int] = {}
@@ -114,7 +115,7 @@ class Durable:
         self._mean = 1024.0
         """Bytes of arguments, a moving average."""
         self._cursor = 0
-        self._replayed: Callable[[], None] | None = None
+        self._started = False
         self._entries: deque[tuple[Entry, Told]] = deque()
         self._adding = False
         self._rows: deque[Row] = deque()
@@ -135,6 +136,7 @@ class Durable:
                 f"limit is {self.limit:,}",
                 hint="spawn more when some have ended, or raise the server's setting `spawn_limit`",
             )
+        self._count(entry.function_id, len(entry.items))
         self._entries.append((entry, told))
         if not self._adding:
             self._adding = True
@@ -143,6 +145,7 @@ class Durable:
     def _write_entries(self) -> None:
         batch = [self._entries.popleft() for _ in range(min(ADD_LIMIT, len(self._entries)))]
         self.store.add([entry for entry, _ in batch]).add_done_callback(lambda done: self._added(done, batch))
+        self.start()
 
     def _added(self, done: Any, batch: list[tuple[Entry, Told]]) -> None:
         error = done.exception()
@@ -174,6 +177,7 @@ class Durable:
 
     def _settle(self, batch: list[tuple[Entry, Told]], outcomes: list[Added | Error]) -> None:
         for (entry, told), outcome in zip(batch, outcomes, strict=True):
+            self._count(entry.function_id, -len(entry.items))
             # While the journal is read, that reading comes to these too: they are behind all it has read so far.
             if isinstance(outcome, Added) and outcome.items and not self.replaying:
                 self._enqueue(entry, outcome)
@@ -297,11 +301,11 @@ class Durable:
 
     # ---- after a restart --------------------------------------------------------------------------------------------
 
-    def replay(self, replayed: Callable[[], None]) -> None:
-        """Take up what has not ended; `replayed` is called when all of it is queued."""
-        self.replaying = True
-        self._replayed = replayed
-        self._read_window()
+    def start(self) -> None:
+        """Take up what has not ended (idempotent): when the apps of before are there, or the Store is open anyway."""
+        if not self._started:
+            self._started = True
+            self._read_window()
 
     def _read_window(self) -> None:
         self.store.window(self._cursor, REPLAY_LIMIT).add_done_callback(self._take_window)
@@ -321,8 +325,6 @@ class Durable:
             self.loop.call_soon(self._read_window)
             return
         self.replaying = False
-        if self._replayed is not None:
-            self._replayed()
 
     def _take_up(self, call: KeptCall, inputs: list[Kept]) -> None:
         if not self.owner.pool_of(call):
@@ -406,7 +408,7 @@ class Durable:
 
     def has_work(self, function_ids: Iterable[str]) -> bool:
         """Whether spawned inputs of these functions have not ended, as far as that is known."""
-        return self.replaying or any(function_id in self.unfinished for function_id in function_ids)
+        return (self._started and self.replaying) or any(function_id in self.unfinished for function_id in function_ids)
 
 
 def _runs(found: Window) -> Iterator[tuple[KeptCall, list[Kept]]]:

@@ -362,7 +362,9 @@ class Notice:
     message: str
 
 
-Instruction: TypeAlias = Push | Finish | Retried | CancelRunning | KillContainer | StopContainer | DemandChanged | Notice
+Instruction: TypeAlias = (
+    Push | Finish | Retried | CancelRunning | KillContainer | StopContainer | DemandChanged | Notice
+)
 Instructions: TypeAlias = list[Instruction]
 Result: TypeAlias = tuple[str, int, str, int, Any]
 """call_id, idx, status, attempt, and what `Finish.output` shall carry."""

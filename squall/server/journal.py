@@ -362,7 +362,7 @@ def window(connection: Any, after: int, limit: int) -> Window:
         t.seq, t.call_id, t.idx, t.attempt, t.failures, t.infra_failures, t.not_before, t.cancelled_at.is_not(None)
     )
     query = wanted.where(t.status.is_(None) & (t.seq > after)).order_by(t.seq).limit(limit)
-    found = [Kept(*row[:7], cancelled=bool(row[7])) for row in connection.execute(query)]
+    found = [Kept(*row) for row in connection.execute(query)]
     calls = {row.call_id: _kept_call(row) for row in _calls(connection, {kept.call_id for kept in found})}
     return Window(found, calls)
 

@@ -55,6 +55,8 @@ class AppRecord:
     variants: dict[str, FunctionRecord] = field(default_factory=dict)
     """By id: pools made later, by `BindFunction`."""
     followers: set[Any] = field(default_factory=set)
+    resume_until: float = 0.0
+    """Monotonic: until then it waits for its client to come back."""
     state: AppState = "running"
     stopped_at: float = 0.0
     reason: str = ""
@@ -127,7 +129,7 @@ class Objects:
                 f"app name `{message.name[:80]}` is not valid",
                 hint="use 1 to 64 letters, digits, `-`, `_` and `.`, beginning with a letter or digit",
             )
-        app = AppRecord(new_id("ap"), message.name, message.detach, now_wall, owner, scope=scope)
+        app = AppRecord(message.app_id or new_id("ap"), message.name, message.detach, now_wall, owner, scope=scope)
         for spec in message.functions:
             check_spec(spec)
             if spec.tag in app.functions:
@@ -197,6 +199,8 @@ class Objects:
         def work(connection: Any) -> None:
             from squall.server import tables
 
+            # An app that comes back after a restart has its row.
+            connection.execute(tables.apps.delete().where(tables.apps.c.app_id == row["app_id"]))
             connection.execute(tables.apps.insert(), row)
 
         self.database.write_soon(work)
@@ -211,8 +215,11 @@ class Objects:
         def work(connection: Any) -> None:
             from squall.server import tables
 
+            table = tables.functions
+            for row in rows:
+                connection.execute(table.delete().where(table.c.function_id == row["function_id"]))
             if rows:
-                connection.execute(tables.functions.insert(), rows)
+                connection.execute(table.insert(), rows)
 
         self.database.write_soon(work)
 

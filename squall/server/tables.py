@@ -1,8 +1,8 @@
 """The Store's schema, as SQLAlchemy Core tables. Imported only by the writer thread (it costs 0.65 s).
 
-Times are seconds since the epoch. Who owns a table: apps, versions, functions -> `objects`; calls, keys, inputs -> `journal`;
-containers -> `metering`; tokens, workspaces, environments -> `auth`; secrets -> `vault`; schedules -> `schedules`.
-Nobody else writes it. How a change here reaches Stores that exist: `migrations/__init__.py`.
+Times are seconds since the epoch. Who owns a table: apps, versions, functions -> `objects`; kept_apps -> `kept`; calls,
+keys, inputs -> `journal`; containers -> `metering`; tokens, workspaces, environments -> `auth`; secrets -> `vault`;
+schedules -> `schedules`. Nobody else writes it. How a change here reaches Stores that exist: `migrations/__init__.py`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,17 @@ apps = sa.Table(
     sa.Column("stopped_at", sa.Float),
     sa.Column("reason", Words),
 )
+
+kept_apps = sa.Table(
+    "kept_apps",
+    metadata,
+    sa.Column("app_id", sa.String(32), primary_key=True),
+    sa.Column("workspace", sa.String(32), nullable=False),
+    sa.Column("environment", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("box", sa.LargeBinary, nullable=False),
+)
+"""Apps that are running, with all that they are made from."""
 
 functions = sa.Table(
     "functions",

@@ -14,6 +14,7 @@ LARGE = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 def upgrade() -> None:
     """The parts, each in a function of its own, in an order that leaves every row valid."""
     _namespaces()
+    _apps()
     _calls()
     _inputs()
 
@@ -53,6 +54,17 @@ def _namespaces() -> None:
         sa.Column("box", sa.LargeBinary, nullable=False),
         sa.Column("created_at", sa.Float, nullable=False),
         sa.Column("updated_at", sa.Float, nullable=False),
+    )
+
+
+def _apps() -> None:
+    op.create_table(
+        "kept_apps",
+        sa.Column("app_id", sa.String(32), primary_key=True),
+        sa.Column("workspace", sa.String(32), nullable=False),
+        sa.Column("environment", sa.String(64), nullable=False),
+        sa.Column("created_at", sa.Float, nullable=False),
+        sa.Column("box", sa.LargeBinary, nullable=False),
     )
 
 
@@ -96,9 +108,7 @@ def _inputs() -> None:
         sa.UniqueConstraint("call_id", "idx", name="uq_inputs_of_call"),
     )
     unfinished = sa.text("status IS NULL")
-    op.create_index(
-        "ix_inputs_unfinished", "inputs", ["seq"], sqlite_where=unfinished, postgresql_where=unfinished
-    )
+    op.create_index("ix_inputs_unfinished", "inputs", ["seq"], sqlite_where=unfinished, postgresql_where=unfinished)
     same = "call_id, idx, args, args_blob, status, result, result_blob, message, hint, finished_at"
     told = ", ".join(f"i.{name}" for name in same.split(", "))
     op.execute(
