@@ -6,6 +6,7 @@ The cluster lives in a temporary directory and listens on a socket in it, so tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import shutil
@@ -54,7 +55,12 @@ class Cluster:
         if os.geteuid() == 0:  # PostgreSQL refuses to run as root
             command = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", *command]
         subprocess.run(
-            command, cwd=self.directory, check=True, timeout=STOP_SECONDS, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL
+            command,
+            cwd=self.directory,
+            check=True,
+            timeout=STOP_SECONDS,
+            stdout=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
         )
 
     def start(self) -> None:
@@ -144,12 +150,8 @@ class Place:
     def execute(self, statement: str) -> list[Any]:
         """Do this past the Store, and commit; the rows of a query."""
         if not self.url:
-            connection = sqlite3.connect(self.path)
-            try:
-                with connection:
-                    return connection.execute(statement).fetchall()
-            finally:
-                connection.close()
+            with contextlib.closing(sqlite3.connect(self.path)) as file, file:
+                return file.execute(statement).fetchall()
         with self.engine().begin() as connection:
             result = connection.exec_driver_sql(statement)
             return [tuple(row) for row in result] if result.returns_rows else []

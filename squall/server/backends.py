@@ -1,8 +1,9 @@
 """The databases a Store can be in: how each is connected, tuned, locked, and what its errors mean.
 
-`Sqlite` is the default and is always there, `Postgres` is asked for by URL. `database.py` owns threads, queues and groups and asks here for engines
-and for the meaning of an error: a `Fault` is trouble of the whole Store (full, locked, gone), which no other write of
-the group would escape; anything else is the fault of the one write that met it. SQLAlchemy is imported in functions.
+`Sqlite` is the default and is always there, `Postgres` is asked for by URL. `database.py` owns threads, queues and
+groups and asks here for engines and for the meaning of an error: a `Fault` is trouble of the whole Store (full, locked,
+gone), which no other write of the group would escape; anything else is the fault of the one write that met it.
+SQLAlchemy is imported in functions.
 Tested in `tests/contract/test_database.py` and `tests/contract/test_store_faults.py`, over each that is present.
 """
 
@@ -59,6 +60,7 @@ class Backend(abc.ABC):
     def claim(self, connection: Any) -> None:
         """Called with a fresh connection of the writer, outside a transaction: refuse a database in use or damaged."""
 
+    @abc.abstractmethod
     def seal(self, connection: Any, token: str) -> None:
         """Make `token` the last thing of a transaction, for `sealed` to find; where a commit can be lost track of."""
 
@@ -114,6 +116,9 @@ class Sqlite(Backend):
 
     def claim(self, connection: Any) -> None:
         look_over(connection.connection.driver_connection, self.path)
+
+    def seal(self, connection: Any, token: str) -> None:
+        """A commit of a file is done when it returns, and not otherwise."""
 
     def fault_of(self, error: BaseException) -> Fault | None:
         found = getattr(error, "orig", None) or error

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from squall.server.database import Database
 from tests.stores import Place
 
+
 def insert_app(app_id: str) -> Callable[[Any], None]:
     def work(connection: Any) -> None:
         from squall.server import tables

@@ -288,6 +288,6 @@ def test_url_that_names_no_database_is_refused_without_showing_a_password(wrong:
 
 def test_password_is_in_no_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Postgres, "reconnect_s", 0.0)
-    with pytest.raises(ServiceError, match="cannot reach the database `jobs` at `127.0.0.1:1`") as refused:
+    with pytest.raises(ServiceError, match=r"cannot reach the database `jobs` at `127\.0\.0\.1:1`") as refused:
         Place(tmp_path, "postgresql://squall:hidden@127.0.0.1:1/jobs").touch()
     assert "hidden" not in str(refused.value)
