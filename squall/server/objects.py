@@ -48,6 +48,8 @@ class AppRecord:
     state: AppState = "running"
     stopped_at: float = 0.0
     reason: str = ""
+    terminal: str = ""
+    """The TERM of its owner's terminal, when containers may ask for it."""
 
     def pools(self) -> list[FunctionRecord]:
         """All that may have containers."""
@@ -110,7 +112,7 @@ class Objects:
                 f"app name `{message.name[:80]}` is not valid",
                 hint="use 1 to 64 letters, digits, `-`, `_` and `.`, beginning with a letter or digit",
             )
-        app = AppRecord(new_id("ap"), message.name, message.detach, now_wall, owner)
+        app = AppRecord(new_id("ap"), message.name, message.detach, now_wall, owner, terminal=message.terminal[:100])
         for spec in message.functions:
             check_spec(spec)
             if spec.tag in app.functions:
@@ -241,8 +243,21 @@ class Objects:
     def function(self, function_id: str) -> FunctionRecord:
         record = self.functions.get(function_id)
         if record is None:
+            for app in self.apps.values():  # only what fails pays for the search
+                for known in app.pools():
+                    if known.function_id == function_id:
+                        raise has_ended(known)
             raise NotFoundError(f"no running function `{function_id[:80]}`", hint="its app may have been stopped")
         return record
+
+
+def has_ended(function: FunctionRecord) -> NotFoundError:
+    app = function.app
+    why = f" ({app.reason})" if app.reason else ""
+    return NotFoundError(
+        f"function `{function.spec.tag}` has ended with its app `{app.name}`{why}",
+        hint="run the app again: a function can be called while its app runs",
+    )
 
 
 def check_spec(spec: FunctionSpec) -> None:

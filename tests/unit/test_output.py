@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from squall.cli import output
-from squall.cli.output import LiveOutput, Output
+from squall import _output as output
+from squall._output import LiveOutput, Output
 from squall.protocol.messages import LogChunk, Notice
 
 
