@@ -18,6 +18,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from squall._output import Output, make_output
 from squall._session import AppRun, import_ref
@@ -27,6 +28,11 @@ from squall.cli import options
 from squall.cli.main import UsageHint, did_you_mean, user_traceback
 from squall.cls import Method
 from squall.exception import Error, InvalidError, NotFoundError
+
+
+def complete_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Tab completion of files, by the shell itself; what is in them is not looked at, as that may run code."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 @dataclass
@@ -64,7 +70,7 @@ class Target:
     help="Write what it returns (text or bytes) to this file.",
 )
 @click.option("--timestamps", is_flag=True, help="Put the time before each line that a container writes.")
-@click.argument("ref", metavar="REF")
+@click.argument("ref", metavar="REF", shell_complete=complete_file)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
 @click.pass_context
 def run(
