@@ -23,7 +23,7 @@ from squall import config
 from squall.cli.manage import ask, connect, json_option, print_json
 from squall.client import Client
 from squall.exception import Error, ServiceError
-from squall.protocol.messages import ListObjects, StopServer
+from squall.protocol.requests import ListObjects, StopServer
 
 DOWN_SECONDS = 75.0
 """More than the exit hooks of classes have."""

@@ -30,9 +30,6 @@ from squall.protocol.messages import (
     EXEC_WINDOW_BYTES,
     ExecData,
     ExecExit,
-    GetLogs,
-    GetTrace,
-    ListObjects,
     LogChunk,
     Message,
     Notice,
@@ -40,6 +37,7 @@ from squall.protocol.messages import (
     StopApp,
     StopContainer,
 )
+from squall.protocol.requests import GetLogs, GetTrace, ListObjects
 from squall.protocol.transport import Link
 
 ANSWER_SECONDS = 60.0

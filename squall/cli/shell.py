@@ -23,7 +23,8 @@ from squall.cli.run import apps_of, complete_file, import_script
 from squall.client import Client
 from squall.exception import NotFoundError, ServiceError
 from squall.function import Function
-from squall.protocol.messages import CreateApp, FunctionSpec, ListObjects, RetryPolicy, StopApp
+from squall.protocol.messages import CreateApp, FunctionSpec, RetryPolicy, StopApp
+from squall.protocol.requests import ListObjects
 from squall.runner.profile import PROFILE
 
 SHELL = "command -v bash >/dev/null && exec bash; exec sh"

@@ -41,6 +41,10 @@ def input_id(call_id: str, idx: int) -> str:
     return f"in-{call_id[3:]}-{idx}"
 
 
+MESSAGES: dict[str, type[Message]] = {}
+"""Tag -> class, of every module of messages that was imported: `wire` of the server imports them all."""
+
+
 @dataclass(eq=False, repr=False)
 class Message:
     """One message. Comparing and showing are written once here: generated for each of 40 classes, they would take a
@@ -52,6 +56,9 @@ class Message:
 
     id: int = field(default=0, kw_only=True)
     re: int = field(default=0, kw_only=True)
+
+    def __init_subclass__(cls) -> None:
+        MESSAGES[cls.TAG] = cls
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self._values() == other._values()
@@ -78,6 +85,10 @@ class Hello(Message):
     prefix: str = ""
     """`sys.prefix` of the sender: `Image.host()` shows the packages of the server's Python, so they must agree."""
     container_id: str = ""
+    workspace: str = ""
+    """Whose objects the client wants to see; empty: that of its token, or `main` on the machine's own socket."""
+    environment: str = ""
+    """Which environment of it; empty: `main`."""
 
 
 @dataclass(eq=False, repr=False)
@@ -176,7 +187,13 @@ class FunctionSpec:
     gpu: list[str] = field(default_factory=list)
     """Fallbacks in order, each `TYPE` or `TYPE:N`; empty for none."""
     env: dict[str, str] = field(default_factory=dict)
-    """Plain environment and secrets merged, in order; reaches only the runner, after the host's check."""
+    """Plain environment and values given in the program, merged in order; reaches only the runner, after the host's
+    check."""
+    secrets: list[str] = field(default_factory=list)
+    """Names of secrets that the server keeps, `NAME` or `ENVIRONMENT/NAME`. It lays `env` over their values when a
+    container is loaded."""
+    secret_keys: dict[str, list[str]] = field(default_factory=dict)
+    """Keys that such a secret must have."""
     timeout: float = 300.0
     startup_timeout: float = 300.0
     retries: RetryPolicy = field(default_factory=RetryPolicy)
@@ -475,6 +492,14 @@ class GetCall(Message):
     call_id: str
 
 
+@dataclass(eq=False, repr=False)
+class GetStats(Message):
+    """`Reply.data`: backlog, num_total_runners, num_running_inputs, input_headroom of a function."""
+
+    TAG = "get_stats"
+    function_id: str
+
+
 # ---- server and runner ------------------------------------------------------------------------------------------
 
 
@@ -495,6 +520,8 @@ class Load(Message):
     generators: list[str] = field(default_factory=list)
     terminal: str = ""
     """As in `CreateApp`."""
+    environment: str = "main"
+    """Name of the environment that its app is in."""
 
 
 @dataclass(eq=False, repr=False)
@@ -739,64 +766,6 @@ class Interact(Message):
     function: str = ""
     exec_id: str = ""
 
-
-# ---- looking at things ------------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False, repr=False)
-class ListObjects(Message):
-    """`kind`: `apps`, `containers`, `functions`, `calls`, `nodes`. `Reply.data`: `{"rows": [dict, ...]}`."""
-
-    TAG = "list_objects"
-    kind: str
-    app: str = ""
-    all: bool = False
-    limit: int = 100
-
-
-@dataclass(eq=False, repr=False)
-class GetLogs(Message):
-    """Past output of an app or a container as `LogChunk` pushes carrying this request's id in `re`, then the `Reply`.
-    With `follow`, pushes go on until the app stops or the connection closes."""
-
-    TAG = "get_logs"
-    app: str = ""
-    container_id: str = ""
-    follow: bool = False
-    tail: int = 0
-    image_id: str = ""
-    """What the builds of this image said, instead."""
-
-
-@dataclass(eq=False, repr=False)
-class GetTrace(Message):
-    """`call` is a call or input id, or empty for the latest. `Reply.data`: call_id, function, inputs: [{idx, status,
-    attempts, spans: [{name, start, end, note}], events}], total_ms."""
-
-    TAG = "get_trace"
-    call: str = ""
-    limit: int = 20
-
-
-@dataclass(eq=False, repr=False)
-class GetStats(Message):
-    """`Reply.data`: backlog, num_total_runners, num_running_inputs, input_headroom of a function."""
-
-    TAG = "get_stats"
-    function_id: str
-
-
-@dataclass(eq=False, repr=False)
-class StopServer(Message):
-    """End the server: its ephemeral apps stop, containers end. `Reply.data` `{}` before it goes."""
-
-    TAG = "stop_server"
-    reason: str = ""
-
-
-MESSAGES: dict[str, type[Message]] = {
-    cls.TAG: cls for cls in list(globals().values()) if isinstance(cls, type) and issubclass(cls, Message) and cls.TAG
-}
 
 M = TypeVar("M")
 _FIELDS: dict[type, tuple[frozenset[str], dict[str, type]]] = {}

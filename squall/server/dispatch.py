@@ -53,11 +53,11 @@ from heapq import heappop, heappush
 from typing import Any, TypeAlias
 
 from squall.protocol.states import InputState
+from squall.server.demand import Demand, demand_of, surplus_of
 from squall.server.inputs import (
     Call,
     CancelRunning,
     Container,
-    Demand,
     DemandChanged,
     Fault,
     Finish,
@@ -415,50 +415,16 @@ class Dispatch:
 
     def demand(self, now: float, function_id: str) -> Demand:
         """Raises KeyError for a function it does not know."""
-        function = self.functions[function_id]
-        ready = [c for c in function.containers.values() if c.state == "ready"]
-        idle = sorted((c.idle_since, c.container_id) for c in ready if not c.running)
-        return Demand(
-            function_id=function_id,
-            backlog=function.queued + function.suspected,
-            running=len(function.running),
-            waiting=function.waiting,
-            alone=function.suspected,
-            ready=len(ready),
-            starting=len(function.starting),
-            draining=len(function.containers) - len(ready) - len(function.starting),
-            headroom=sum(max(0, c.open_slots - len(c.running)) for c in ready),
-            slots=1 if function.options.single_use else function.options.target or function.options.concurrency,
-            idle=tuple((container_id, since) for since, container_id in idle),
-            exec_time=function.exec_time,
-            stalled_for=self._stalled_for(now, function),
-            cold_start=function.cold_start,
-            active_at=function.active_at,
-            blocked_until=function.blocked_until,
-            blocked_reason=function.blocked_reason,
-            start_failures=function.start_failures,
-            closed=bool(function.closed),
-        )
+        return demand_of(self.functions[function_id], now)
 
     def demands(self, now: float) -> Iterator[Demand]:
         """All functions, for the autoscaler's periodic round."""
-        for function_id in list(self.functions):
-            yield self.demand(now, function_id)
+        for function in list(self.functions.values()):
+            yield demand_of(function, now)
 
     def surplus(self) -> Iterator[str]:
         """Idle containers that their functions need not keep, for the scheduler when room is short."""
-        for function in self.functions.values():
-            containers = function.containers.values()
-            alive = sum(1 for container in containers if container.state != "draining")
-            idle = [c for c in containers if c.state == "ready" and not c.running]
-            idle.sort(key=lambda c: c.idle_since)
-            for container in idle[: max(0, alive - function.options.min_containers)]:
-                yield container.container_id
-
-    def _stalled_for(self, now: float, function: Function) -> float:
-        if not function.running:
-            return 0.0
-        return now - max(function.finished_at, next(iter(function.running)).pushed_at)
+        return surplus_of(self.functions.values())
 
     # ---- filling slots ------------------------------------------------------------------------------------------
 

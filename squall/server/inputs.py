@@ -353,35 +353,3 @@ Instruction: TypeAlias = Push | Finish | CancelRunning | KillContainer | StopCon
 Instructions: TypeAlias = list[Instruction]
 Result: TypeAlias = tuple[str, int, str, int, Any]
 """call_id, idx, status, attempt, and what `Finish.output` shall carry."""
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What the autoscaler decides on: one function at one moment."""
-
-    function_id: str
-    backlog: int = 0
-    running: int = 0
-    waiting: int = 0
-    """In backoff: neither backlog nor running yet."""
-    alone: int = 0
-    """How many of the backlog each need a container without company."""
-    ready: int = 0
-    starting: int = 0
-    draining: int = 0
-    headroom: int = 0
-    """Free slots of ready containers."""
-    slots: int = 1
-    """Of one container, as far as they are counted on."""
-    idle: tuple[tuple[str, float], ...] = ()
-    """(container_id, idle since) of ready containers without an input, longest idle first."""
-    exec_time: float | None = None
-    """Seconds an input takes, as far as those that ended tell (a moving average)."""
-    stalled_for: float = 0.0
-    """Seconds that something has been running and nothing ended: a lower bound of how long inputs take now."""
-    cold_start: float | None = None
-    active_at: float = 0.0
-    blocked_until: float = float("-inf")
-    blocked_reason: str = ""
-    start_failures: int = 0
-    closed: bool = False

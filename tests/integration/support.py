@@ -12,17 +12,8 @@ from typing import Any
 
 from squall import config
 from squall.client import Client
-from squall.protocol.messages import (
-    GetLogs,
-    Hello,
-    ListObjects,
-    LogChunk,
-    Message,
-    Notice,
-    Reply,
-    decode,
-    encode,
-)
+from squall.protocol.messages import Hello, LogChunk, Message, Notice, Reply, decode, encode
+from squall.protocol.requests import GetLogs, ListObjects
 from squall.protocol.transport import FrameReader
 from tests.conftest import processes_of, wait_until
 

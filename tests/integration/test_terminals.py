@@ -48,6 +48,10 @@ class Program(Wire):
         assert answer.TAG == "reply", answer
         self.app_id, self.functions = answer.data["app_id"], answer.data["functions"]
         self.screen = b""
+        self.result = b""
+
+    def __enter__(self) -> Program:
+        return self
 
     def call(self, call_id: str, *args: Any, function: str = "talk") -> None:
         data = pack_call(args, {}, function)
