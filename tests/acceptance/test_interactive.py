@@ -252,8 +252,9 @@ def test_async_function_is_debugged(script: Path) -> None:
 
 def test_one_container_has_the_terminal_and_others_wait(script: Path) -> None:
     with Terminal("-i", f"{script}::turns") as terminal:
-        terminal.expect("turn of ")
-        terminal.expect("waits until this terminal is free")
+        wait_until(lambda: "waits until this terminal is free" in terminal.read(), lambda: terminal.text)
+        wait_until(lambda: "turn of " in terminal.read(), lambda: terminal.text)  # whichever of the two came first
+        terminal.text = ""
         terminal.type("a\n")
         terminal.expect("turn of ")
         terminal.type("b\n")
