@@ -23,7 +23,7 @@ from squall.server.dispatch import Call, Dispatch, Finish, Input
 from squall.server.durable import Cancel, Durable
 from squall.server.inputs import Retried
 from squall.server.journal import RESULT_DAYS, Added, Entry, Journal, KeptCall, Payload, Row
-from squall.server.objects import FunctionRecord, Objects
+from squall.server.objects import FunctionRecord, Objects, has_ended
 from squall.server.timelines import InputTimeline, Timelines
 from squall.server.wire import check_id, output_head
 from squall.storage.blobs import check_digest
@@ -92,6 +92,8 @@ class Calls:
         check_id(message.call_id, "fc")
         function = self.objects.function(message.function_id, peer.scope)
         check_method(function, message.method)
+        if function.app.state != "running":
+            raise has_ended(function)
         items: list[tuple[int, Payload]] = []
         for item, part in zip(message.items, parts, strict=True):
             if not 0 <= item.idx < IDX_LIMIT:

@@ -16,6 +16,7 @@ What the hand tells (events)                                        and when
   outputs(now, container_id, [Result])                              a frame of `Outputs` (its yields go to `yielded`)
   container_gone(now, container_id, reason, fault=..., init_error)  it exited, or its node is lost
   drain(now, container_id, reason)                                  the autoscaler's stop, or a node being emptied
+  attend(now, container_id, attended)                               a terminal is asked for there, or was left
   cancel / owner_gone                                               the caller changed its mind, or went away
   reject_queued                                                     no node could ever hold its containers
   tick(now)                                                         when `next_deadline()` has come
@@ -57,6 +58,8 @@ from heapq import heappop, heappush
 from typing import Any, TypeAlias
 
 from squall.protocol.states import InputState
+from squall.server import attempts
+from squall.server.attempts import CRASH_RETRIES, INFRA_RETRIES, START_DELAY, START_FAILURES
 from squall.server.demand import Demand, demand_of, surplus_of
 from squall.server.inputs import (
     Call,
@@ -78,20 +81,14 @@ from squall.server.inputs import (
     StartFailure,
     Status,
     StopContainer,
+    swept,
 )
-from squall.server.succession import home_of, move_waiting, swept
+from squall.server.succession import home_of, move_waiting
 
-__all__ = ["Call", "Dispatch", "Finish", "FunctionOptions", "Input"]
+__all__ = ["CRASH_RETRIES", "INFRA_RETRIES", "START_DELAY", "Call", "Dispatch", "Finish", "FunctionOptions", "Input"]
 
-INFRA_RETRIES = 8
-CRASH_RETRIES = 1
-START_FAILURES = 3
-START_DELAY = 0.5
-START_DELAY_LIMIT = 30.0
 CANCEL_GRACE = 10.0
 STOP_GRACE = 30.0
-EWMA_WEIGHT = 0.2
-
 
 _Action: TypeAlias = Callable[[float, Any, int, Instructions], None]
 _Timer: TypeAlias = tuple[float, int, _Action, Any, int]
@@ -202,7 +199,7 @@ class Dispatch:
         function = self.functions.get(function_id) if call is None else home_of(call)
         if function is None or function.closed:
             function = function or Function(function_id, FunctionOptions(), now)
-            self._turn_all_away(now, call or Call(call_id, function, kind, None, data), items, out)
+            attempts.turn_all_away(now, call or Call(call_id, function, kind, None, data), items, out)
             return out
         if call is None:
             call = self.calls[call_id] = Call(call_id, function, kind, owner, data)
@@ -229,9 +226,7 @@ class Dispatch:
             call = self.calls[call_id] = Call(call_id, self.functions[function_id], "spawn", None, data)
             call.last = True
         delay = min(history.delay, call.function.options.max_delay)
-        input_ = call.inputs[item[0]] = Input(call, *item, now)
-        call.submitted += 1
-        input_.attempt, input_.failures, input_.infra_failures = history[:3]
+        input_ = attempts.resumed(now, call, item, history)
         if delay > 0:
             input_.state = "backoff"
             call.function.waiting += 1
@@ -272,15 +267,6 @@ class Dispatch:
         hint = "submit fewer at a time, or let more containers work"
         self._finish(now, input_, "rejected", f"{limit} inputs of the function are waiting already", hint, None, out)
 
-    def _turn_all_away(self, now: float, call: Call, items: Iterable[tuple[int, Any]], out: Instructions) -> None:
-        for idx, payload in items:
-            if call.is_done(idx):
-                continue
-            call.mark_done(idx)
-            input_ = Input(call, idx, payload, now)
-            input_.state = "done"
-            out.append(Finish(input_, "rejected", f"function `{call.function_id}` is not running", "", None))
-
     def outputs(self, now: float, container_id: str, results: Iterable[Result]) -> Instructions:
         """A container's results, `(call_id, idx, status, attempt, output)` each, and what it shall run next. Those
         it has no lease for are ignored."""
@@ -293,9 +279,7 @@ class Dispatch:
                 self.stale_outputs += 1
                 continue
             function = container.function
-            spent = now - input_.pushed_at
-            known = function.exec_time
-            function.exec_time = spent if known is None else known + EWMA_WEIGHT * (spent - known)
+            function.exec_time = attempts.average(function.exec_time, now - input_.pushed_at)
             if status == "ok":
                 self._finish(now, input_, "ok", "", "", output, out)
             else:
@@ -385,9 +369,7 @@ class Dispatch:
         container.slots = 1 if function.options.single_use else (slots or function.options.concurrency)
         container.open_slots = container.slots
         container.ready_at = container.idle_since = now
-        spent = now - container.started_at
-        known = function.cold_start
-        function.cold_start = spent if known is None else known + EWMA_WEIGHT * (spent - known)
+        function.cold_start = attempts.average(function.cold_start, now - container.started_at)
         function.start_failures = 0
         function.failing = None
         function.blocked_until = float("-inf")
@@ -441,6 +423,13 @@ class Dispatch:
             self._stop(container, out)
         self._pump(now, function, out)
         return out
+
+    def attend(self, now: float, container_id: str, attended: bool) -> None:
+        """Somebody sits at a terminal in it, or left: the clocks of its timeouts stand still, or begin anew."""
+        container = self.containers.get(container_id)
+        if container is not None:
+            container.attended = attended
+            self._renew(now, container)
 
     # ---- time ---------------------------------------------------------------------------------------------------
 
@@ -569,7 +558,7 @@ class Dispatch:
             input_.container = container
             input_.pushed_at = now
             held[input_] = None
-            running[input_] = None
+            running[input_] = now
         if len(held) >= container.open_slots:
             function.free.pop(container, None)
         if function.options.single_use:
@@ -717,7 +706,7 @@ class Dispatch:
         """One timer per function, for its oldest running input: a timer per input would pile up by the million."""
         timeout = function.options.timeout
         if timeout > 0 and function.running:
-            due = next(iter(function.running)).pushed_at + timeout
+            due = next(iter(function.running.values())) + timeout
             self._at(due, self._expire_running, function, self._timer_seq + 1)
             function.timeout_timer = self._timer_seq
 
@@ -727,12 +716,15 @@ class Dispatch:
         timeout = function.options.timeout
         function.timeout_timer = 0
         while timeout > 0 and function.running:
-            oldest = next(iter(function.running))
-            if oldest.pushed_at + timeout > now:
+            oldest, since = next(iter(function.running.items()))
+            if since + timeout > now:
                 break
             container = oldest.container
             assert container is not None  # it is in `running`
-            self._expire_container(now, container, timeout, out)
+            if container.attended:
+                self._renew(now, container)
+            else:
+                self._expire_container(now, container, timeout, out)
         if not function.timeout_timer:
             self._arm_timeouts(function)
 
@@ -740,12 +732,23 @@ class Dispatch:
         """Some of its inputs are overdue: they failed, and as nothing less ends a C loop, the container is killed."""
         message = f"one attempt took longer than the function's timeout of {timeout:g} s"
         budget = container.function.options.max_retries
-        for input_ in [input_ for input_ in container.running if input_.pushed_at + timeout <= now]:
+        began = container.function.running
+        for input_ in [input_ for input_ in container.running if began[input_] + timeout <= now]:
             if input_.cancelling:
                 self._finish_cancelled(now, input_, out)
             elif not self._retry(now, input_, budget, out):
                 self._finish(now, input_, "timeout", message, "", None, out)
         self._kill(now, container, f"an input ran longer than {timeout:g} s", out)
+
+    def _renew(self, now: float, container: Container) -> None:
+        function = container.function
+        for input_ in container.running:
+            del function.running[input_]
+            function.running[input_] = now
+        if container in function.starting:
+            del function.starting[container]
+            function.starting[container] = None
+            container.started_at = now
 
     def _arm_starts(self, function: Function) -> None:
         limit = function.options.startup_timeout
@@ -763,6 +766,9 @@ class Dispatch:
             container = next(iter(function.starting))
             if container.started_at + limit > now:
                 break
+            if container.attended:
+                self._renew(now, container)
+                continue
             reason = f"took longer to start than the function's startup_timeout of {limit:g} s"
             self._begin_drain(container, reason)
             self._start_failed(now, container, reason, "container", "", None, out)
@@ -846,12 +852,7 @@ class Dispatch:
         function = container.function
         if function.closed:
             return
-        delay = START_DELAY
-        if fault == "container":
-            if container.started_at > function.start_failed_at:
-                function.start_failures += 1
-                function.start_failed_at = now
-            delay = min(START_DELAY_LIMIT, START_DELAY * 2.0 ** min(function.start_failures - 1, 16))
+        delay = attempts.count_failed_start(now, container, fault)
         function.blocked_until = max(function.blocked_until, now + delay)
         function.blocked_reason = f"a container {reason}" + ("" if init_error is not None else " before it was ready")
         self._at(function.blocked_until, self._end_block, function, 0)

@@ -97,7 +97,7 @@ class Server:
         self.lock = lock_state(config)
         self.blobs = DirectoryBlobs(config.blobs_dir)
         self.logs = Logs(config.state_dir / "logs")
-        self.database = Database.in_directory(config.state_dir, self.loop)
+        self.database = Database.in_directory(config.state_dir, self.loop, config.database_url)
         self.database.check()
         self.dispatch = Dispatch()
         self.timelines = Timelines()
@@ -128,10 +128,12 @@ class Server:
         """Serve until told to end."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(signum, self.end, f"received {signal.Signals(signum).name}")
+        if self.config.database_url:
+            await self.database.ready()  # what can be wrong with it is known only now, and must be said before serving
         self.metering.close_stale(self.started_at, time.time())
         self.nodes.listen(self.config.run_dir / "handoff.sock")
         self.provider.start()
-        if has_any(self.config.state_dir / "squall.db"):
+        if self.config.database_url or has_any(self.config.state_dir / "squall.db"):
             await self._restore()
         await self._listen()
         bodies = (self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune())

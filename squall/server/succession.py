@@ -1,4 +1,4 @@
-"""Moving queues: how one pool takes over the inputs of another, as a new version of a function does.
+"""How one pool takes over the inputs of another: what a new version of a function does to the one before it.
 
 Part of the brain in `dispatch`, which calls it and has the rules; pure state changes, no clock, no I/O. What runs stays
 where it runs and is counted there; a call belongs to the pool in which its waiting inputs are. Tested with dispatch.
@@ -6,7 +6,6 @@ where it runs and is counted there; a call belongs to the pool in which its wait
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 
 from squall.server.inputs import Call, Function, Input
@@ -42,10 +41,3 @@ def move_waiting(old: Function, new: Function, in_backoff: Iterable[Input]) -> N
     old.queue.clear()
     old.suspects.clear()
     new.active_at = max(new.active_at, old.active_at)
-
-
-def swept(queue: deque[Input], alive: int) -> deque[Input]:
-    """The queue without inputs that are done, once they are the greater part: amortised O(1) an ended input."""
-    if len(queue) < 2 * alive + 64:
-        return queue
-    return deque(input_ for input_ in queue if input_.state == "queued")
