@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,27 +45,6 @@ def test_spawned_inputs_run_after_the_server_was_killed(home: Path) -> None:
         assert sorted(set(executions("durable"))) == [*range(60), 100]
 
 
-def test_inputs_keep_their_order_over_a_restart(home: Path) -> None:
-    with durable.app.run(detach=True, output=Kept()):
-        calls = [durable.one_by_one.spawn(0.02, n) for n in range(30)]
-        wait_until(lambda: any(row["running"] for row in containers_of("one_by_one")), "it has begun")
-        kill_server(home)
-        later = durable.one_by_one.spawn(0.0, 30)
-        assert FunctionCall.gather(*calls, later) == list(range(31))
-        seen = executions("durable")
-        assert list(dict.fromkeys(seen)) == list(range(31))
-
-
-def test_a_result_that_was_recorded_is_not_run_again(home: Path) -> None:
-    with durable.app.run(detach=True, output=Kept()):
-        call = durable.step.spawn(0.0, 1)
-        assert call.get(timeout=20) == 1
-        kill_server(home)
-        assert FunctionCall.from_id(call.object_id).get(timeout=20) == 1
-        assert durable.step.spawn(0.0, 2).get(timeout=20) == 2
-        assert executions("durable") == [1, 2]
-
-
 def test_a_wait_between_retries_and_the_tries_left_survive_a_restart(home: Path) -> None:
     with durable.app.run(detach=True, output=Kept()):
         call = durable.stubborn.spawn(7)
@@ -98,11 +78,12 @@ def test_arguments_and_secrets_of_an_app_are_there_after_a_restart(home: Path) -
     with durable.app.run(detach=True, output=Kept()):
         blocker = durable.reveal.spawn(1.0, b"")
         call = durable.reveal.spawn(0.0, bytes(3 << 20))
-        size = durable.Keeper(name="k").size.spawn(bytes(1000))
+        keeper: Any = durable.Keeper(name="k")  # type: ignore[call-arg]
+        size = keeper.size.spawn(bytes(1000))
         kill_server(home)
-        assert call.get(timeout=60) == ("open sesame", 3 << 20)
+        assert call.get(timeout=60) == (11, 3 << 20)
         assert size.get(timeout=30) == ("k", 1000)
-        assert blocker.get(timeout=30) == ("open sesame", 0)
+        assert blocker.get(timeout=30) == (11, 0)
         assert b"open sesame" not in (home / "state" / "squall.db").read_bytes()
         assert b"open sesame" not in (home / "state" / "squall.db-wal").read_bytes()
 
