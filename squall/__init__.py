@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from squall.function import Function, FunctionCall
     from squall.image import Image
     from squall.options import Retries
+    from squall.schedule import Cron, Period
     from squall.secret import Secret
 
 __version__ = "0.1.0"
@@ -25,12 +26,14 @@ __all__ = [
     "App",
     "Client",
     "Cls",
+    "Cron",
     "Error",
     "Function",
     "FunctionCall",
     "Image",
     "InputCancellation",
     "LocalEntrypoint",
+    "Period",
     "Retries",
     "Secret",
     "__version__",
@@ -50,12 +53,14 @@ _HOMES = {
     "App": "app",
     "Client": "client",
     "Cls": "cls",
+    "Cron": "schedule",
     "Error": "exception",
     "Function": "function",
     "FunctionCall": "function",
     "Image": "image",
     "InputCancellation": "exception",
     "LocalEntrypoint": "app",
+    "Period": "schedule",
     "Retries": "options",
     "Secret": "secret",
     "batched": "_marks",

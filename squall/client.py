@@ -435,6 +435,13 @@ def install(link: Link) -> Client:
     return _state.client
 
 
+def uninstall() -> None:
+    """Undo `install`, `set_app` and `set_context`: of a rehearsal nothing may be left."""
+    _state.client, _state.in_container = None, False
+    _state.app_name, _state.app_id = "", ""
+    _input.set(("", ""))
+
+
 def set_app(name: str, app_id: str) -> None:
     """For the runner: which app this container belongs to."""
     _state.in_container = True

@@ -160,10 +160,21 @@ class ImageSpec:
 
 
 @dataclass
+class ScheduleSpec:
+    """When a deployed function, or the `method` of a class, is called without arguments: by a cron expression in a
+    time zone, or every `period`, which is unit (`years` to `seconds`) -> number."""
+
+    cron: str = ""
+    timezone: str = "UTC"
+    period: dict[str, float] = field(default_factory=dict)
+    method: str = ""
+
+
+@dataclass
 class FunctionSpec:
     """All that the platform must know to run one function. Sent once in `CreateApp`."""
 
-    NESTED: ClassVar[dict[str, type]] = {"retries": RetryPolicy, "image": ImageSpec}
+    NESTED: ClassVar[dict[str, type]] = {"retries": RetryPolicy, "image": ImageSpec, "schedules": ScheduleSpec}
 
     tag: str
     module: str = ""
@@ -220,6 +231,8 @@ class FunctionSpec:
     """Names of a class's parameters. With any, inputs go to the pools that `BindFunction` makes, never to this one."""
     exit_grace: float = 0.0
     """Seconds that a class's exit hooks are given; 0: it has none."""
+    schedules: list[ScheduleSpec] = field(default_factory=list)
+    """At most one of a function, and of each method of a class."""
 
 
 # ---- apps -------------------------------------------------------------------------------------------------------

@@ -219,15 +219,15 @@ class Api:
     def create_app(self, peer: Peer, message: CreateApp, payload: bytes) -> None:
         check_environment(peer, message)
         app = self.server.create_app(message, peer)
-        functions = {tag: function.function_id for tag, function in app.functions.items()}
+        functions = {tag: function.stable_id for tag, function in app.functions.items()}
         peer.reply(message.id, {"app_id": app.app_id, "functions": functions})
 
     def bind_function(self, peer: Peer, message: BindFunction, payload: bytes) -> None:
-        function = self.server.bind_function(message, payload, trusted=not peer.is_runner)
-        peer.reply(message.id, {"function_id": function.function_id})
+        function = self.server.bind_function(peer, message, payload)
+        peer.reply(message.id, {"function_id": function.stable_id})
 
     async def stop_app(self, peer: Peer, message: StopApp) -> None:
-        app = self.server.objects.find_app(message.app)
+        app = self.server.objects.find_app(message.app, peer.scope)
         await self.server.stop_app(app, message.reason, asked_by=peer)
         peer.reply(message.id)
 
@@ -268,10 +268,10 @@ class Api:
             self.server.reconciler.give_credit(record, input_, message.n)
 
     def get_stats(self, peer: Peer, message: GetStats, payload: bytes) -> None:
-        function = self.server.objects.function(message.function_id)
-        if message.function_id not in self.server.dispatch.functions:
+        function = self.server.objects.function(message.function_id, peer.scope)
+        if function.function_id not in self.server.dispatch.functions:
             raise NotFoundError(f"function `{function.spec.tag}` has ended with its app")
-        peer.reply(message.id, stats_of(self.server.dispatch.demand(time.monotonic(), message.function_id)))
+        peer.reply(message.id, stats_of(self.server.dispatch.demand(time.monotonic(), function.function_id)))
 
     async def get_call(self, peer: Peer, message: GetCall) -> None:
         await self.server.calls.get_call(peer, message)

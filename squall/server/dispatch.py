@@ -8,6 +8,7 @@ module because every event may touch all of a function's state; the state itself
 
 What the hand tells (events)                                        and when
   add_function / update_function / close_function                   an app starts, changes its options, ends
+  supersede(now, old_id, new_id, reason)                            a new version of a function takes over
   submit(now, call_id, function_id, [(idx, payload)], kind, owner)  inputs arrive (journalled ones: after the fsync)
   container_starting(now, container_id, function_id)                it asked a node for a container
   container_ready(now, container_id, slots)                         the runner said `Loaded(ok=True)`
@@ -42,6 +43,9 @@ START_FAILURES waves, or at once when the runner reported why the import failed 
 as `init_error`, as does what comes in until the delay is over; then one container is tried again. As long as another
 container of the function is ready nothing fails.
 
+Succession. What a superseded function has running ends where it runs, and if it must be tried again that is with the
+successor; all that waits moves there at once, in its order. Its containers drain, and it is forgotten with the last.
+
 Cancelling a running input asks its container, and kills that container when it has not answered in CANCEL_GRACE.
 """
 
@@ -73,6 +77,7 @@ from squall.server.inputs import (
     Status,
     StopContainer,
 )
+from squall.server.succession import home_of, move_waiting
 
 __all__ = ["Call", "Dispatch", "Finish", "FunctionOptions", "Input"]
 
@@ -126,9 +131,9 @@ class Dispatch:
         """End all its inputs as cancelled, stop its containers; it is forgotten with the last of them."""
         out: Instructions = []
         function = self.functions.get(function_id)
-        if function is None or function.closed:
+        if function is None or (function.closed and function.successor is None):
             return out
-        function.closed = reason or "closed"
+        function.closed, function.successor = reason or "closed", None
         message = f"the function was stopped: {function.closed}"
         for input_ in [*function.running, *function.suspects, *function.queue, *self._inputs_in_backoff(function)]:
             if input_.state != "done":
@@ -138,6 +143,26 @@ class Dispatch:
             self._begin_drain(container, reason)
             self._stop(container, out)
         self._drop_if_empty(function)
+        for other in [other for other in self.functions.values() if other.successor is function]:
+            out += self.close_function(now, other.function_id, reason)
+        return out
+
+    def supersede(self, now: float, old_id: str, new_id: str, reason: str) -> Instructions:
+        """The function `new_id` takes over from `old_id`, see Succession above. Harmless where either has ended."""
+        out: Instructions = []
+        old, new = self.functions.get(old_id), self.functions.get(new_id)
+        if old is None or new is None or old is new or old.closed or new.closed:
+            return out
+        move_waiting(old, new, self._inputs_in_backoff(old))
+        old.closed, old.successor = reason or "superseded", new
+        for container in list(old.containers.values()):
+            self._begin_drain(container, old.closed)
+            if not container.running:
+                self._stop(container, out)
+        self._drop_if_empty(old)
+        self._fail_queued(now, new, out)
+        self._pump(now, new, out)
+        self._ask(new, out, force=True)
         return out
 
     def reject_queued(self, now: float, function_id: str, message: str, hint: str = "") -> Instructions:
@@ -171,7 +196,7 @@ class Dispatch:
         call ends with it (`owner_gone`) unless its kind is `spawn`."""
         out: Instructions = []
         call = self.calls.get(call_id)
-        function = self.functions.get(function_id) if call is None else call.function
+        function = self.functions.get(function_id) if call is None else home_of(call)
         if function is None or function.closed:
             function = function or Function(function_id, FunctionOptions(), now)
             self._turn_all_away(now, call or Call(call_id, function, kind, None), items, out)
@@ -240,7 +265,7 @@ class Dispatch:
             if input_ is None or container is None or input_.container is not container or input_.attempt != attempt:
                 self.stale_outputs += 1
                 continue
-            function = input_.call.function
+            function = container.function
             spent = now - input_.pushed_at
             known = function.exec_time
             function.exec_time = spent if known is None else known + EWMA_WEIGHT * (spent - known)
@@ -253,6 +278,8 @@ class Dispatch:
             function = container.function
             if function.queued and function.free:
                 self._pump(now, function, out)
+            if self._unsettled:
+                self._settle(now, out)
         return out
 
     def output(
@@ -371,6 +398,7 @@ class Dispatch:
             self._drop_if_empty(function)
         else:
             self._ask(function, out, force=True)
+        self._settle(now, out)
         return out
 
     def drain(self, now: float, container_id: str, reason: str) -> Instructions:
@@ -533,7 +561,9 @@ class Dispatch:
         if container is not None:
             input_.container = None
             del container.running[input_]
-            del function.running[input_]
+            del container.function.running[input_]
+            if container.function.successor is not None:
+                self._unsettled[home_of(input_.call)] = None  # it may go on there
         elif before == "backoff":
             function.waiting -= 1
         elif before == "queued" and input_.alone:

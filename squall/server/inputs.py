@@ -215,6 +215,7 @@ class Function:
         "start_failures",
         "start_timer",
         "starting",
+        "successor",
         "suspected",
         "suspects",
         "timeout_timer",
@@ -226,6 +227,8 @@ class Function:
         self.options = options
         self.closed = ""
         """Why it takes nothing more, or empty."""
+        self.successor: Function | None = None
+        """Of one that was superseded: where all goes that was not running."""
         # The queue may hold inputs that are done already (cancelled while queued); `queued` counts the others.
         self.queue: deque[Input] = deque()
         self.queued = 0

@@ -93,6 +93,7 @@ class Server:
         self.blobs = DirectoryBlobs(config.blobs_dir)
         self.logs = Logs(config.state_dir / "logs")
         self.database = Database.in_directory(config.state_dir, self.loop)
+        self.database.check()
         self.dispatch = Dispatch()
         self.timelines = Timelines()
         self.objects = Objects(self.database)
@@ -401,6 +402,7 @@ class Server:
         if peer is None:
             assert record.stream is not None
             peer = record.peer = Peer(self.loop, record.stream, is_runner=True)
+            peer.scope = record.function.app.scope
         self.api.handle(peer, message, payload)
 
     def _on_runner_lost(self, stream: FrameStream, reason: str) -> None:
@@ -419,7 +421,7 @@ class Server:
             raise ConflictError("the server is ending", hint="try again")
         for spec in message.functions:
             self.builds.check_use(spec.image)
-        app = self.objects.create_app(message, peer, time.time())
+        app = self.objects.create_app(message, peer, time.time(), peer.scope)
         peer.apps.add(app.app_id)
         if message.follow:
             app.followers.add(peer)
@@ -434,9 +436,12 @@ class Server:
         apps = [app for app in self.objects.apps.values() if app.state != "stopped"]
         return {image_id_of(f.spec.image.steps) for app in apps for f in app.functions.values() if f.spec.image.steps}
 
-    def bind_function(self, message: BindFunction, parameters: bytes, *, trusted: bool) -> FunctionRecord:
+    def bind_function(self, peer: Peer, message: BindFunction, parameters: bytes) -> FunctionRecord:
         """The variant that is asked for, ready to be called."""
-        function = self.objects.bind(message.function_id, message.options, parameters, trusted=trusted)
+        trusted = not peer.is_runner
+        function = self.objects.bind(
+            message.function_id, message.options, parameters, trusted=trusted, scope=peer.scope
+        )
         if function.app.state != "running":
             raise NotFoundError(f"function `{function.spec.tag}` has ended with its app")
         if function.function_id not in self.dispatch.functions:
