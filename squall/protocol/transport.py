@@ -280,9 +280,12 @@ class Link:
         self._requests: dict[int, Pending[tuple[Reply, bytes]]] = {}
         self._next_id = 0
         self._waiting = 0
+        self.received = 0
+        """Pieces that came, of whatever: where it stands still, nothing comes."""
         self._last_wait = 0.0
         self._parked = False
         self._kick = threading.Event()
+        self.ended = threading.Event()
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
@@ -310,6 +313,22 @@ class Link:
             except OSError as error:
                 reason = f"sending failed: {error}"
                 raise ServiceError(f"connection to the server broke: {reason}") from None
+
+    def send_nowait(self, message: Message) -> None:
+        """Send, unless somebody else is sending or would have to wait: then something is under way anyway."""
+        if not self._send_lock.acquire(blocking=False):
+            return
+        try:
+            if not self.closed and not self._unsent:
+                header = encode_header(message)
+                frame = len(header).to_bytes(4, "little") + bytes(4) + header
+                sent = self.sock.send(frame)
+                if sent < len(frame):
+                    self._unsent.append(memoryview(frame)[sent:])
+        except OSError:  # full, or gone: both are noticed by what does not come back
+            pass
+        finally:
+            self._send_lock.release()
 
     def _send_all(self, head: bytes, payload: bytes) -> None:
         """A small frame is one buffer; of a large one the payload is not copied behind its head.
@@ -446,6 +465,7 @@ class Link:
         if not received:
             self._break("the other side closed it")
             return
+        self.received += 1
         try:
             self._frames.extend(self._reader.feed(bytes(self._buffer[:received])))
             self._deliver_all()
@@ -523,6 +543,7 @@ class Link:
         if self.closed:
             return
         self.closed = reason
+        self.ended.set()
         self._fail_requests()
         self._ask_lead()
         self._kick.set()
@@ -537,6 +558,12 @@ class Link:
             pending = self._requests.pop(key, None)
             if pending is not None:
                 pending.fail(error)
+
+    def abort(self, reason: str) -> None:
+        """Give the connection up; whoever waits gets a ServiceError with the reason. From any thread."""
+        self._break(reason)
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection; whoever waits gets a ServiceError. Idempotent."""
@@ -561,7 +588,7 @@ class FrameStream:
 
     __slots__ = (
         "_held", "_loop", "_on_frame", "_on_lost", "_out", "_out_bytes", "_reader", "closing", "hold_above", "owner",
-        "paused", "transport", "waiters",
+        "paused", "received", "transport", "waiters",
     )  # fmt: skip
 
     def __init__(
@@ -587,6 +614,12 @@ class FrameStream:
         self.owner: Any = None
         """Whatever the user of the stream wants to find again from it."""
         self.waiters: list[asyncio.Future[None]] = []
+        self.received = 0
+        """Pieces that came, of whatever: where it stands still, nothing comes."""
+
+    def allow(self, limit: int) -> None:
+        """Take frames of up to `limit` bytes from now on."""
+        self._reader.limit = limit
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -598,6 +631,7 @@ class FrameStream:
             self._loop.call_soon(self.flush)
 
     def data_received(self, data: bytes) -> None:
+        self.received += 1
         try:
             frames = self._reader.feed(data)
         except ValueError as error:

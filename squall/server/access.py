@@ -33,6 +33,7 @@ from squall.protocol.requests import (
     RenameEnvironment,
     RevokeToken,
     RotateToken,
+    StopServer,
 )
 from squall.protocol.transport import FrameStream
 from squall.server.api import Peer
@@ -81,6 +82,7 @@ class Access:
             DeleteEnvironment: self._locked(self.delete_environment),
             DeleteSecret: self._locked(self.delete_secret),
             GetServer: self.get_server,
+            StopServer: self.stop_server,
         }
         self.lists: dict[str, Callable[[Peer], list[dict[str, Any]]]] = {
             "tokens": lambda peer: self.auth.token_rows("" if peer.is_admin else peer.scope.workspace, time.time()),
@@ -249,6 +251,11 @@ class Access:
                 "admin": peer.is_admin,
             },
         )
+
+    async def stop_server(self, peer: Peer, message: StopServer) -> None:
+        need_admin(peer, "stop the server")
+        peer.reply(message.id)
+        self.server.end(message.reason or "asked to stop", message.grace)
 
     async def create_token(self, peer: Peer, message: CreateToken) -> None:
         need_admin(peer, "make a token")

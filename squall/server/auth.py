@@ -85,9 +85,10 @@ class Auth:
         if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
             self._loading = self.database.read(_read_all)
         found = await asyncio.shield(self._loading)
-        if self.is_loaded:
-            return
-        workspaces, environments, tokens = found
+        if not self.is_loaded:
+            self._take(*found)
+
+    def _take(self, workspaces: list[Any], environments: list[Any], tokens: list[Any]) -> None:
         self.workspaces.update({row.name: row.created_at for row in workspaces})
         self.environments.update({name: {MAIN: 0.0} for name in self.workspaces})
         for row in environments:

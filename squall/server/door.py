@@ -199,7 +199,7 @@ class Visitor:
         if self.door.tls is not None:
             options = {"ssl": self.door.tls, "ssl_handshake_timeout": ARRIVAL_TIMEOUT}
         try:
-            await self.door.loop.connect_accepted_socket(lambda: self, self.sock, **options)
+            await self.door.loop.connect_accepted_socket(_as_protocol(self), self.sock, **options)
         except OSError as error:  # ssl.SSLError is one too: it speaks no TLS, or none that is any good
             log.debug("a connection came to nothing", peer=self.address, error=str(error))
             self._end()
@@ -252,7 +252,7 @@ class Visitor:
         except h11.RemoteProtocolError as error:
             self._answer(error.error_status_hint or 400, {"code": "invalid", "message": f"no HTTP request: {error}"})
         except Error as error:
-            self._answer(error.status, {"code": error.code, "message": error.message, "hint": error.hint})
+            self._answer(*_refused(error))
 
     def eof_received(self) -> bool:
         return False
@@ -330,6 +330,10 @@ class Visitor:
         self.door.on_lost(stream, reason)
 
 
+def _as_protocol(visitor: Visitor) -> Callable[[], Any]:
+    return lambda: visitor
+
+
 def _wants_frames(request: h11.Request) -> bool:
     values: dict[bytes, bytes] = {}
     for name, value in request.headers:
@@ -370,13 +374,14 @@ def respond(target: str, facts: dict[str, Any], check: Callable[[], None]) -> An
     try:
         check()
     except AuthError as error:
-        return error.status, {"code": error.code, "message": error.message, "hint": error.hint}
+        return _refused(error)
     if path == "/version":
         return 200, {"version": facts["version"], "protocol": facts["protocol"], "server_id": facts["server_id"]}
-    error = NotFoundError(
-        f"nothing is at `{path[:80]}`",
-        hint="this release has no JSON API: use the `squall` command or the Python package, or `/healthz`, `/version`",
-    )
+    hint = "this release has no JSON API: use the `squall` command or the Python package, or `/healthz`, `/version`"
+    return _refused(NotFoundError(f"nothing is at `{path[:80]}`", hint=hint))
+
+
+def _refused(error: Error) -> Answer:
     return error.status, {"code": error.code, "message": error.message, "hint": error.hint}
 
 
@@ -403,7 +408,8 @@ def listening_sockets(listen: str) -> list[socket.socket]:
     host = host.strip("[]")
     if not host or not port.isdigit() or int(port) > 65535:
         raise InvalidError(
-            f"cannot listen at `{listen}`: it is no address and port", hint="`127.0.0.1:7777`, `0.0.0.0:7777`, `[::]:7777`"
+            f"cannot listen at `{listen}`: it is no address and port",
+            hint="write it as `127.0.0.1:7777`, `0.0.0.0:7777` or `[::]:7777`",
         )
     made: list[socket.socket] = []
     try:
