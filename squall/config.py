@@ -57,6 +57,9 @@ class Config:
     debian_mirror: str = _setting(
         "", "URL of the Debian mirror that `Image.debian_slim` is made from; empty: that of this machine's apt"
     )
+    database_url: str = _setting(
+        "", "`postgresql://` URL of the Store's database; empty: SQLite in the home", private=True
+    )
     seal_key: str = _setting(
         "", "32 bytes in base64 that seal secrets in the Store; empty: those in `state/seal.key`", private=True
     )
@@ -71,7 +74,9 @@ class Config:
     tls_key: str = _setting("", "private key of that certificate, in PEM")
     max_connections: int = _setting(4096, "connections from elsewhere at a time", minimum=1)
     heartbeat: float = _setting(
-        10.0, "seconds of silence before a connection from elsewhere is asked for a sign of life", minimum=0.1
+        10.0,
+        "seconds between two signs of life on a connection from elsewhere; three that are missing end it",
+        minimum=0.1,
     )
     drain_timeout: float = _setting(
         30.0, "seconds that running inputs may take to end when a server of `squall up` is stopped", minimum=0

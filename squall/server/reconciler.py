@@ -352,7 +352,8 @@ class Reconciler:
                 function.spec,
                 {tag: other.stable_id for tag, other in app.functions.items()},
                 [tag for tag, other in app.functions.items() if other.spec.is_generator],
-                app.scope.environment,
+                terminal=app.terminal,
+                environment=app.scope.environment,
             ),
             function.parameters,
         )

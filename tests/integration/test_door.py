@@ -74,7 +74,8 @@ class House:
 
     def close(self) -> None:
         self.call(self.door.close)
-        self.call(lambda: [visitor.drop("test over") for visitor in list(self.door.visitors)])
+        for visitor in list(self.door.visitors):
+            self.loop.call_soon_threadsafe(visitor.drop, "the test is over")
         wait_until(lambda: not self.door.visitors, "everybody has left")
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -91,18 +92,17 @@ def test_the_same_work_is_done_for_an_unknown_id_as_for_a_wrong_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No test asserts a time; that each path hashes once and compares twice is what makes them alike."""
-    from squall.server import auth as module
 
     async def body(auth: Auth) -> None:
         token, _ = await auth.create_token("main", "", NOW)
         compared: list[int] = []
-        plain = module.hmac.compare_digest
+        plain = hmac.compare_digest
 
         def compare(a: str, b: str) -> bool:
             compared.append(len(b))
-            return plain(a, b)
+            return bool(plain(a, b))
 
-        monkeypatch.setattr(module.hmac, "compare_digest", compare)
+        monkeypatch.setattr(hmac, "compare_digest", compare)
         for credentials in (f"{token.token_id}:wrong", "tk-none:wrong", "", "no colon"):
             compared.clear()
             with pytest.raises(AuthError):
@@ -138,7 +138,7 @@ def test_rotation_gives_another_secret_and_the_old_one_its_grace(tmp_path: Path)
 def test_rotation_without_grace_ends_the_old_secret_and_its_connections(tmp_path: Path) -> None:
     async def body(auth: Auth) -> None:
         token, old = await auth.create_token("main", "", NOW)
-        ended = []
+        ended: list[object] = []
         auth.on_ended = ended.append
         await auth.rotate_token(token.token_id, NOW, 0.0)
         assert ended == [token]
