@@ -336,7 +336,7 @@ class Access:
 
     async def _put_secret(self, peer: Peer, message: PutSecret, payload: bytes) -> None:
         try:
-            values = json.loads(payload)
+            values = json.loads(bytes(payload))
         except ValueError:  # its text would quote the payload
             raise InvalidError(f"secret `{message.name[:80]}`: the values are no JSON object") from None
         await self.vault.put(peer.scope, message.name, values, time.time(), replace=message.replace)

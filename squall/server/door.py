@@ -320,8 +320,10 @@ class Visitor:
         stream = self.stream = FrameStream(self.door.loop, self.door.on_frame, self._on_stream_lost, HELLO_LIMIT_BYTES)
         stream.owner = self
         self.transport.write(answer)
+        self.transport.pause_reading()  # how it is read is settled when that begins: a stream has its own way
         self.transport.set_protocol(stream)
         stream.connection_made(self.transport)
+        self.transport.resume_reading()
         if rest:
             stream.data_received(rest)
 
