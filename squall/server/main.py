@@ -92,7 +92,7 @@ class Server:
         self.lock = lock_state(config)
         self.blobs = DirectoryBlobs(config.blobs_dir)
         self.logs = Logs(config.state_dir / "logs")
-        self.database = Database.in_directory(config.state_dir, self.loop)
+        self.database = Database.in_directory(config.state_dir, self.loop, config.database_url)
         self.database.check()
         self.dispatch = Dispatch()
         self.timelines = Timelines()
@@ -122,6 +122,8 @@ class Server:
         """Serve until told to end."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(signum, self.end, f"received {signal.Signals(signum).name}")
+        if self.config.database_url:
+            await self.database.ready()  # what can be wrong with it is known only now, and must be said before serving
         self._close_stale()
         self.nodes.listen(self.config.run_dir / "handoff.sock")
         await self._listen()
