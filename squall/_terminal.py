@@ -155,7 +155,10 @@ class Terminal:
 
     def _send_keys(self, exec_id: str) -> bool:
         """Whether there may be more."""
-        data = os.read(0, min(CHUNK_BYTES, max(1, self._credit)))
+        with self._lock:  # the next container's pump may be there already, and these keys for it
+            if self._exec_id != exec_id:
+                return False
+            data = os.read(0, min(CHUNK_BYTES, max(1, self._credit)))
         if data.count(QUIT_KEY) > 1 or (QUIT_KEY in data and self._credit < EXEC_WINDOW_BYTES):
             # It does not take its keys, so this one would not reach it: code that never lets Python run, mostly.
             self.link.send(ExecData(exec_id, "kill"))
