@@ -526,6 +526,15 @@ def interact() -> None:
         )
 
 
+def refuse_breakpoint(*args: Any, **kwargs: Any) -> Any:
+    """For the runner: `breakpoint()` where there is no terminal, which else ends in an obscure `BdbQuit`."""
+    if os.environ.get("PYTHONBREAKPOINT"):
+        return sys.__breakpointhook__(*args, **kwargs)  # noqa: T100 - one that needs none, or nothing
+    raise InvalidError(
+        "`breakpoint()`: the app of this container was run without a terminal", hint="run it with `squall run -i`"
+    )
+
+
 def current_input_id() -> str | None:
     """Id of the input this code runs for, such as `in-5f2c19d04be87a36-0`; None outside a container.
 
