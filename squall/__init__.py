@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from squall.client import Client, current_function_call_id, current_input_id, is_local
     from squall.cls import Cls
     from squall.exception import Error, InputCancellation
+    from squall.file_pattern_matcher import FilePatternMatcher
     from squall.function import Function, FunctionCall
     from squall.image import Image
     from squall.options import Retries
@@ -26,6 +27,7 @@ __all__ = [
     "Client",
     "Cls",
     "Error",
+    "FilePatternMatcher",
     "Function",
     "FunctionCall",
     "Image",
@@ -51,6 +53,7 @@ _HOMES = {
     "Client": "client",
     "Cls": "cls",
     "Error": "exception",
+    "FilePatternMatcher": "file_pattern_matcher",
     "Function": "function",
     "FunctionCall": "function",
     "Image": "image",

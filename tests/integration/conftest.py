@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import squall
 from squall import client as clients
 from squall.client import Client
-from tests.conftest import temporary_home
+from tests.conftest import temporary_home, wait_until
+from tests.integration.support import Kept, give_layers
 
 
 @contextlib.contextmanager
@@ -43,4 +46,27 @@ def home() -> Iterator[Path]:
 def shared_home() -> Iterator[Path]:
     """A Squall that the tests of a module share."""
     with own_home() as path:
+        yield path
+
+
+DEBIAN_PYTHON = "3.11"
+
+
+@pytest.fixture(scope="session")
+def debian_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The layers of one Debian, for all homes that want it; making it takes some 20 s and needs a Debian mirror."""
+    kept = tmp_path_factory.mktemp("debian")
+    with own_home() as home:
+        squall.Image.debian_slim(DEBIAN_PYTHON).build(Kept())
+        made = [path for path in (home / "node/layers").iterdir() if (path / "tree").is_dir()]
+        wait_until(lambda: all((path / "index").exists() for path in made), "the layers are written out")
+        subprocess.run(["cp", "-a", "--", *made, kept], check=True, timeout=60)
+    return kept
+
+
+@pytest.fixture(scope="module")
+def debian_home(debian_layers: Path) -> Iterator[Path]:
+    """A Squall that the tests of a module share, with a Debian in it."""
+    with own_home() as path:
+        give_layers(path, debian_layers)
         yield path

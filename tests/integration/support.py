@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from squall import config
+from squall import App, Image, config
 from squall.client import Client
 from squall.protocol.messages import (
     GetLogs,
@@ -136,6 +137,50 @@ def kept_logs(app: str = "", container_id: str = "") -> bytes:
             elif answer.re == 7:
                 assert isinstance(answer, Reply), answer
                 return b"".join(parts)
+
+
+class Heard:
+    """An output that keeps what a build says."""
+
+    def __init__(self) -> None:
+        self.text = b""
+        self.steps: list[str] = []
+
+    def log(self, chunk: LogChunk, data: bytes) -> None:
+        self.text += data
+
+    def notice(self, notice: Notice) -> None:
+        if notice.kind == "build" and notice.data["state"] == "step":
+            self.steps.append(str(notice.data["reason"]))
+
+
+def on(image: Image, body: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """The result of a function run on an image."""
+    app = App("images", image=image)
+    function = app.function(serialized=True, name="body", **options)(body)
+    with app.run(output=Heard()):
+        return function.remote(*args)
+
+
+def content(image: Image, path: str) -> str:
+    """What a container on the image finds in a file."""
+
+    def read(path: str) -> str:
+        with open(path) as file:
+            return file.read()
+
+    found: str = on(image, read, path)
+    return found
+
+
+def layers_in(home: Path) -> set[str]:
+    return {path.name for path in (home / "node/layers").iterdir() if (path / "tree").is_dir()}
+
+
+def give_layers(home: Path, layers: Path) -> None:
+    """Put layers that were built elsewhere into a home whose agent does not run yet."""
+    (home / "node/layers").mkdir(parents=True, mode=0o700)
+    subprocess.run(["cp", "-a", f"{layers}/.", home / "node/layers"], check=True, timeout=60)
 
 
 def pid_of(home: Path, part: str) -> int:
