@@ -47,7 +47,8 @@ def own_home() -> Iterator[Path]:
 def stop_server() -> None:
     from squall import client
     from squall.exception import Error
-    from squall.protocol.messages import Ping, StopServer
+    from squall.protocol.messages import Ping
+    from squall.protocol.requests import StopServer
 
     with contextlib.suppress(Error):
         connection = client.Client.connect(autostart=False)

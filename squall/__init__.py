@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from squall._marks import batched, concurrent, enter, exit, method, parameter
+    from squall._output import enable_output
     from squall.app import App, LocalEntrypoint
-    from squall.client import Client, current_function_call_id, current_input_id, is_local
+    from squall.client import Client, current_function_call_id, current_input_id, interact, is_local
     from squall.cls import Cls
     from squall.exception import Error, InputCancellation
     from squall.file_pattern_matcher import FilePatternMatcher
     from squall.function import Function, FunctionCall
     from squall.image import Image
     from squall.options import Retries
+    from squall.schedule import Cron, Period
     from squall.secret import Secret
 
 __version__ = "0.1.0"
@@ -26,6 +28,7 @@ __all__ = [
     "App",
     "Client",
     "Cls",
+    "Cron",
     "Error",
     "FilePatternMatcher",
     "Function",
@@ -33,6 +36,7 @@ __all__ = [
     "Image",
     "InputCancellation",
     "LocalEntrypoint",
+    "Period",
     "Retries",
     "Secret",
     "__version__",
@@ -40,9 +44,11 @@ __all__ = [
     "concurrent",
     "current_function_call_id",
     "current_input_id",
+    "enable_output",
     "enter",
     "exception",
     "exit",
+    "interact",
     "is_local",
     "method",
     "parameter",
@@ -52,6 +58,7 @@ _HOMES = {
     "App": "app",
     "Client": "client",
     "Cls": "cls",
+    "Cron": "schedule",
     "Error": "exception",
     "FilePatternMatcher": "file_pattern_matcher",
     "Function": "function",
@@ -59,14 +66,17 @@ _HOMES = {
     "Image": "image",
     "InputCancellation": "exception",
     "LocalEntrypoint": "app",
+    "Period": "schedule",
     "Retries": "options",
     "Secret": "secret",
     "batched": "_marks",
     "concurrent": "_marks",
     "current_function_call_id": "client",
     "current_input_id": "client",
+    "enable_output": "_output",
     "enter": "_marks",
     "exit": "_marks",
+    "interact": "client",
     "is_local": "client",
     "method": "_marks",
     "parameter": "_marks",

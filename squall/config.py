@@ -25,8 +25,11 @@ HOME_LIMIT_BYTES = 80
 """Sockets live in the home and the kernel allows 107 bytes for the path of one."""
 
 
-def _setting(default: T, help: str, *, choices: tuple[str, ...] = (), minimum: float | None = None) -> T:
-    value: T = field(default=default, metadata={"help": help, "choices": choices, "minimum": minimum})
+def _setting(
+    default: T, help: str, *, choices: tuple[str, ...] = (), minimum: float | None = None, private: bool = False
+) -> T:
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "private": private}
+    value: T = field(default=default, repr=not private, metadata=metadata)
     return value
 
 
@@ -56,6 +59,12 @@ class Config:
     )
     debian_mirror: str = _setting(
         "", "URL of the Debian mirror that `Image.debian_slim` is made from; empty: that of this machine's apt"
+    )
+    database_url: str = _setting(
+        "", "`postgresql://` URL of the Store's database; empty: SQLite in the home", private=True
+    )
+    seal_key: str = _setting(
+        "", "32 bytes in base64 that seal secrets in the Store; empty: those in `state/seal.key`", private=True
     )
     traceback: bool = _setting(False, "show Squall's own frames when a command fails, for a bug report")
 
@@ -91,11 +100,19 @@ class Setting:
     help: str
     choices: tuple[str, ...]
     minimum: float | None
+    private: bool
+    """Its value is shown nowhere, and handed on to no other process."""
 
 
 def settings() -> list[Setting]:
     """Every setting, in the order of `Config`."""
     return [_row(f) for f in fields(Config)]
+
+
+def shared_environ(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment without the variables of private settings, for a process that must not have them."""
+    private = {row.env for row in settings() if row.private}
+    return {name: value for name, value in (os.environ if environ is None else environ).items() if name not in private}
 
 
 def _row(f: Field[Any]) -> Setting:

@@ -78,7 +78,11 @@ def check_dispatch(dispatch: Dispatch) -> None:
         require(call.inputs or not call.last, "a call that has ended is forgotten", call.call_id)
     by_function: dict[Function, list[Input]] = {}
     for call in dispatch.calls.values():
-        by_function.setdefault(call.function, []).extend(call.inputs.values())
+        for input_ in call.inputs.values():
+            where = call.function if input_.container is None else input_.container.function
+            by_function.setdefault(where, []).append(input_)
+        waiting = any(input_.container is None for input_ in call.inputs.values())
+        require(not waiting or call.function.successor is None, "what waits moves to the successor", call.call_id)
     for function in dispatch.functions.values():
         _check_function(function, by_function.get(function, []))
     for container_id, container in dispatch.containers.items():
@@ -91,6 +95,9 @@ def _check_function(function: Function, inputs: list[Input]) -> None:
     queued = [input_ for input_ in function.queue if input_.state == "queued"]
     suspects = [input_ for input_ in function.suspects if input_.state == "queued"]
     name = function.function_id
+    if function.closed:
+        require(not function.pending(), "a function that was stopped or superseded has nothing waiting", name)
+        require(function.containers, "and is forgotten with its last container", name)
     require(function.queued == len(queued), "`queued` counts the queue", name, function.queued, len(queued))
     require(function.suspected == len(suspects), "`suspected` counts the suspects", name)
     require(states["queued"] == len(queued) + len(suspects), "what is queued is in a queue once", name, states)
@@ -104,8 +111,8 @@ def _check_function(function: Function, inputs: list[Input]) -> None:
     require(len(running) == len(function.running), "what runs runs in one container", name)
     if function.running and function.options.timeout > 0:
         require(function.timeout_timer, "what runs has a timeout", name)
-    pushed = [input_.pushed_at for input_ in function.running]
-    require(pushed == sorted(pushed), "`running` is in the order of its deadlines", name)
+    began = list(function.running.values())
+    require(began == sorted(began), "`running` is in the order of its deadlines", name)
 
 
 def _check_container(container: Container) -> None:
@@ -308,6 +315,8 @@ class Simulation:
         self._orphans: set[str] = set()
         """Calls whose caller is gone: it cannot send more of them."""
         self._starved: dict[int, float] = {}
+        self._versions: dict[int, int] = {}
+        """Of each function: how often it was superseded."""
         self._node_number = 0
         self._wake_at = float("inf")
         self._quiet_at = self.now + self.scenario.duration
@@ -349,7 +358,7 @@ class Simulation:
         for cpus, memory_mib in scenario.nodes:
             self._join(cpus, memory_mib)
         for number, (options, _, _) in enumerate(scenario.functions):
-            self._carry_out(self.dispatch.add_function(self.now, _function_id(number), options))
+            self._carry_out(self.dispatch.add_function(self.now, self._pool(number), options))
         for number in range(scenario.calls):
             self._at(rng.uniform(0, scenario.duration), self._submit, number)
         faults = (
@@ -361,8 +370,9 @@ class Simulation:
             self._repeat_some,
             self._update_some,
             self._close_some,
+            self._supersede_some,
         )
-        for fault in rng.choices(faults, weights=(8, 2, 6, 8, 3, 4, 2, 0.5), k=scenario.faults):
+        for fault in rng.choices(faults, weights=(8, 2, 6, 8, 3, 4, 2, 0.5, 2), k=scenario.faults):
             self._at(rng.uniform(0, scenario.duration), fault)
         self._at(0, self._round)
 
@@ -377,8 +387,12 @@ class Simulation:
         return 0 if number in self._closed else options.min_containers
 
     def _alive(self, number: int) -> int:
-        function = self.dispatch.functions.get(_function_id(number))
+        function = self.dispatch.functions.get(self._pool(number))
         return len(function.containers) if function is not None else 0
+
+    def _pool(self, number: int) -> str:
+        """The id of the version of a function that takes inputs."""
+        return f"fu-{number}.{self._versions.get(number, 0)}"
 
     def _wake(self) -> None:
         """The hand's timer."""
@@ -472,7 +486,7 @@ class Simulation:
     def _scale(self, function_id: str) -> None:
         if function_id not in self.dispatch.functions:
             return
-        number = int(function_id[3:])
+        number = _number_of(function_id)
         function = self.dispatch.functions[function_id]
         decision = decide(self.now, self.dispatch.demand(self.now, function_id), function.options)
         require(decision.reason, "a decision has a reason", function_id)
@@ -496,7 +510,7 @@ class Simulation:
 
     def _watch_starvation(self, refusals: dict[str, Refusal]) -> None:
         for number in range(len(self.scenario.functions)):
-            refused = _function_id(number) in refusals and not self._alive(number) and self.scheduler.nodes
+            refused = self._pool(number) in refusals and not self._alive(number) and self.scheduler.nodes
             if not refused:
                 self._starved.pop(number, None)
                 continue
@@ -504,7 +518,7 @@ class Simulation:
             require(self.now - since < STARVED_AFTER, "no function starves", number, refusals)
 
     def _start(self, function_id: str, placement: Placement) -> None:
-        number = int(function_id[3:])
+        number = _number_of(function_id)
         machine = _Machine(placement.container_id, number, placement.node_id)
         self.machines[placement.container_id] = machine
         options = self.dispatch.functions[function_id].options
@@ -626,7 +640,7 @@ class Simulation:
                 self._submitted_at[call_id, idx] = self.now
                 self.unfinished += 1
         items = [(idx, None) for idx in idxs]
-        self._carry_out(self.dispatch.submit(self.now, call_id, _function_id(number), items, kind, owner, last))
+        self._carry_out(self.dispatch.submit(self.now, call_id, self._pool(number), items, kind, owner, last))
 
     # ---- faults -------------------------------------------------------------------------------------------------
 
@@ -688,21 +702,39 @@ class Simulation:
         call = self.dispatch.calls.get(call_id)
         if call is not None:
             idxs = [record.idx for record in self.records.values() if record.call_id == call_id]
-            self._send(call_id, int(call.function_id[3:]), idxs, call.kind, str(call.owner), call.last)
+            self._send(call_id, _number_of(call.function_id), idxs, call.kind, str(call.owner), call.last)
 
     def _update_some(self) -> None:
         number = self.rng.randrange(len(self.scenario.functions))
         if number not in self._closed:
             options = self.scenario.functions[number][0]
-            self._carry_out(self.dispatch.update_function(self.now, _function_id(number), options))
+            self._carry_out(self.dispatch.update_function(self.now, self._pool(number), options))
+
+    def _supersede_some(self) -> None:
+        """A new version of a function takes over: no input is lost, or run by both."""
+        number = self.rng.randrange(len(self.scenario.functions))
+        if number in self._closed:
+            return
+        old_id = self._pool(number)
+        self._versions[number] = self._versions.get(number, 0) + 1
+        options = self.scenario.functions[number][0]
+        before = [_key(input_) for input_ in _waiting(self.dispatch.functions[old_id])]
+        self._carry_out(self.dispatch.add_function(self.now, self._pool(number), options))
+        new = self.dispatch.functions[self._pool(number)]
+        instructions = self.dispatch.supersede(self.now, old_id, self._pool(number), "a new version")
+        ended = {_key(one.input) for one in instructions if isinstance(one, Finish)}
+        after = [_key(input_) for input_ in _waiting(new)]
+        require(after == [key for key in before if key not in ended], "inputs move in their order", before, after)
+        self.scheduler.want(self.now, old_id, 0, Request())
+        self._carry_out(instructions)
 
     def _close_some(self) -> None:
         number = self.rng.randrange(len(self.scenario.functions))
         self._closed.add(number)
         for record in self.records.values():
             record.cancelled = record.cancelled or record.function == number
-        self.scheduler.want(self.now, _function_id(number), 0, Request())
-        self._carry_out(self.dispatch.close_function(self.now, _function_id(number), "the app was stopped"))
+        self.scheduler.want(self.now, self._pool(number), 0, Request())
+        self._carry_out(self.dispatch.close_function(self.now, self._pool(number), "the app was stopped"))
 
     # ---- judgement ----------------------------------------------------------------------------------------------
 
@@ -737,8 +769,13 @@ class Simulation:
         )
 
 
-def _function_id(number: int) -> str:
-    return f"fu-{number}"
+def _number_of(function_id: str) -> int:
+    return int(function_id[3:].partition(".")[0])
+
+
+def _waiting(function: Function) -> list[Input]:
+    """What is queued, in its order."""
+    return [input_ for input_ in (*function.suspects, *function.queue) if input_.state == "queued"]
 
 
 def _key(input_: Input) -> tuple[str, int]:

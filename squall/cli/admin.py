@@ -23,7 +23,7 @@ from squall import config
 from squall.cli.manage import ask, connect, json_option, print_json
 from squall.client import Client
 from squall.exception import Error, ServiceError
-from squall.protocol.messages import ListObjects, StopServer
+from squall.protocol.requests import ListObjects, StopServer
 
 DOWN_SECONDS = 75.0
 """More than the exit hooks of classes have."""
@@ -222,7 +222,9 @@ def _on_close(client: Client) -> Callable[[], bool]:
 def completion(shell: str) -> None:
     """Print the script that makes SHELL complete squall's commands, names and ids.
 
-    For bash: `squall completion bash > ~/.local/share/bash-completion/completions/squall`
+    For bash: `squall completion bash > ~/.local/share/bash-completion/completions/squall`. For zsh: `squall completion
+    zsh > ~/.squall.zsh`, and `. ~/.squall.zsh` in `~/.zshrc`. For fish: `squall completion fish >
+    ~/.config/fish/completions/squall.fish`.
     """
     from click.shell_completion import get_completion_class
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from squall._observe import Logger
-from squall.config import Config
+from squall.config import Config, shared_environ
 
 log = Logger("server")
 
@@ -65,7 +65,7 @@ class EmbeddedProvider(NodeProvider):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "SQUALL_HOME": str(self.config.home)},
+                env={**shared_environ(), "SQUALL_HOME": str(self.config.home)},
                 start_new_session=True,
             )
         self._started_at = time.monotonic()

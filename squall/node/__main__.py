@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 
@@ -39,6 +40,8 @@ def choose_runtime(settings: Config) -> tuple[Runtime, Network | None, list[str]
 
 async def serve(settings: Config) -> None:
     agent = Agent(settings, *choose_runtime(settings))
+    gc.freeze()  # what a container leaves here has few cycles: have the collector look rarely, and not at the code
+    gc.set_threshold(20_000, 20, 50)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, agent.end, f"received {signal.Signals(signum).name}")

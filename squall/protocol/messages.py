@@ -41,6 +41,10 @@ def input_id(call_id: str, idx: int) -> str:
     return f"in-{call_id[3:]}-{idx}"
 
 
+MESSAGES: dict[str, type[Message]] = {}
+"""Tag -> class, of every module of messages that was imported: `wire` of the server imports them all."""
+
+
 @dataclass(eq=False, repr=False)
 class Message:
     """One message. Comparing and showing are written once here: generated for each of 40 classes, they would take a
@@ -52,6 +56,9 @@ class Message:
 
     id: int = field(default=0, kw_only=True)
     re: int = field(default=0, kw_only=True)
+
+    def __init_subclass__(cls) -> None:
+        MESSAGES[cls.TAG] = cls
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self._values() == other._values()
@@ -78,6 +85,10 @@ class Hello(Message):
     prefix: str = ""
     """`sys.prefix` of the sender: `Image.host()` shows the packages of the server's Python, so they must agree."""
     container_id: str = ""
+    workspace: str = ""
+    """Whose objects the client wants to see; empty: that of its token, or `main` on the machine's own socket."""
+    environment: str = ""
+    """Which environment of it; empty: `main`."""
 
 
 @dataclass(eq=False, repr=False)
@@ -149,10 +160,21 @@ class ImageSpec:
 
 
 @dataclass
+class ScheduleSpec:
+    """When a deployed function, or the `method` of a class, is called without arguments: by a cron expression in a
+    time zone, or every `period`, which is unit (`years` to `seconds`) -> number."""
+
+    cron: str = ""
+    timezone: str = "UTC"
+    period: dict[str, float] = field(default_factory=dict)
+    method: str = ""
+
+
+@dataclass
 class FunctionSpec:
     """All that the platform must know to run one function. Sent once in `CreateApp`."""
 
-    NESTED: ClassVar[dict[str, type]] = {"retries": RetryPolicy, "image": ImageSpec}
+    NESTED: ClassVar[dict[str, type]] = {"retries": RetryPolicy, "image": ImageSpec, "schedules": ScheduleSpec}
 
     tag: str
     module: str = ""
@@ -176,7 +198,13 @@ class FunctionSpec:
     gpu: list[str] = field(default_factory=list)
     """Fallbacks in order, each `TYPE` or `TYPE:N`; empty for none."""
     env: dict[str, str] = field(default_factory=dict)
-    """Plain environment and secrets merged, in order; reaches only the runner, after the host's check."""
+    """Plain environment and values given in the program, merged in order; reaches only the runner, after the host's
+    check."""
+    secrets: list[str] = field(default_factory=list)
+    """Names of secrets that the server keeps, `NAME` or `ENVIRONMENT/NAME`. It lays `env` over their values when a
+    container is loaded."""
+    secret_keys: dict[str, list[str]] = field(default_factory=dict)
+    """Keys that such a secret must have."""
     timeout: float = 300.0
     startup_timeout: float = 300.0
     retries: RetryPolicy = field(default_factory=RetryPolicy)
@@ -203,6 +231,8 @@ class FunctionSpec:
     """Names of a class's parameters. With any, inputs go to the pools that `BindFunction` makes, never to this one."""
     exit_grace: float = 0.0
     """Seconds that a class's exit hooks are given; 0: it has none."""
+    schedules: list[ScheduleSpec] = field(default_factory=list)
+    """At most one of a function, and of each method of a class."""
 
 
 # ---- apps -------------------------------------------------------------------------------------------------------
@@ -222,6 +252,8 @@ class CreateApp(Message):
     detach: bool = False
     follow: bool = True
     """Push `LogChunk` and `Notice` of the app to this connection."""
+    terminal: str = ""
+    """The TERM of the terminal that the app's containers may ask this connection for (`Interact`); empty: none."""
 
 
 @dataclass(eq=False, repr=False)
@@ -418,6 +450,8 @@ class OutputItem:
     message: str = ""
     """For people, where there is no payload: what happened (`lost`, `timeout`, `rejected`, ...)."""
     hint: str = ""
+    code: str = ""
+    """Of `rejected`: which class in `squall.exception`; empty for a limit that was reached."""
     started_at: float = 0.0
     finished_at: float = 0.0
 
@@ -473,6 +507,14 @@ class GetCall(Message):
     call_id: str
 
 
+@dataclass(eq=False, repr=False)
+class GetStats(Message):
+    """`Reply.data`: backlog, num_total_runners, num_running_inputs, input_headroom of a function."""
+
+    TAG = "get_stats"
+    function_id: str
+
+
 # ---- server and runner ------------------------------------------------------------------------------------------
 
 
@@ -491,6 +533,10 @@ class Load(Message):
     functions: dict[str, str] = field(default_factory=dict)
     """tag -> function id of the whole app, so that its handles work inside."""
     generators: list[str] = field(default_factory=list)
+    terminal: str = ""
+    """As in `CreateApp`."""
+    environment: str = "main"
+    """Name of the environment that its app is in."""
 
 
 @dataclass(eq=False, repr=False)
@@ -721,63 +767,20 @@ class ExecExit(Message):
     message: str = ""
 
 
-# ---- looking at things ------------------------------------------------------------------------------------------
-
-
 @dataclass(eq=False, repr=False)
-class ListObjects(Message):
-    """`kind`: `apps`, `containers`, `functions`, `calls`, `nodes`. `Reply.data`: `{"rows": [dict, ...]}`."""
+class Interact(Message):
+    """From a runner: its user code wants the terminal of who runs the app. `Reply.data`: `{"exec_id", "rows", "cols"}`
+    once it has it; then `ExecData` both ways, and `ExecExit` from whoever ends it.
 
-    TAG = "list_objects"
-    kind: str
-    app: str = ""
-    all: bool = False
-    limit: int = 100
+    To that client: lend it, and say so by an `ExecData` `resize`; or, without `exec_id`, this container has to wait.
+    """
 
-
-@dataclass(eq=False, repr=False)
-class GetLogs(Message):
-    """Past output of an app or a container as `LogChunk` pushes carrying this request's id in `re`, then the `Reply`.
-    With `follow`, pushes go on until the app stops or the connection closes."""
-
-    TAG = "get_logs"
-    app: str = ""
+    TAG = "interact"
+    app_id: str = ""
     container_id: str = ""
-    follow: bool = False
-    tail: int = 0
-    image_id: str = ""
-    """What the builds of this image said, instead."""
+    function: str = ""
+    exec_id: str = ""
 
-
-@dataclass(eq=False, repr=False)
-class GetTrace(Message):
-    """`call` is a call or input id, or empty for the latest. `Reply.data`: call_id, function, inputs: [{idx, status,
-    attempts, spans: [{name, start, end, note}], events}], total_ms."""
-
-    TAG = "get_trace"
-    call: str = ""
-    limit: int = 20
-
-
-@dataclass(eq=False, repr=False)
-class GetStats(Message):
-    """`Reply.data`: backlog, num_total_runners, num_running_inputs, input_headroom of a function."""
-
-    TAG = "get_stats"
-    function_id: str
-
-
-@dataclass(eq=False, repr=False)
-class StopServer(Message):
-    """End the server: its ephemeral apps stop, containers end. `Reply.data` `{}` before it goes."""
-
-    TAG = "stop_server"
-    reason: str = ""
-
-
-MESSAGES: dict[str, type[Message]] = {
-    cls.TAG: cls for cls in list(globals().values()) if isinstance(cls, type) and issubclass(cls, Message) and cls.TAG
-}
 
 M = TypeVar("M")
 _FIELDS: dict[type, tuple[frozenset[str], dict[str, type]]] = {}
@@ -862,14 +865,22 @@ def decode(header: bytes | bytearray | memoryview) -> Message:
         raise ValueError(f"message `{cls.TAG}`: {error}") from None
 
 
-def split_payload(items: list[Any], payload: bytes) -> list[bytes]:
+SLICE_BYTES = 1 << 14
+"""An item of a large payload from here on stays in it; a smaller one is copied, and does not keep the rest alive."""
+
+
+def split_payload(items: list[Any], payload: Any) -> list[Any]:
     """The bytes of each of a message's `items`, in order. Raises ValueError when the sizes do not add up."""
-    parts, offset = [], 0
+    parts: list[Any] = []
+    offset = 0
+    in_place = type(payload) is memoryview
     for item in items:
-        if item.size < 0:
-            raise ValueError(f"an item announces {item.size} bytes")
-        parts.append(payload[offset : offset + item.size])
-        offset += item.size
+        size = item.size
+        if size < 0:
+            raise ValueError(f"an item announces {size} bytes")
+        part = payload[offset : offset + size]
+        parts.append(bytes(part) if in_place and size < SLICE_BYTES else part)
+        offset += size
     if offset != len(payload):
         raise ValueError(f"payload has {len(payload)} bytes, its items announce {offset}")
     return parts

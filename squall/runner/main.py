@@ -36,6 +36,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from squall import _linux
+from squall.runner import rehearsal
 
 NEW_ROOT = "/.squall/new"
 LOWER = "/.squall/lower"
@@ -92,6 +93,9 @@ def _warm_up(entry: str) -> Callable[[int, str | None], int]:
     module, _, function = entry.partition(":")
     serve: Callable[[int, str | None], int] = getattr(importlib.import_module(module), function)
     _linux.load()
+    _linux.set_name("squall-zygote")
+    if problem := rehearsal.rehearse():
+        print(f"rehearsal: {problem}; containers start slower", file=sys.stderr)
     gc.collect()
     gc.freeze()
     gc.disable()  # until there is user code: a collection in a fork copies the pages it looks at
@@ -395,6 +399,7 @@ def exit_code(status: int) -> int:
 
 def _run_runner(dress: _Dress, entry: Callable[[int, str | None], int]) -> int:
     """Become the runner: standard streams, descriptor 3 to the server, the environment, and nothing else."""
+    _linux.set_name("squall-runner")
     os.setsid()
     # Copies above all of the numbers wanted, so that no dup2 overwrites one that is still needed.
     names = ("stdout", "stderr") if dress.command else ("stdout", "stderr", "runner")

@@ -36,12 +36,10 @@ from squall.protocol.messages import (
     GetBlob,
     GetCall,
     GetImage,
-    GetLogs,
     GetOutput,
     GetStats,
-    GetTrace,
     HasBlobs,
-    ListObjects,
+    Interact,
     LogChunk,
     Message,
     OutputItem,
@@ -51,22 +49,24 @@ from squall.protocol.messages import (
     StartExec,
     StopApp,
     StopContainer,
-    StopServer,
     Submit,
     VerifyImage,
     YieldCredit,
     new_id,
     to_dict,
 )
+from squall.protocol.requests import GetLogs, GetTrace, ListObjects, StopServer
 from squall.protocol.transport import FrameStream
-from squall.server.inputs import Demand
+from squall.server.demand import Demand
 from squall.server.logs import Record
-from squall.server.objects import AppRecord
+from squall.server.objects import AppRecord, Scope
+from squall.server.terminals import Terminals
 from squall.server.timelines import spans
 from squall.server.wire import Outbox, refuse, reply
 from squall.storage.blobs import Upload, check_digest
 
 if TYPE_CHECKING:
+    from squall.server.containers import ContainerRecord
     from squall.server.main import Server
 
 log = Logger("server")
@@ -99,6 +99,8 @@ class Peer:
         self.stream = stream
         self.outbox = Outbox(loop, stream)
         self.is_runner = is_runner
+        self.scope = Scope()
+        """What it may see: set from its token, or, on the machine's own socket, from what its hello names."""
         self.prefix = ""
         """`sys.prefix` of the client."""
         self.apps: set[str] = set()
@@ -141,6 +143,7 @@ class Api:
         self.loop = server.loop
         self.execs: dict[str, tuple[Peer, Any]] = {}
         """exec id -> who asked, and the node it runs on."""
+        self.terminals = Terminals(server.dispatch, self.kill_container)
         self._quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
             Submit: self.submit,
             BindFunction: self.bind_function,
@@ -156,7 +159,14 @@ class Api:
             GetOutput: server.calls.get_output,
             GetCall: self.get_call,
         }
-        """What a runner may ask too; both tables together are all a runner may ask."""
+        """What a runner may ask too."""
+        self._runner_quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
+            **self._quick,
+            Interact: self.terminals.ask,
+            ExecData: self.terminals.from_runner,
+            ExecExit: self.terminals.from_runner,
+        }
+        """This and `_slow` are all that a runner may ask."""
         self._client_quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
             **self._quick,
             CreateApp: self.create_app,
@@ -179,7 +189,7 @@ class Api:
 
     def handle(self, peer: Peer, message: Message, payload: bytes) -> None:
         kind = type(message)
-        quick = (self._quick if peer.is_runner else self._client_quick).get(kind)
+        quick = (self._runner_quick if peer.is_runner else self._client_quick).get(kind)
         try:
             if quick is not None:
                 quick(peer, message, payload)
@@ -211,24 +221,26 @@ class Api:
 
     def _reject(self, peer: Peer, message: Submit, error: Exception) -> None:
         """A submit that nobody waits for an answer of is answered by its results."""
+        code = error.code if isinstance(error, Error) else ""
         text, hint = getattr(error, "message", "") or str(error), getattr(error, "hint", "")
         for item in message.items:
-            peer.outbox.add(output_head_of(message.call_id, item.idx, "rejected", text, hint), b"")
+            out = OutputItem(message.call_id, item.idx, "rejected", message=text, hint=hint, code=code)
+            peer.outbox.add(output_head_of(out), b"")
 
     # -- apps
 
     def create_app(self, peer: Peer, message: CreateApp, payload: bytes) -> None:
         check_environment(peer, message)
         app = self.server.create_app(message, peer)
-        functions = {tag: function.function_id for tag, function in app.functions.items()}
+        functions = {tag: function.stable_id for tag, function in app.functions.items()}
         peer.reply(message.id, {"app_id": app.app_id, "functions": functions})
 
     def bind_function(self, peer: Peer, message: BindFunction, payload: bytes) -> None:
-        function = self.server.bind_function(message, payload, trusted=not peer.is_runner)
-        peer.reply(message.id, {"function_id": function.function_id})
+        function = self.server.bind_function(peer, message, payload)
+        peer.reply(message.id, {"function_id": function.stable_id})
 
     async def stop_app(self, peer: Peer, message: StopApp) -> None:
-        app = self.server.objects.find_app(message.app)
+        app = self.server.objects.find_app(message.app, peer.scope)
         await self.server.stop_app(app, message.reason, asked_by=peer)
         peer.reply(message.id)
 
@@ -269,10 +281,10 @@ class Api:
             self.server.reconciler.give_credit(record, input_, message.n)
 
     def get_stats(self, peer: Peer, message: GetStats, payload: bytes) -> None:
-        function = self.server.objects.function(message.function_id)
-        if message.function_id not in self.server.dispatch.functions:
+        function = self.server.objects.function(message.function_id, peer.scope)
+        if function.function_id not in self.server.dispatch.functions:
             raise NotFoundError(f"function `{function.spec.tag}` has ended with its app")
-        peer.reply(message.id, stats_of(self.server.dispatch.demand(time.monotonic(), message.function_id)))
+        peer.reply(message.id, stats_of(self.server.dispatch.demand(time.monotonic(), function.function_id)))
 
     async def get_call(self, peer: Peer, message: GetCall) -> None:
         await self.server.calls.get_call(peer, message)
@@ -336,6 +348,16 @@ class Api:
             raise no_container(message.container_id)
         peer.reply(message.id)
 
+    def kill_container(self, record: ContainerRecord, reason: str) -> None:
+        """End it at once, for the user's own sake: what runs in it is not tried again."""
+        container = self.server.dispatch.containers.get(record.container_id)
+        for input_ in list(container.running) if container is not None else ():
+            now = time.monotonic()
+            self.server.reconciler.apply(
+                self.server.dispatch.cancel(now, input_.call_id, [input_.idx], reason, terminate=True)
+            )
+        self.server.reconciler.stop_container(record.container_id, 0.0, reason)
+
     def start_exec(self, peer: Peer, message: StartExec, payload: bytes) -> None:
         record = self.server.reconciler.containers.get(message.container_id)
         if record is None or record.state not in ("starting", "ready", "draining"):
@@ -352,6 +374,8 @@ class Api:
         owner, node = self.execs.get(message.exec_id, (None, None))
         if owner is peer and node is not None:
             node.send(message, payload)
+        elif owner is None:
+            self.terminals.from_client(peer, message, payload)
 
     def exec_from_node(self, node: Any, message: Any, payload: bytes, *, last: bool) -> None:
         peer, owner = self.execs.get(message.exec_id, (None, None))
@@ -370,6 +394,7 @@ class Api:
             if owner is peer:
                 del self.execs[exec_id]
                 node.send(ExecData(exec_id, "kill"))
+        self.terminals.peer_lost(peer)
         peer.forget()
 
     # -- looking
@@ -580,9 +605,9 @@ def stats_of(demand: Demand) -> dict[str, Any]:
     }
 
 
-def output_head_of(call_id: str, idx: int, status: str, message: str, hint: str) -> str:
+def output_head_of(out: OutputItem) -> str:
     """A result without payload for a call whose id was not checked: encoded the slow, safe way."""
-    return json.dumps(to_dict(OutputItem(call_id, idx, status, message=message, hint=hint)))
+    return json.dumps(to_dict(out))
 
 
 def parse_call(ref: str) -> tuple[str, int | None]:

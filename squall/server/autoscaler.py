@@ -19,7 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from squall.server.inputs import Demand, FunctionOptions
+from squall.server.demand import Demand
+from squall.server.inputs import FunctionOptions
 
 CONTAINER_LIMIT = 4_000
 """Of one function, whatever its options say."""

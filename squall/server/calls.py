@@ -18,7 +18,7 @@ from squall.protocol.messages import CancelCall, GetCall, GetOutput, OutputItem,
 from squall.protocol.messages import to_dict as message_dict
 from squall.server.database import Database
 from squall.server.dispatch import Call, Dispatch, Finish, Input
-from squall.server.objects import FunctionRecord, Objects
+from squall.server.objects import FunctionRecord, Objects, has_ended
 from squall.server.timelines import InputTimeline, Timelines
 from squall.server.wire import check_id, output_head
 from squall.storage.blobs import check_digest
@@ -80,15 +80,17 @@ class Calls:
         """Accept the inputs of a connection. Raises for what cannot be accepted."""
         parts = split_payload(message.items, payload)
         check_id(message.call_id, "fc")
-        function = self.objects.function(message.function_id)
+        function = self.objects.function(message.function_id, peer.scope)
         check_method(function, message.method)
+        if function.app.state != "running":
+            raise has_ended(function)
         items: list[tuple[int, Payload]] = []
         for item, part in zip(message.items, parts, strict=True):
             if not 0 <= item.idx < IDX_LIMIT:
                 raise InvalidError(f"input index {item.idx} of call `{message.call_id}` is out of range")
             items.append((item.idx, check_digest(item.blob) if item.blob else part))
         call = self.dispatch.calls.get(message.call_id)
-        if call is not None and (call.function_id != message.function_id or call.owner not in (peer, None)):
+        if call is not None and (call.owner not in (peer, None) or not _is_of(call, function)):
             raise InvalidError(f"call `{message.call_id}` belongs to another caller or function")
         if message.kind == "spawn":
             self._journal(peer, message, function, items)
@@ -99,7 +101,7 @@ class Calls:
 
     def _enqueue(self, message: Submit, function: FunctionRecord, items: list[Any], owner: Any) -> None:
         instructions = self.dispatch.submit(
-            time.monotonic(), message.call_id, message.function_id, items, message.kind, owner, message.last
+            time.monotonic(), message.call_id, function.function_id, items, message.kind, owner, message.last
         )
         call = self.dispatch.calls.get(message.call_id)
         if call is not None and call.data is None:
@@ -347,6 +349,12 @@ class Calls:
         )
         if message.id:
             peer.reply(message.id, {"cancelled": len(idxs) if idxs else before})
+
+
+def _is_of(call: Call, function: FunctionRecord) -> bool:
+    """Whether the call is one of the function's, in whatever version of it."""
+    info: CallInfo | None = call.data
+    return info is None or info.function.stable_id == function.stable_id
 
 
 def check_method(function: FunctionRecord, method: str) -> None:

@@ -1,44 +1,123 @@
-"""The Store's engine: one writer thread with group commit over SQLAlchemy Core; SQLite by default.
+"""The Store's engine: one writing thread with group commit and a few reading ones, over SQLAlchemy Core.
 
-`write` and `read` take a function of a connection; it runs in the thread, inside a transaction that is shared by
-everything queued at that moment, and must neither read a clock nor make ids. A future resolves only after the commit
-that holds its write is on disk. A function that raises fails alone: the others of its group are run again without it.
+`write` takes a function of a connection; it runs in the writer's thread, in a transaction that is shared by everything
+queued at that moment, and must neither read a clock nor make ids. A future resolves only after the commit that holds
+its write is on disk. A function that raises fails alone: its group is run again with a savepoint for each. Trouble of
+the Store itself (full, locked, read-only, gone) fails all that wait, with an error that says so and may be retried.
+
+- `write_item(work, item)` is for many small writes of one kind: all that are in a group are one call of `work` with the
+  list of their items, so that they can be one statement. That call is where the first of them stood: between writes of
+  different kinds there is no order within a group, so await the one that must come first.
+- `write_soon` is not waited for; what it brings is kept until it can be written, and lost by a crash only.
+- `read` sees everything written before it was called; `read_committed` waits for no write. Neither holds up a commit.
+
 The heavy imports happen in the thread, on first use, so that a server starts without them.
-Tested in `tests/contract/test_database.py`.
+Tested in `tests/contract/test_database.py` over each backend that is present.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
+import secrets
 import threading
-from collections.abc import Callable
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from squall.exception import InternalError, ServiceError, VersionError
+from squall._observe import Logger
+from squall.exception import ConflictError, Error, InternalError, ServiceError
+from squall.server import schema
+from squall.server.backends import Backend, Fault, backend_of
+
+log = Logger("store")
 
 T = TypeVar("T")
+I = TypeVar("I")  # noqa: E741
 Work = Callable[[Any], T]
+ItemsWork = Callable[[Any, list[I]], Sequence[T] | None]
 GROUP_LIMIT = 2000
 QUEUE_LIMIT = 100_000
-Job = tuple[Work[Any], "asyncio.Future[Any]"]
+READERS = 2
+RECONNECT_EVERY_S = 0.1
+OWED_RETRY_S = 0.5
+"""Between attempts at what `write_soon` left while the Store cannot be written."""
+CLOSE_S = 15.0
+"""How long the end of the server is held up by such writes."""
+
+
+class _Job:
+    """One write: with `item` when it shares its call of `work` with others, without a future when nobody waits."""
+
+    __slots__ = ("future", "item", "work")
+
+    def __init__(self, work: Any, item: Any, future: asyncio.Future[Any] | None) -> None:
+        self.work = work
+        self.item = item
+        self.future = future
+
+
+class _Failed:
+    """In the place of the result of a write that raised."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+_ALONE: Any = object()
+"""The item of a write that has none."""
 
 
 class Database:
-    def __init__(self, url: str, loop: asyncio.AbstractEventLoop) -> None:
-        self.url = url
+    def __init__(self, backend: Backend, loop: asyncio.AbstractEventLoop) -> None:
+        self.backend = backend
         self._loop = loop
-        self._jobs: queue.Queue[Job | None] = queue.Queue(QUEUE_LIMIT)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._reads: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._engine: Any = None
-        self._failed = ""
+        self._readers: list[threading.Thread] = []
         self._closing = False
+        self._ready: asyncio.Future[Error | None] = loop.create_future()
+        # The loop's: writes handed over, those attempted, and the reads that wait for them.
+        self._sent = 0
+        self._attempted = 0
+        self._opened = False
+        self._error: Error | None = None
+        self._ordered: deque[tuple[int, _Job]] = deque()
+        # The writer's thread's.
+        self._engine: Any = None
+        self._connection: Any = None
+        self._owed: list[_Job] = []
+        self._down = False
+        self._nonce = secrets.token_hex(4)
+        self._groups = 0
+        self._last = ""
+        self._unsure: dict[str, list[Any]] = {}
 
     @classmethod
-    def in_directory(cls, directory: Path, loop: asyncio.AbstractEventLoop) -> Database:
+    def in_directory(cls, directory: Path, loop: asyncio.AbstractEventLoop, url: str = "") -> Database:
+        """The Store of a state directory: a file in it, or the database at `url`."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return cls(f"sqlite:///{directory / 'squall.db'}", loop)
+        return cls(backend_of(url, directory), loop)
+
+    def check(self) -> None:
+        """Refuse, before anything is served, a database that is missing, foreign, damaged or newer than this release.
+
+        Raises ConflictError or VersionError, and changes nothing. Costs some milliseconds."""
+        self.backend.check()
+
+    async def ready(self) -> None:
+        """Wait until it is open. Raises the error that stands in the way."""
+        self.start()
+        error = await asyncio.shield(self._ready)
+        if error is not None:
+            raise error
 
     def start(self) -> None:
         """Start the thread (idempotent); called on first need, or when the server has nothing better to do."""
@@ -46,31 +125,92 @@ class Database:
             self._thread = threading.Thread(target=self._run, name="squall-store", daemon=True)
             self._thread.start()
 
-    def write(self, work: Work[T]) -> asyncio.Future[T]:
-        """Resolves once `work` is committed to disk."""
-        self.start()
-        return self._put(work)
+    # -- the loop's side
 
-    read = write
+    def write(self, work: Work[T]) -> asyncio.Future[T]:
+        """Resolves to what `work` returns, once it is committed to disk."""
+        self.start()
+        return self._put(work, _ALONE)
+
+    def write_item(self, work: ItemsWork[I, T], item: I) -> asyncio.Future[T]:
+        """The same for one of many alike: `work` gets the items of all that share its group and answers with a list of
+        their results, or None. The same function must be given each time, no closure. For order see the head of this
+        file."""
+        self.start()
+        return self._put(work, item)
 
     def write_soon(self, work: Work[Any]) -> None:
         """Commit with the next group; for records whose loss in a crash is allowed. Does not start the thread."""
-        future = self._put(work)
-        future.add_done_callback(_swallow)
+        if not self._error and not self._closing and self._jobs.qsize() < QUEUE_LIMIT:
+            self._sent += 1
+            self._jobs.put(_Job(work, _ALONE, None))
 
-    def _put(self, work: Work[T]) -> asyncio.Future[T]:
-        future: asyncio.Future[T] = self._loop.create_future()
-        if self._failed or self._closing:
-            future.set_exception(ServiceError(f"the store is not available: {self._failed or 'closing'}"))
-            return future
-        try:
-            self._jobs.put_nowait((work, future))
-        except queue.Full:
+    def read(self, work: Work[T]) -> asyncio.Future[T]:
+        """Resolves to what `work` returns. It sees every write that was called before, and can change nothing."""
+        return self._read(work, self._sent)
+
+    def read_committed(self, work: Work[T]) -> asyncio.Future[T]:
+        """`read` without waiting for the writes under way: for long looks, and where what matters was awaited."""
+        return self._read(work, 0)
+
+    def _put(self, work: Any, item: Any) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if self._error or self._closing:
+            future.set_exception(self._unavailable())
+        elif self._jobs.qsize() >= QUEUE_LIMIT:
             future.set_exception(ServiceError(f"the store has {QUEUE_LIMIT} writes waiting", hint="try again later"))
+        else:
+            self._sent += 1
+            self._jobs.put(_Job(work, item, future))
         return future
 
+    def _read(self, work: Any, after: int) -> asyncio.Future[Any]:
+        self.start()
+        future: asyncio.Future[Any] = self._loop.create_future()
+        job = _Job(work, _ALONE, future)
+        if self._error or self._closing:
+            future.set_exception(self._unavailable())
+        elif len(self._ordered) + self._reads.qsize() >= QUEUE_LIMIT:
+            future.set_exception(ServiceError(f"the store has {QUEUE_LIMIT} reads waiting", hint="try again later"))
+        elif self._opened and self._attempted >= after:
+            self._reads.put(job)
+        else:
+            self._ordered.append((after, job))
+        return future
+
+    def _unavailable(self) -> ServiceError:
+        if self._error is None:
+            return ServiceError("the store is not available: the server is ending")
+        return ServiceError(f"the store is not available: {self._error.message}", hint=self._error.hint)
+
+    def _on_open(self, error: Error | None) -> None:
+        self._opened, self._error = True, error
+        self._ready.set_result(error)
+        if error is not None:
+            log.error("the store cannot be used", error=error.message, hint=error.hint)
+        self._release()
+
+    def _on_attempted(self, count: int, settled: Iterable[tuple[_Job, Any]]) -> None:
+        for job, result in settled:
+            _settle(job, result)
+        self._attempted += count
+        if self._ordered:
+            self._release()
+
+    def _release(self) -> None:
+        """Let the reads go whose turn has come. Those that wait for no write may stand behind others, at the start."""
+        kept: deque[tuple[int, _Job]] = deque()
+        for after, job in self._ordered:
+            if self._error is not None:
+                _settle(job, _Failed(self._unavailable()))
+            elif self._opened and self._attempted >= after:
+                self._reads.put(job)
+            else:
+                kept.append((after, job))
+        self._ordered = kept
+
     async def close(self) -> None:
-        """Commit what is queued, then end the thread."""
+        """Commit what is queued, then end the threads."""
         if self._closing:
             return
         self.start()
@@ -81,107 +221,268 @@ class Database:
 
     def _finish(self, thread: threading.Thread) -> None:
         self._jobs.put(None)
-        thread.join(30)
+        thread.join(2 * CLOSE_S)
+        for _ in self._readers:
+            self._reads.put(None)
+        for reader in self._readers:
+            reader.join(CLOSE_S)
 
-    # -- the thread
+    # -- the writer's thread
 
     def _run(self) -> None:
-        try:
-            self._open()
-        except Exception as error:
-            self._failed = f"{type(error).__name__}: {error}"
+        error = self._open()
+        self._loop_call(lambda: self._on_open(error))
+        if error is not None:
+            self._refuse_all(error)
+            return
+        last = False
+        while not last:
+            group, last = self._take()
+            if group or self._owed:
+                self._commit(group)
+        self._pay_last()
+        self._disconnect()
+
+    def _refuse_all(self, error: Error) -> None:
+        """The Store cannot be used: until the end, answer each write that was queued before the loop knew."""
+        refusal = ServiceError(f"the store is not available: {error.message}", hint=error.hint)
         while (job := self._jobs.get()) is not None:
-            group = [job]
-            last = False
-            while len(group) < GROUP_LIMIT and not self._jobs.empty():
-                following = self._jobs.get()
-                if following is None:
-                    last = True
-                    break
-                group.append(following)
-            self._commit(group)
-            if last:
-                break
-        if self._engine is not None:
+            refused = [(job, _Failed(refusal))]
+            self._loop_call(lambda refused=refused: self._on_attempted(1, refused))  # type: ignore[misc]
+
+    def _take(self) -> tuple[list[_Job], bool]:
+        """Wait for a write, then take all that are there; and whether they are the last. While something is owed, wait
+        only until it is time to try that again."""
+        group: list[_Job] = []
+        try:
+            job = self._jobs.get(timeout=OWED_RETRY_S if self._owed else None)
+            while job is not None:
+                group.append(job)
+                if len(group) >= GROUP_LIMIT:
+                    return group, False
+                job = self._jobs.get_nowait()
+        except queue.Empty:
+            return group, False
+        return group, True
+
+    def _open(self) -> Error | None:
+        """Open, check, and create or migrate. What stood in the way, if anything did."""
+        try:
+            self.backend.check()
+            self._engine = self.backend.writer()
+            self._connect_within(self.backend.reconnect_s)
+            self._start_readers(self.backend.reader(READERS))
+        except Error as error:
+            return error
+        except Exception as error:
+            log.debug("opening the store failed", error=traceback.format_exc())
+            return Error(f"cannot open the Store: {type(error).__name__}: {error}")
+        return None
+
+    def _connect_within(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self._connect()
+                return
+            except Exception as error:
+                self._disconnect()
+                fault = self.backend.fault_of(error)
+                if fault is None:
+                    raise
+                if not fault.lost or time.monotonic() > deadline or self._closing:
+                    raise fault.error from error
+            time.sleep(RECONNECT_EVERY_S)
+
+    def _connect(self) -> None:
+        """Claim the database, make it today's, and learn what became of a commit whose answer was lost."""
+        connection = self._connection = self._engine.connect()
+        self.backend.claim(connection)
+        with connection.begin():
+            store_id = schema.prepare(connection, f"st-{secrets.token_hex(8)}")
+            self.backend.marker.check_store(self.backend.kind, store_id)
+            sealed = self.backend.sealed(connection)
+        self.backend.marker.write(self.backend.kind, store_id)
+        if self._groups and sealed != self._last and sealed not in self._unsure:
+            raise ConflictError(
+                "another server has written to the Store while this one had lost it",
+                hint="end one of them: a database has one server",
+            )
+        self._last = sealed
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        with contextlib.suppress(Exception):  # it may be broken: what it held is the database's to clean up
+            if connection is not None:
+                connection.close()
+        with contextlib.suppress(Exception):
             self._engine.dispose()
 
-    def _open(self) -> None:
-        import sqlalchemy as sa
+    def _commit(self, group: list[_Job]) -> None:
+        """Attempt the group, and before it what is owed; tell the loop."""
+        jobs = self._owed + group
+        results = self._settled(jobs)
+        self._owed = []
+        if isinstance(results, Fault):
+            self._owed = [job for job in jobs if job.future is None][:QUEUE_LIMIT]
+            results = [_Failed(results.error)] * len(jobs)
+        else:
+            _log_lost(jobs, results)
+        settled = [pair for pair in zip(jobs, results, strict=True) if pair[0].future is not None]
+        self._loop_call(lambda: self._on_attempted(len(group), settled))
 
-        from squall.server import tables
+    def _settled(self, jobs: list[_Job]) -> list[Any] | Fault:
+        """The result of each, or what is wrong with the Store. A connection that was lost is made anew, for a while;
+        whether the last commit on it was done is then known."""
+        tries, token = 0, ""
+        while True:
+            try:
+                if self._connection is None:
+                    self._connect_within(0.0 if self._down else self.backend.reconnect_s)
+                    log.info("the store is back")
+                self._down = False
+                if token and token == self._last:
+                    return self._unsure[token]
+                token = self._next_token()
+                return self._attempt(jobs, token)
+            except Error as error:  # of the connecting
+                self._down = True
+                return Fault(error)
+            except Exception as error:
+                fault = self.backend.fault_of(error)
+                if fault is None:
+                    return self._bug(jobs, error)
+                if fault.lost:
+                    log.warning("the store is away", error=fault.error.message)
+                    self._disconnect()
+                elif not fault.again or tries >= self.backend.retries:
+                    return fault
+                tries += 1
+                time.sleep(0.01 * min(tries, 10))
 
-        engine = sa.create_engine(self.url, isolation_level="SERIALIZABLE")
-        if engine.dialect.name == "sqlite":
-            sa.event.listen(engine, "connect", _tune_sqlite)
-        with engine.begin() as connection:
-            known = sa.inspect(connection).has_table("meta")
-            if known:
-                self._check_version(connection, tables)
-            tables.metadata.create_all(connection)
-            if not known:
-                row = {"key": "schema_version", "value": str(tables.SCHEMA_VERSION)}
-                connection.execute(tables.meta.insert().values(row))
-        self._engine = engine
+    def _next_token(self) -> str:
+        self._groups += 1
+        return f"{self._nonce}-{self._groups}"
 
-    def _check_version(self, connection: Any, tables: Any) -> None:
-        query = tables.meta.select().where(tables.meta.c.key == "schema_version")
-        row = connection.execute(query).first()
-        if row is None or int(row.value) != tables.SCHEMA_VERSION:
-            found = row.value if row else "none"
-            raise VersionError(f"the store has schema version {found}, this release needs {tables.SCHEMA_VERSION}")
+    def _bug(self, jobs: list[_Job], error: Exception) -> list[Any]:
+        log.error("a group of writes failed", error=traceback.format_exc())
+        return [_Failed(InternalError(f"store: {error!r}"))] * len(jobs)
 
-    def _commit(self, group: list[Job]) -> None:
-        if self._engine is None:
-            for _, future in group:
-                self._resolve(future, None, ServiceError(f"the store is not available: {self._failed}"))
-            return
+    def _attempt(self, jobs: list[_Job], token: str) -> list[Any]:
+        """All in one transaction; when one of them raises, once more with a savepoint for each."""
+        parts = _parts(jobs)
         try:
-            results = self._attempt(group)
+            return self._transact(self._together, jobs, parts, token)
         except Exception as error:
-            if len(group) == 1:
-                self._resolve(group[0][1], None, error)
-                return
-            for job in group:
-                self._commit([job])
-            return
-        self._loop_call(lambda: _settle_all(group, results))
+            if self.backend.fault_of(error) is not None or self._connection.invalidated:
+                raise
+        return self._transact(self._apart, jobs, parts, token)
 
-    def _attempt(self, group: list[Job]) -> list[Any]:
-        with self._engine.begin() as connection:
-            return [work(connection) for work, _ in group]
+    def _transact(self, run: Any, jobs: list[_Job], parts: list[list[int]], token: str) -> list[Any]:
+        with self._connection.begin():
+            results: list[Any] = run(jobs, parts)
+            self.backend.seal(self._connection, token)
+            self._unsure[token] = results
+        self._unsure = {}
+        self._last = token
+        return results
 
-    def _resolve(self, future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
-        self._loop_call(lambda: _settle(future, value, error))
+    def _together(self, jobs: list[_Job], parts: list[list[int]]) -> list[Any]:
+        results: list[Any] = [None] * len(jobs)
+        for part in parts:
+            first = jobs[part[0]]
+            if first.item is _ALONE:
+                results[part[0]] = first.work(self._connection)
+                continue
+            answers = first.work(self._connection, [jobs[at].item for at in part])
+            if answers is not None:
+                for at, answer in zip(part, answers, strict=True):
+                    results[at] = answer
+        return results
+
+    def _apart(self, jobs: list[_Job], parts: list[list[int]]) -> list[Any]:
+        results: list[Any] = [None] * len(jobs)
+        for at in (at for part in parts for at in part):
+            try:
+                with self._connection.begin_nested():
+                    (results[at],) = self._together([jobs[at]], [[0]])
+            except Exception as error:
+                if self.backend.fault_of(error) is not None:
+                    raise
+                results[at] = _Failed(error)
+        return results
+
+    def _pay_last(self) -> None:
+        """The server ends: try what is owed for a while longer."""
+        deadline = time.monotonic() + CLOSE_S
+        while self._owed and time.monotonic() < deadline:
+            time.sleep(OWED_RETRY_S)
+            self._commit([])
+        if self._owed:
+            log.error("records were lost: the store could not be written until the end", writes=len(self._owed))
+
+    # -- the readers' threads
+
+    def _start_readers(self, engine: Any) -> None:
+        for number in range(READERS):
+            thread = threading.Thread(
+                target=self._run_reader, args=(engine,), name=f"squall-read-{number}", daemon=True
+            )
+            self._readers.append(thread)
+            thread.start()
+
+    def _run_reader(self, engine: Any) -> None:
+        while (job := self._reads.get()) is not None:
+            result = self._read_once(engine, job)
+            self._loop_call(lambda job=job, result=result: _settle(job, result))  # type: ignore[misc]
+        engine.dispose()
+
+    def _read_once(self, engine: Any, job: _Job) -> Any:
+        deadline = time.monotonic() + self.backend.reconnect_s
+        while True:
+            try:
+                with engine.connect() as connection:
+                    return job.work(connection)
+            except Exception as error:
+                fault = self.backend.fault_of(error)
+                if fault is None:
+                    return _Failed(error)
+                if not fault.lost or time.monotonic() > deadline or self._closing:
+                    return _Failed(fault.error)
+            time.sleep(RECONNECT_EVERY_S)
 
     def _loop_call(self, callback: Callable[[], Any]) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(callback)
 
 
-def _settle_all(group: list[Job], results: list[Any]) -> None:
-    for (_, future), value in zip(group, results, strict=True):
-        _settle(future, value, None)
+def _parts(jobs: list[_Job]) -> list[list[int]]:
+    """Places in `jobs` that are executed together: items that share `work`, where the first of them stands."""
+    parts: list[list[int]] = []
+    shared: dict[Any, list[int]] = {}
+    for at, job in enumerate(jobs):
+        part = shared.get(job.work) if job.item is not _ALONE else None
+        if part is not None:
+            part.append(at)
+            continue
+        parts.append(part := [at])
+        if job.item is not _ALONE:
+            shared[job.work] = part
+    return parts
 
 
-def _settle(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
-    if future.done():
+def _log_lost(jobs: list[_Job], results: list[Any]) -> None:
+    """A record nobody waits for that the database refuses will be refused again: it is given up, and said."""
+    for job, result in zip(jobs, results, strict=True):
+        if job.future is None and isinstance(result, _Failed):
+            log.error("a record could not be stored", error=repr(result.error))
+
+
+def _settle(job: _Job, result: Any) -> None:
+    future = job.future
+    if future is None or future.done():
         return
-    if error is None:
-        future.set_result(value)
-    elif isinstance(error, Exception):
-        future.set_exception(error)
+    if isinstance(result, _Failed):
+        future.set_exception(result.error)
     else:
-        future.set_exception(InternalError(f"store: {error!r}"))
-
-
-def _swallow(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
-
-
-def _tune_sqlite(connection: Any, record: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute("PRAGMA busy_timeout=30000")
-    cursor.close()
+        future.set_result(result)

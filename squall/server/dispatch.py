@@ -8,12 +8,14 @@ module because every event may touch all of a function's state; the state itself
 
 What the hand tells (events)                                        and when
   add_function / update_function / close_function                   an app starts, changes its options, ends
+  supersede(now, old_id, new_id, reason)                            a new version of a function takes over
   submit(now, call_id, function_id, [(idx, payload)], kind, owner)  inputs arrive (journalled ones: after the fsync)
   container_starting(now, container_id, function_id)                it asked a node for a container
   container_ready(now, container_id, slots)                         the runner said `Loaded(ok=True)`
   outputs(now, container_id, [Result])                              a frame of `Outputs` (its yields go to `yielded`)
   container_gone(now, container_id, reason, fault=..., init_error)  it exited, or its node is lost
   drain(now, container_id, reason)                                  the autoscaler's stop, or a node being emptied
+  attend(now, container_id, attended)                               a terminal is asked for there, or was left
   cancel / owner_gone                                               the caller changed its mind, or went away
   reject_queued                                                     no node could ever hold its containers
   tick(now)                                                         when `next_deadline()` has come
@@ -42,22 +44,24 @@ START_FAILURES waves, or at once when the runner reported why the import failed 
 as `init_error`, as does what comes in until the delay is over; then one container is tried again. As long as another
 container of the function is ready nothing fails.
 
+Succession. What a superseded function has running ends where it runs, and if it must be tried again that is with the
+successor; all that waits moves there at once, in its order. Its containers drain, and it is forgotten with the last.
+
 Cancelling a running input asks its container, and kills that container when it has not answered in CANCEL_GRACE.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from heapq import heappop, heappush
 from typing import Any, TypeAlias
 
 from squall.protocol.states import InputState
+from squall.server.demand import Demand, demand_of, surplus_of
 from squall.server.inputs import (
     Call,
     CancelRunning,
     Container,
-    Demand,
     DemandChanged,
     Fault,
     Finish,
@@ -72,7 +76,9 @@ from squall.server.inputs import (
     StartFailure,
     Status,
     StopContainer,
+    swept,
 )
+from squall.server.succession import home_of, move_waiting
 
 __all__ = ["Call", "Dispatch", "Finish", "FunctionOptions", "Input"]
 
@@ -126,9 +132,9 @@ class Dispatch:
         """End all its inputs as cancelled, stop its containers; it is forgotten with the last of them."""
         out: Instructions = []
         function = self.functions.get(function_id)
-        if function is None or function.closed:
+        if function is None or (function.closed and function.successor is None):
             return out
-        function.closed = reason or "closed"
+        function.closed, function.successor = reason or "closed", None
         message = f"the function was stopped: {function.closed}"
         for input_ in [*function.running, *function.suspects, *function.queue, *self._inputs_in_backoff(function)]:
             if input_.state != "done":
@@ -138,6 +144,26 @@ class Dispatch:
             self._begin_drain(container, reason)
             self._stop(container, out)
         self._drop_if_empty(function)
+        for other in [other for other in self.functions.values() if other.successor is function]:
+            out += self.close_function(now, other.function_id, reason)
+        return out
+
+    def supersede(self, now: float, old_id: str, new_id: str, reason: str) -> Instructions:
+        """The function `new_id` takes over from `old_id`, see Succession above. Harmless where either has ended."""
+        out: Instructions = []
+        old, new = self.functions.get(old_id), self.functions.get(new_id)
+        if old is None or new is None or old is new or old.closed or new.closed:
+            return out
+        move_waiting(old, new, self._inputs_in_backoff(old))
+        old.closed, old.successor = reason or "superseded", new
+        for container in list(old.containers.values()):
+            self._begin_drain(container, old.closed)
+            if not container.running:
+                self._stop(container, out)
+        self._drop_if_empty(old)
+        self._fail_queued(now, new, out)
+        self._pump(now, new, out)
+        self._ask(new, out, force=True)
         return out
 
     def reject_queued(self, now: float, function_id: str, message: str, hint: str = "") -> Instructions:
@@ -171,7 +197,7 @@ class Dispatch:
         call ends with it (`owner_gone`) unless its kind is `spawn`."""
         out: Instructions = []
         call = self.calls.get(call_id)
-        function = self.functions.get(function_id) if call is None else call.function
+        function = self.functions.get(function_id) if call is None else home_of(call)
         if function is None or function.closed:
             function = function or Function(function_id, FunctionOptions(), now)
             self._turn_all_away(now, call or Call(call_id, function, kind, None), items, out)
@@ -240,7 +266,7 @@ class Dispatch:
             if input_ is None or container is None or input_.container is not container or input_.attempt != attempt:
                 self.stale_outputs += 1
                 continue
-            function = input_.call.function
+            function = container.function
             spent = now - input_.pushed_at
             known = function.exec_time
             function.exec_time = spent if known is None else known + EWMA_WEIGHT * (spent - known)
@@ -253,6 +279,8 @@ class Dispatch:
             function = container.function
             if function.queued and function.free:
                 self._pump(now, function, out)
+            if self._unsettled:
+                self._settle(now, out)
         return out
 
     def output(
@@ -371,6 +399,7 @@ class Dispatch:
             self._drop_if_empty(function)
         else:
             self._ask(function, out, force=True)
+        self._settle(now, out)
         return out
 
     def drain(self, now: float, container_id: str, reason: str) -> Instructions:
@@ -386,6 +415,13 @@ class Dispatch:
             self._stop(container, out)
         self._pump(now, function, out)
         return out
+
+    def attend(self, now: float, container_id: str, attended: bool) -> None:
+        """Somebody sits at a terminal in it, or left: the clocks of its timeouts stand still, or begin anew."""
+        container = self.containers.get(container_id)
+        if container is not None:
+            container.attended = attended
+            self._renew(now, container)
 
     # ---- time ---------------------------------------------------------------------------------------------------
 
@@ -407,50 +443,16 @@ class Dispatch:
 
     def demand(self, now: float, function_id: str) -> Demand:
         """Raises KeyError for a function it does not know."""
-        function = self.functions[function_id]
-        ready = [c for c in function.containers.values() if c.state == "ready"]
-        idle = sorted((c.idle_since, c.container_id) for c in ready if not c.running)
-        return Demand(
-            function_id=function_id,
-            backlog=function.queued + function.suspected,
-            running=len(function.running),
-            waiting=function.waiting,
-            alone=function.suspected,
-            ready=len(ready),
-            starting=len(function.starting),
-            draining=len(function.containers) - len(ready) - len(function.starting),
-            headroom=sum(max(0, c.open_slots - len(c.running)) for c in ready),
-            slots=1 if function.options.single_use else function.options.target or function.options.concurrency,
-            idle=tuple((container_id, since) for since, container_id in idle),
-            exec_time=function.exec_time,
-            stalled_for=self._stalled_for(now, function),
-            cold_start=function.cold_start,
-            active_at=function.active_at,
-            blocked_until=function.blocked_until,
-            blocked_reason=function.blocked_reason,
-            start_failures=function.start_failures,
-            closed=bool(function.closed),
-        )
+        return demand_of(self.functions[function_id], now)
 
     def demands(self, now: float) -> Iterator[Demand]:
         """All functions, for the autoscaler's periodic round."""
-        for function_id in list(self.functions):
-            yield self.demand(now, function_id)
+        for function in list(self.functions.values()):
+            yield demand_of(function, now)
 
     def surplus(self) -> Iterator[str]:
         """Idle containers that their functions need not keep, for the scheduler when room is short."""
-        for function in self.functions.values():
-            containers = function.containers.values()
-            alive = sum(1 for container in containers if container.state != "draining")
-            idle = [c for c in containers if c.state == "ready" and not c.running]
-            idle.sort(key=lambda c: c.idle_since)
-            for container in idle[: max(0, alive - function.options.min_containers)]:
-                yield container.container_id
-
-    def _stalled_for(self, now: float, function: Function) -> float:
-        if not function.running:
-            return 0.0
-        return now - max(function.finished_at, next(iter(function.running)).pushed_at)
+        return surplus_of(self.functions.values())
 
     # ---- filling slots ------------------------------------------------------------------------------------------
 
@@ -548,7 +550,7 @@ class Dispatch:
             input_.container = container
             input_.pushed_at = now
             held[input_] = None
-            running[input_] = None
+            running[input_] = now
         if len(held) >= container.open_slots:
             function.free.pop(container, None)
         if function.options.single_use:
@@ -567,15 +569,17 @@ class Dispatch:
         if container is not None:
             input_.container = None
             del container.running[input_]
-            del function.running[input_]
+            del container.function.running[input_]
+            if container.function.successor is not None:
+                self._unsettled[home_of(input_.call)] = None  # it may go on there
         elif before == "backoff":
             function.waiting -= 1
         elif before == "queued" and input_.alone:
             function.suspected -= 1
-            function.suspects = _swept(function.suspects, function.suspected)
+            function.suspects = swept(function.suspects, function.suspected)
         elif before == "queued":
             function.queued -= 1
-            function.queue = _swept(function.queue, function.queued)
+            function.queue = swept(function.queue, function.queued)
 
     def _finish(
         self, now: float, input_: Input, status: Status, message: str, hint: str, output: Any, out: Instructions
@@ -689,7 +693,7 @@ class Dispatch:
         """One timer per function, for its oldest running input: a timer per input would pile up by the million."""
         timeout = function.options.timeout
         if timeout > 0 and function.running:
-            due = next(iter(function.running)).pushed_at + timeout
+            due = next(iter(function.running.values())) + timeout
             self._at(due, self._expire_running, function, self._timer_seq + 1)
             function.timeout_timer = self._timer_seq
 
@@ -699,12 +703,15 @@ class Dispatch:
         timeout = function.options.timeout
         function.timeout_timer = 0
         while timeout > 0 and function.running:
-            oldest = next(iter(function.running))
-            if oldest.pushed_at + timeout > now:
+            oldest, since = next(iter(function.running.items()))
+            if since + timeout > now:
                 break
             container = oldest.container
             assert container is not None  # it is in `running`
-            self._expire_container(now, container, timeout, out)
+            if container.attended:
+                self._renew(now, container)
+            else:
+                self._expire_container(now, container, timeout, out)
         if not function.timeout_timer:
             self._arm_timeouts(function)
 
@@ -712,12 +719,23 @@ class Dispatch:
         """Some of its inputs are overdue: they failed, and as nothing less ends a C loop, the container is killed."""
         message = f"one attempt took longer than the function's timeout of {timeout:g} s"
         budget = container.function.options.max_retries
-        for input_ in [input_ for input_ in container.running if input_.pushed_at + timeout <= now]:
+        began = container.function.running
+        for input_ in [input_ for input_ in container.running if began[input_] + timeout <= now]:
             if input_.cancelling:
                 self._finish_cancelled(now, input_, out)
             elif not self._retry(now, input_, budget):
                 self._finish(now, input_, "timeout", message, "", None, out)
         self._kill(now, container, f"an input ran longer than {timeout:g} s", out)
+
+    def _renew(self, now: float, container: Container) -> None:
+        function = container.function
+        for input_ in container.running:
+            del function.running[input_]
+            function.running[input_] = now
+        if container in function.starting:
+            del function.starting[container]
+            function.starting[container] = None
+            container.started_at = now
 
     def _arm_starts(self, function: Function) -> None:
         limit = function.options.startup_timeout
@@ -735,6 +753,9 @@ class Dispatch:
             container = next(iter(function.starting))
             if container.started_at + limit > now:
                 break
+            if container.attended:
+                self._renew(now, container)
+                continue
             reason = f"took longer to start than the function's startup_timeout of {limit:g} s"
             self._begin_drain(container, reason)
             self._start_failed(now, container, reason, "container", "", None, out)
@@ -872,10 +893,3 @@ class Dispatch:
     def _drop_if_empty(self, function: Function) -> None:
         if function.closed and not function.containers:
             self.functions.pop(function.function_id, None)
-
-
-def _swept(queue: deque[Input], alive: int) -> deque[Input]:
-    """The queue without inputs that are done, once they are the greater part: amortised O(1) an ended input."""
-    if len(queue) < 2 * alive + 64:
-        return queue
-    return deque(input_ for input_ in queue if input_.state == "queued")

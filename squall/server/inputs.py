@@ -156,6 +156,7 @@ class Container:
     """A container as dispatch sees it: its slots and what runs in them."""
 
     __slots__ = (
+        "attended",
         "container_id",
         "function",
         "idle_since",
@@ -181,6 +182,8 @@ class Container:
         self.ready_at = 0.0
         self.idle_since = now
         self.stop_asked = False
+        self.attended = False
+        """Somebody sits at a terminal in it: no timeout ends what runs here."""
         self.reason = ""
         """Why it drains."""
 
@@ -215,6 +218,7 @@ class Function:
         "start_failures",
         "start_timer",
         "starting",
+        "successor",
         "suspected",
         "suspects",
         "timeout_timer",
@@ -226,6 +230,8 @@ class Function:
         self.options = options
         self.closed = ""
         """Why it takes nothing more, or empty."""
+        self.successor: Function | None = None
+        """Of one that was superseded: where all goes that was not running."""
         # The queue may hold inputs that are done already (cancelled while queued); `queued` counts the others.
         self.queue: deque[Input] = deque()
         self.queued = 0
@@ -240,8 +246,8 @@ class Function:
         self.free: dict[Container, None] = {}
         """Ready containers with room, the most recently used last."""
         self.starting: dict[Container, None] = {}
-        self.running: dict[Input, None] = {}
-        """In the order they were pushed, which with one timeout for all is the order of their deadlines."""
+        self.running: dict[Input, float] = {}
+        """With when the clock of its timeout began, and in that order: with one timeout for all, their deadlines'."""
         self.timeout_timer = 0
         self.start_timer = 0
         self.ask_at = 1
@@ -261,6 +267,13 @@ class Function:
 
     def pending(self) -> int:
         return self.queued + self.suspected + self.waiting
+
+
+def swept(queue: deque[Input], alive: int) -> deque[Input]:
+    """The queue without inputs that are done, once they are the greater part: amortised O(1) an ended input."""
+    if len(queue) < 2 * alive + 64:
+        return queue
+    return deque(input_ for input_ in queue if input_.state == "queued")
 
 
 class StartFailure(NamedTuple):
@@ -343,35 +356,3 @@ Instruction: TypeAlias = Push | Finish | CancelRunning | KillContainer | StopCon
 Instructions: TypeAlias = list[Instruction]
 Result: TypeAlias = tuple[str, int, str, int, Any]
 """call_id, idx, status, attempt, and what `Finish.output` shall carry."""
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What the autoscaler decides on: one function at one moment."""
-
-    function_id: str
-    backlog: int = 0
-    running: int = 0
-    waiting: int = 0
-    """In backoff: neither backlog nor running yet."""
-    alone: int = 0
-    """How many of the backlog each need a container without company."""
-    ready: int = 0
-    starting: int = 0
-    draining: int = 0
-    headroom: int = 0
-    """Free slots of ready containers."""
-    slots: int = 1
-    """Of one container, as far as they are counted on."""
-    idle: tuple[tuple[str, float], ...] = ()
-    """(container_id, idle since) of ready containers without an input, longest idle first."""
-    exec_time: float | None = None
-    """Seconds an input takes, as far as those that ended tell (a moving average)."""
-    stalled_for: float = 0.0
-    """Seconds that something has been running and nothing ended: a lower bound of how long inputs take now."""
-    cold_start: float | None = None
-    active_at: float = 0.0
-    blocked_until: float = float("-inf")
-    blocked_reason: str = ""
-    start_failures: int = 0
-    closed: bool = False

@@ -45,7 +45,7 @@ from squall.protocol.messages import (
     new_id,
     split_payload,
 )
-from squall.protocol.transport import FrameStream
+from squall.protocol.transport import FrameStream, payload_for
 from squall.server.api import Api, Dropped, Peer, log_chunk
 from squall.server.builds import Builds
 from squall.server.calls import Calls
@@ -92,7 +92,8 @@ class Server:
         self.lock = lock_state(config)
         self.blobs = DirectoryBlobs(config.blobs_dir)
         self.logs = Logs(config.state_dir / "logs")
-        self.database = Database.in_directory(config.state_dir, self.loop)
+        self.database = Database.in_directory(config.state_dir, self.loop, config.database_url)
+        self.database.check()
         self.dispatch = Dispatch()
         self.timelines = Timelines()
         self.objects = Objects(self.database)
@@ -121,6 +122,8 @@ class Server:
         """Serve until told to end."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(signum, self.end, f"received {signal.Signals(signum).name}")
+        if self.config.database_url:
+            await self.database.ready()  # what can be wrong with it is known only now, and must be said before serving
         self._close_stale()
         self.nodes.listen(self.config.run_dir / "handoff.sock")
         await self._listen()
@@ -253,7 +256,7 @@ class Server:
             stream.abort(f"received garbage: {error}")
             return
         try:
-            handler(stream, message, payload)
+            handler(stream, message, payload_for(message, payload))
         except Exception as error:  # a bug of ours: it costs this message, not the node with all its containers
             log.error("a message failed", tag=message.TAG, error=traceback.format_exc())
             if message.id:
@@ -380,9 +383,9 @@ class Server:
             elif isinstance(message, Hello):
                 self._runner_hello(record, message)
             elif isinstance(message, Loaded):
-                self.reconciler.runner_loaded(record, message, payload)
+                self.reconciler.runner_loaded(record, message, bytes(payload))
             else:
-                self._runner_asks(record, message, payload)
+                self._runner_asks(record, message, payload_for(message, payload))
         except (ValueError, Error) as error:
             stream.abort(f"received garbage: {error}")
             self.reconciler.stop_container(record.container_id, 0.0, "its runner sent what is no message")
@@ -401,6 +404,7 @@ class Server:
         if peer is None:
             assert record.stream is not None
             peer = record.peer = Peer(self.loop, record.stream, is_runner=True)
+            peer.scope = record.function.app.scope
         self.api.handle(peer, message, payload)
 
     def _on_runner_lost(self, stream: FrameStream, reason: str) -> None:
@@ -419,7 +423,7 @@ class Server:
             raise ConflictError("the server is ending", hint="try again")
         for spec in message.functions:
             self.builds.check_use(spec.image)
-        app = self.objects.create_app(message, peer, time.time())
+        app = self.objects.create_app(message, peer, time.time(), peer.scope)
         peer.apps.add(app.app_id)
         if message.follow:
             app.followers.add(peer)
@@ -434,9 +438,12 @@ class Server:
         apps = [app for app in self.objects.apps.values() if app.state != "stopped"]
         return {image_id_of(f.spec.image.steps) for app in apps for f in app.functions.values() if f.spec.image.steps}
 
-    def bind_function(self, message: BindFunction, parameters: bytes, *, trusted: bool) -> FunctionRecord:
+    def bind_function(self, peer: Peer, message: BindFunction, parameters: bytes) -> FunctionRecord:
         """The variant that is asked for, ready to be called."""
-        function = self.objects.bind(message.function_id, message.options, parameters, trusted=trusted)
+        trusted = not peer.is_runner
+        function = self.objects.bind(
+            message.function_id, message.options, parameters, trusted=trusted, scope=peer.scope
+        )
         if function.app.state != "running":
             raise NotFoundError(f"function `{function.spec.tag}` has ended with its app")
         if function.function_id not in self.dispatch.functions:

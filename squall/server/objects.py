@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -32,6 +32,16 @@ OPTIONS_LIMIT_BYTES = 128 << 10
 METHOD_LIMIT = 500
 
 
+class Scope(NamedTuple):
+    """Whose objects are meant: names are unique within one, and nothing of another is ever found."""
+
+    workspace: str = "main"
+    environment: str = "main"
+
+
+MAIN = Scope()
+
+
 @dataclass(eq=False)
 class AppRecord:
     app_id: str
@@ -48,6 +58,9 @@ class AppRecord:
     state: AppState = "running"
     stopped_at: float = 0.0
     reason: str = ""
+    terminal: str = ""
+    """The TERM of its owner's terminal, when containers may ask for it."""
+    scope: Scope = MAIN
 
     def pools(self) -> list[FunctionRecord]:
         """All that may have containers."""
@@ -57,8 +70,11 @@ class AppRecord:
 @dataclass(eq=False)
 class FunctionRecord:
     function_id: str
+    """Of the pool, which belongs to one version of the app."""
     app: AppRecord
     spec: FunctionSpec
+    stable_id: str = ""
+    """What its callers name: the same in every version. Of an app without versions it is the pool's own."""
     root: FunctionRecord | None = None
     """Of a variant: what it was made from, with `options` and `parameters`."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -102,32 +118,49 @@ class Objects:
         self.database = database
         self.apps: dict[str, AppRecord] = {}
         self.functions: dict[str, FunctionRecord] = {}
+        """Every pool by its own id, those of versions that are ending included."""
+        self._callable: dict[str, FunctionRecord] = {}
+        """By what callers name: the pool that takes their inputs now."""
         self._recalled = False
 
-    def create_app(self, message: CreateApp, owner: Any, now_wall: float) -> AppRecord:
+    def create_app(self, message: CreateApp, owner: Any, now_wall: float, scope: Scope = MAIN) -> AppRecord:
         if not NAME.fullmatch(message.name):
             raise InvalidError(
                 f"app name `{message.name[:80]}` is not valid",
                 hint="use 1 to 64 letters, digits, `-`, `_` and `.`, beginning with a letter or digit",
             )
-        app = AppRecord(new_id("ap"), message.name, message.detach, now_wall, owner)
+        app = AppRecord(new_id("ap"), message.name, message.detach, now_wall, owner, scope=scope)
+        app.terminal = message.terminal[:100]
         for spec in message.functions:
             check_spec(spec)
             if spec.tag in app.functions:
                 raise InvalidError(f"app `{message.name}` has two functions named `{spec.tag}`")
-            app.functions[spec.tag] = FunctionRecord(new_id("fu"), app, spec)
+            function_id = stable_id_of(app.app_id, spec.tag)
+            app.functions[spec.tag] = FunctionRecord(function_id, app, spec, function_id)
         self.apps[app.app_id] = app
         for function in app.functions.values():
-            self.functions[function.function_id] = function
+            self._admit(function)
         self._record(app)
         return app
 
-    def bind(self, function_id: str, options: dict[str, Any], parameters: bytes, *, trusted: bool) -> FunctionRecord:
+    def _admit(self, function: FunctionRecord) -> None:
+        """From now on it takes what its callers send."""
+        self.functions[function.function_id] = self._callable[function.stable_id] = function
+
+    def _dismiss(self, function: FunctionRecord) -> None:
+        """Forget a pool, and what callers name unless another has taken its place."""
+        self.functions.pop(function.function_id, None)
+        if self._callable.get(function.stable_id) is function:
+            del self._callable[function.stable_id]
+
+    def bind(
+        self, function_id: str, options: dict[str, Any], parameters: bytes, *, trusted: bool, scope: Scope = MAIN
+    ) -> FunctionRecord:
         """The variant of a function with these options and parameters, made when there is none yet. Its id follows
         from what it is, so that all who ask for the same share its containers.
 
         Not `trusted`: a container asks, which may not get out of a network policy this way."""
-        asked = self.function(function_id)
+        asked = self.function(function_id, scope)
         root = asked.root or asked
         if asked.root is not None:
             options = _laid_over(asked.options, options)
@@ -139,7 +172,8 @@ class Objects:
         spec = variant_spec(root.spec, options)
         if not trusted and root.spec.block_network and not spec.block_network:
             raise InvalidError(f"function `{spec.tag}`: a container cannot lift `block_network`")
-        variant = FunctionRecord(variant_id(root, options, parameters), root.app, spec, root, options, parameters)
+        made_id = variant_id(root, options, parameters)
+        variant = FunctionRecord(made_id, root.app, spec, made_id, root, options, parameters)
         app = root.app
         known = app.variants.get(variant.function_id)
         if known is not None:
@@ -149,7 +183,8 @@ class Objects:
                 f"app `{app.name}` has {VARIANT_LIMIT} pools made by parameters and `with_options`",
                 hint="each distinct set of values is a pool of its own: pass what changes often as an argument instead",
             )
-        app.variants[variant.function_id] = self.functions[variant.function_id] = variant
+        app.variants[variant.function_id] = variant
+        self._admit(variant)
         self._record_functions([variant])
         return variant
 
@@ -187,7 +222,7 @@ class Objects:
     def set_stopped(self, app: AppRecord, now_wall: float) -> None:
         app.state, app.stopped_at = "stopped", now_wall
         for function in app.pools():
-            self.functions.pop(function.function_id, None)
+            self._dismiss(function)
         app_id, reason = app.app_id, app.reason
         self._trim()
 
@@ -206,13 +241,15 @@ class Objects:
         for app in stopped[: max(0, len(stopped) - HISTORY_LIMIT)]:
             del self.apps[app.app_id]
 
-    def find_app(self, ref: str) -> AppRecord:
+    def find_app(self, ref: str, scope: Scope = MAIN) -> AppRecord:
         """By id, or by name: the running one of that name, else the newest."""
-        if ref in self.apps:
-            return self.apps[ref]
-        named = [app for app in self.apps.values() if app.name == ref]
+        by_id = self.apps.get(ref)
+        if by_id is not None and by_id.scope.workspace == scope.workspace:
+            return by_id
+        here = [app for app in self.apps.values() if app.scope == scope]
+        named = [app for app in here if app.name == ref]
         if not named:
-            known = sorted({app.name for app in self.apps.values()})
+            known = sorted({app.name for app in here})
             hint = f"apps: {', '.join(known[:10])}" if known else "no app was run on this server yet"
             raise NotFoundError(f"no app `{ref[:80]}`", hint=hint)
         return next((app for app in named if app.state == "running"), named[-1])
@@ -238,11 +275,35 @@ class Objects:
                 app.reason = row.reason or "its server ended"
         self.apps = {**past, **self.apps}
 
-    def function(self, function_id: str) -> FunctionRecord:
-        record = self.functions.get(function_id)
-        if record is None:
+    def function(self, function_id: str, scope: Scope = MAIN) -> FunctionRecord:
+        """The pool that takes the inputs of whoever names this id. An id is good in its whole workspace: it was
+        looked up by name in one environment, and may be called from another."""
+        record = self._callable.get(function_id)
+        if record is None or record.app.scope.workspace != scope.workspace:
+            for app in self.apps.values():  # only what fails pays for the search
+                for known in app.pools() if app.scope.workspace == scope.workspace else ():
+                    if known.function_id == function_id:
+                        raise has_ended(known)
             raise NotFoundError(f"no running function `{function_id[:80]}`", hint="its app may have been stopped")
         return record
+
+
+def has_ended(function: FunctionRecord) -> NotFoundError:
+    app = function.app
+    why = f" ({app.reason})" if app.reason else ""
+    return NotFoundError(
+        f"function `{function.spec.tag}` has ended with its app `{app.name}`{why}",
+        hint="run the app again: a function can be called while its app runs",
+    )
+
+
+def stable_id_of(app_id: str, tag: str) -> str:
+    """What callers of a function name, in whichever version of the app and after whichever restart."""
+    return _function_id(app_id, tag)
+
+
+def _function_id(*parts: str) -> str:
+    return "fu-" + hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
 
 def check_spec(spec: FunctionSpec) -> None:
@@ -355,7 +416,7 @@ def check_options_size(spec: FunctionSpec, options: dict[str, Any]) -> None:
 
 def variant_id(root: FunctionRecord, options: dict[str, Any], parameters: bytes) -> str:
     """The same for the same, whoever asks, in whatever order."""
-    digest = hashlib.blake2b(root.function_id.encode(), digest_size=8)
+    digest = hashlib.blake2b(root.stable_id.encode(), digest_size=8)
     digest.update(json.dumps(options, sort_keys=True, separators=(",", ":")).encode() + b"\n")
     digest.update(hashlib.blake2b(parameters).digest())
     return f"fu-{digest.hexdigest()}"

@@ -336,11 +336,12 @@ class Reconciler:
             Load(
                 app.app_id,
                 app.name,
-                function.function_id,
+                function.stable_id,
                 record.container_id,
                 function.spec,
-                {tag: other.function_id for tag, other in app.functions.items()},
+                {tag: other.stable_id for tag, other in app.functions.items()},
                 [tag for tag, other in app.functions.items() if other.spec.is_generator],
+                app.terminal,
             ),
             function.parameters,
         )

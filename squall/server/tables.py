@@ -1,16 +1,34 @@
 """The Store's schema, as SQLAlchemy Core tables. Imported only by the writer thread (it costs 0.65 s).
 
-Times are seconds since the epoch. Who owns a table: apps, functions -> `objects`; calls, inputs -> `calls`;
-containers -> `metering`. Nobody else writes it. `SCHEMA_VERSION` guards against a Store from another release.
+Times are seconds since the epoch. Who owns a table: apps, versions, functions -> `objects`; calls, inputs -> `calls`;
+containers -> `metering`; tokens, workspaces, environments -> `auth`; secrets -> `vault`; schedules -> `schedules`.
+Nobody else writes it. How a change here reaches Stores that exist: `migrations/__init__.py`.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 1
-
 metadata = sa.MetaData()
+
+LARGE = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+"""A whole number beyond 2,147,483,647: sizes in bytes, counters that never end."""
+
+
+class Words(sa.types.TypeDecorator[str]):
+    """Text that a user's code or a tenant's container wrote: what a database refuses in it (NUL, halves of surrogate
+    pairs) becomes a replacement character, or a result with such a message could never be stored."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        if value is None or (value.isascii() and "\0" not in value):
+            return value
+        return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
 
 meta = sa.Table(
     "meta",
@@ -28,7 +46,7 @@ apps = sa.Table(
     sa.Column("detached", sa.Boolean, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("stopped_at", sa.Float),
-    sa.Column("reason", sa.Text),
+    sa.Column("reason", Words),
 )
 
 functions = sa.Table(
@@ -59,8 +77,8 @@ inputs = sa.Table(
     sa.Column("status", sa.String(16)),
     sa.Column("result", sa.LargeBinary),
     sa.Column("result_blob", sa.String(64)),
-    sa.Column("message", sa.Text),
-    sa.Column("hint", sa.Text),
+    sa.Column("message", Words),
+    sa.Column("hint", Words),
     sa.Column("finished_at", sa.Float),
     sqlite_with_rowid=False,
 )
@@ -79,8 +97,51 @@ containers = sa.Table(
     sa.Column("started_at", sa.Float),
     sa.Column("stopped_at", sa.Float),
     sa.Column("exit_code", sa.Integer),
-    sa.Column("reason", sa.Text),
+    sa.Column("reason", Words),
     sa.Column("cpu_seconds", sa.Float),
-    sa.Column("memory_peak_bytes", sa.Integer),
+    sa.Column("memory_peak_bytes", LARGE),
     sa.Column("timeline", sa.Text),
+)
+
+workspaces = sa.Table(
+    "workspaces",
+    metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+environments = sa.Table(
+    "environments",
+    metadata,
+    sa.Column("workspace", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("token_id", sa.String(32), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("workspace", sa.String(32), nullable=False),
+    sa.Column("is_admin", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float),
+    sa.Column("revoked_at", sa.Float),
+    sa.Column("used_at", sa.Float),
+    sa.Column("old_digest", sa.String(64)),
+    sa.Column("old_until", sa.Float),
+)
+
+secrets = sa.Table(
+    "secrets",
+    metadata,
+    sa.Column("workspace", sa.String(32), primary_key=True),
+    sa.Column("environment", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("keys", sa.Text, nullable=False),
+    sa.Column("box", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
 )

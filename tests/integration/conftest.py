@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import pytest
 import squall
 from squall import client as clients
 from squall.client import Client
-from tests.conftest import temporary_home, wait_until
-from tests.integration.support import Kept, give_layers
+from tests.conftest import Debian, temporary_home
+from tests.integration.support import Heard
 
 
 @contextlib.contextmanager
@@ -52,21 +51,11 @@ def shared_home() -> Iterator[Path]:
 DEBIAN_PYTHON = "3.11"
 
 
-@pytest.fixture(scope="session")
-def debian_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The layers of one Debian, for all homes that want it; making it takes some 20 s and needs a Debian mirror."""
-    kept = tmp_path_factory.mktemp("debian")
-    with own_home() as home:
-        squall.Image.debian_slim(DEBIAN_PYTHON).build(Kept())
-        made = [path for path in (home / "node/layers").iterdir() if (path / "tree").is_dir()]
-        wait_until(lambda: all((path / "index").exists() for path in made), "the layers are written out")
-        subprocess.run(["cp", "-a", "--", *made, kept], check=True, timeout=60)
-    return kept
-
-
 @pytest.fixture(scope="module")
-def debian_home(debian_layers: Path) -> Iterator[Path]:
-    """A Squall that the tests of a module share, with a Debian in it."""
-    with own_home() as path:
-        give_layers(path, debian_layers)
-        yield path
+def debian_home(shared_home: Path, debian_layers: Debian) -> Path:
+    """A Squall that the tests of a module share, with a Debian in it; making the first takes some 20 s and needs a
+    Debian mirror."""
+    debian_layers.lend(shared_home)
+    squall.Image.debian_slim(DEBIAN_PYTHON).build(Heard())
+    debian_layers.keep(shared_home)
+    return shared_home

@@ -10,9 +10,6 @@ import squall
 from squall.exception import Error
 from squall.protocol.messages import (
     CreateApp,
-    GetLogs,
-    GetTrace,
-    ListObjects,
     Loaded,
     Message,
     NodeReport,
@@ -22,8 +19,8 @@ from squall.protocol.messages import (
     StartExec,
     StopApp,
     StopContainer,
-    StopServer,
 )
+from squall.protocol.requests import GetLogs, GetTrace, ListObjects, StopServer
 
 app = squall.App("hostile")
 

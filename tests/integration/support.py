@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -13,17 +12,8 @@ from typing import Any
 
 from squall import App, Image, config
 from squall.client import Client
-from squall.protocol.messages import (
-    GetLogs,
-    Hello,
-    ListObjects,
-    LogChunk,
-    Message,
-    Notice,
-    Reply,
-    decode,
-    encode,
-)
+from squall.protocol.messages import Hello, LogChunk, Message, Notice, Reply, decode, encode
+from squall.protocol.requests import GetLogs, ListObjects
 from squall.protocol.transport import FrameReader
 from tests.conftest import processes_of, wait_until
 
@@ -175,12 +165,6 @@ def content(image: Image, path: str) -> str:
 
 def layers_in(home: Path) -> set[str]:
     return {path.name for path in (home / "node/layers").iterdir() if (path / "tree").is_dir()}
-
-
-def give_layers(home: Path, layers: Path) -> None:
-    """Put layers that were built elsewhere into a home whose agent does not run yet."""
-    (home / "node/layers").mkdir(parents=True, mode=0o700)
-    subprocess.run(["cp", "-a", f"{layers}/.", home / "node/layers"], check=True, timeout=60)
 
 
 def pid_of(home: Path, part: str) -> int:

@@ -23,7 +23,6 @@ def base() -> squall.Image:
 @pytest.fixture(scope="module", autouse=True)
 def debian(debian_home: Path) -> Path:
     """The home, with the base built in it."""
-    base().build(Heard())
     return debian_home
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from squall.protocol.messages import GetLogs, LogChunk, Notice, Reply
+from squall.protocol.messages import LogChunk, Notice, Reply
+from squall.protocol.requests import GetLogs
 from tests.conftest import wait_until
 from tests.integration import workload
 from tests.integration.support import Kept, Outcome, Wire, containers_of, kept_logs

@@ -15,13 +15,11 @@ from squall.protocol.messages import (
     CancelCall,
     GetBlob,
     GetCall,
-    GetLogs,
     GetOutput,
     GetStats,
     HasBlobs,
     Hello,
     InputItem,
-    ListObjects,
     Message,
     OutputItem,
     Outputs,
@@ -36,6 +34,7 @@ from squall.protocol.messages import (
     new_id,
 )
 from squall.protocol.payload import pack_call
+from squall.protocol.requests import GetLogs, ListObjects
 from squall.server import main as server_main
 from squall.server.reconciler import UNTAKEN_LIMIT
 from squall.storage.blobs import digest_of

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from squall.client import Client
-from squall.protocol.messages import GetTrace
+from squall.protocol.requests import GetTrace
 from tests.integration import workload
 from tests.integration.support import Kept, Wire
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from squall.server.autoscaler import CONTAINER_LIMIT, EAGER_STARTS, Decision, decide
-from squall.server.inputs import Demand, FunctionOptions
+from squall.server.demand import Demand
+from squall.server.inputs import FunctionOptions
 
 
 def asked(now: float = 100.0, options: FunctionOptions | None = None, **demand: Any) -> Decision:

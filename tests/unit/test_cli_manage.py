@@ -12,7 +12,8 @@ import pytest
 
 from squall.cli import manage
 from squall.exception import InvalidError, NotFoundError
-from squall.protocol.messages import ListObjects, Reply, decode, encode
+from squall.protocol.messages import Reply, decode, encode
+from squall.protocol.requests import ListObjects
 from squall.protocol.transport import FrameReader, Link
 
 ROWS = [

@@ -106,3 +106,10 @@ def test_table_of_settings_matches_the_fields() -> None:
     rows = {row.name: row for row in config.settings()}
     assert rows["idle_timeout"].env == "SQUALL_IDLE_TIMEOUT"
     assert all(row.help and not row.help.endswith(".") for row in rows.values())
+
+
+def test_private_settings_are_not_shown_and_not_handed_on() -> None:
+    settings = config.load({"SQUALL_SEAL_KEY": "hidden", "HOME": "/h"})
+    assert settings.seal_key == "hidden"
+    assert "hidden" not in repr(settings)
+    assert config.shared_environ({"SQUALL_SEAL_KEY": "hidden", "SQUALL_RUNTIME": "auto"}) == {"SQUALL_RUNTIME": "auto"}

@@ -24,7 +24,7 @@ OPTIONS = st.builds(
 )
 CALLS = st.sampled_from(("fc-1", "fc-2", "fc-3"))
 CONTAINERS = st.sampled_from([f"co-{number}" for number in range(6)])
-FUNCTIONS = st.sampled_from(("fu-1", "fu-2"))
+FUNCTIONS = st.sampled_from(("fu-1", "fu-2", "fu-3"))
 OWNERS = st.sampled_from(("client-1", None))
 STATUSES = st.sampled_from(("ok", "ok", "error", "timeout", "cancelled", "nonsense"))
 IDXS = st.lists(st.integers(0, 6), max_size=7)
@@ -119,6 +119,20 @@ class DispatchMachine(RuleBasedStateMachine):
         if again:
             self.do(self.dispatch.close_function(self.now, function, "the app ended"))
 
+    @rule(old=FUNCTIONS, new=FUNCTIONS, options=OPTIONS)
+    def supersede(self, old: str, new: str, options: FunctionOptions) -> None:
+        if new not in self.dispatch.functions:
+            self.do(self.dispatch.add_function(self.now, new, options))
+        before = self.waiting(new) + (self.waiting(old) if old != new else [])
+        instructions = self.dispatch.supersede(self.now, old, new, "a new version")
+        self.do(instructions)
+        moved = [one for one in before if one.call.function.function_id == new and one.state == "queued"]
+        assert self.waiting(new) == moved, "inputs changed their order"
+
+    def waiting(self, function_id: str) -> list[Any]:
+        function = self.dispatch.functions.get(function_id)
+        return [one for one in function.queue if one.state == "queued"] if function is not None else []
+
     @rule(function=FUNCTIONS)
     def reject(self, function: str) -> None:
         if function in self.dispatch.functions:
@@ -130,7 +144,7 @@ class DispatchMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever happened: once everything is stopped, nothing is left of it."""
-        for function in ("fu-1", "fu-2"):
+        for function in ("fu-1", "fu-2", "fu-3"):
             self.do(self.dispatch.close_function(self.now, function, "the app ended"))
         for container in list(self.dispatch.containers):
             self.do(self.dispatch.container_gone(self.now, container, "stopped", fault="infra"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import importlib
 import linecache
 import pickle
 import subprocess
@@ -13,6 +14,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,6 +84,34 @@ def test_pickles_by_value_load_under_the_private_name_of_our_own_cloudpickle() -
     assert b"\x0bcloudpickle" not in data
 
 
+MODULE = """
+import dataclasses
+
+@dataclasses.dataclass
+class Pair:
+    left: int
+
+def double(pair):
+    return Pair(2 * pair.left)
+
+def run():
+    return double(Pair(21)).left
+"""
+
+
+def test_function_of_a_users_module_travels_with_what_its_module_defines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = importlib.import_module("only_here").run
+    packed = payload.pack_by_value(run, "`run`")
+    assert b"only_here" in payload.pack(run, "`run`")  # by reference, as everything else still is
+    load = "import sys; from squall.protocol import payload; print(payload.unpack(sys.stdin.buffer.read(), 'it')())"
+    done = subprocess.run([sys.executable, "-c", load], input=packed, capture_output=True, timeout=60, check=True)
+    assert done.stdout == b"42\n"
+
+
 def test_class_defined_in_main_travels_by_value_unless_main_is_shared() -> None:
     program = """
         from squall.protocol import payload
@@ -90,7 +120,7 @@ def test_class_defined_in_main_travels_by_value_unless_main_is_shared() -> None:
         assert isinstance(payload.unpack(payload.pack(Local(), "it"), "it"), Local)
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "b'c' b'p'"
+    assert run.stdout.strip() == "b'c' b'\\x80'"
 
 
 def test_text_main_in_a_value_is_harmless() -> None:
@@ -144,7 +174,7 @@ def test_value_nested_too_deeply_is_an_error_and_no_crash() -> None:
 
 
 def test_missing_module_is_named_when_a_value_cannot_be_loaded() -> None:
-    data = payload.PLAIN + b"cno_such_module\nThing\n."
+    data = payload.PLAIN + b"\x05cno_such_module\nThing\n."
     with pytest.raises(SerializationError, match=r"cannot load the result of `f`.*no_such_module") as error:
         payload.unpack(data, "the result of `f`")
     assert "importable on both sides" in error.value.hint
@@ -260,7 +290,7 @@ def test_unpicklable_exception_becomes_a_remote_error_that_says_why() -> None:
 
 def test_exception_whose_type_is_missing_here_becomes_a_remote_error() -> None:
     entries = pickle.loads(payload.pack_exception(ValueError("text"))[1:])
-    entries[0]["value"] = payload.PLAIN + b"cno_such_module\nError\n."
+    entries[0]["value"] = payload.PLAIN + b"\x05cno_such_module\nError\n."
     entries[0]["type"] = "no_such_module.Error"
     error = payload.unpack_exception(payload.EXCEPTION + pickle.dumps(entries), "f")
     assert isinstance(error, RemoteError)

@@ -1,0 +1,157 @@
+"""What clients ask of a server beside calling: messages that look at things and manage them.
+
+Apart from `messages`, whose rules hold here too, so that a container and a program that only calls never load them.
+Imported by the server and by the commands that send them. The contract is tested in `tests/unit/test_messages.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from squall.protocol.messages import Message
+
+# ---- looking at things ------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, repr=False)
+class ListObjects(Message):
+    """`kind`: `apps`, `containers`, `functions`, `calls`, `nodes`. `Reply.data`: `{"rows": [dict, ...]}`."""
+
+    TAG = "list_objects"
+    kind: str
+    app: str = ""
+    all: bool = False
+    limit: int = 100
+
+
+@dataclass(eq=False, repr=False)
+class GetLogs(Message):
+    """Past output of an app or a container as `LogChunk` pushes carrying this request's id in `re`, then the `Reply`.
+    With `follow`, pushes go on until the app stops or the connection closes."""
+
+    TAG = "get_logs"
+    app: str = ""
+    container_id: str = ""
+    follow: bool = False
+    tail: int = 0
+    image_id: str = ""
+    """What the builds of this image said, instead."""
+
+
+@dataclass(eq=False, repr=False)
+class GetTrace(Message):
+    """`call` is a call or input id, or empty for the latest. `Reply.data`: call_id, function, inputs: [{idx, status,
+    attempts, spans: [{name, start, end, note}], events}], total_ms."""
+
+    TAG = "get_trace"
+    call: str = ""
+    limit: int = 20
+
+
+@dataclass(eq=False, repr=False)
+class StopServer(Message):
+    """End the server: its ephemeral apps stop, containers end. `Reply.data` `{}` before it goes."""
+
+    TAG = "stop_server"
+    reason: str = ""
+    grace: float = -1.0
+    """Seconds that running inputs may take to end before that; -1: as the server's settings say."""
+
+
+# ---- tokens, workspaces, environments, secrets ------------------------------------------------------------------
+#
+# Over TCP those of tokens and workspaces need a token that is an administrator's. Lists: `ListObjects` of `tokens`,
+# `workspaces`, `environments`, `secrets`. None of them ever returns what a secret holds.
+
+
+@dataclass(eq=False, repr=False)
+class CreateToken(Message):
+    """`Reply.data`: token_id, secret (told this once), workspace, expires_at (or null)."""
+
+    TAG = "create_token"
+    workspace: str = "main"
+    name: str = ""
+    """A label, for people."""
+    lifetime: float = 0.0
+    """Seconds; 0: it does not expire."""
+    admin: bool = False
+
+
+@dataclass(eq=False, repr=False)
+class RevokeToken(Message):
+    """Have a token count no more, from now on; connections that it opened are closed."""
+
+    TAG = "revoke_token"
+    token_id: str
+
+
+@dataclass(eq=False, repr=False)
+class RotateToken(Message):
+    """A new secret for a token; the old one counts for `grace` seconds more. Without `token_id` the asker's own.
+    `Reply.data` as of `CreateToken`."""
+
+    TAG = "rotate_token"
+    token_id: str = ""
+    grace: float = 0.0
+
+
+@dataclass(eq=False, repr=False)
+class CreateWorkspace(Message):
+    TAG = "create_workspace"
+    name: str
+
+
+@dataclass(eq=False, repr=False)
+class DeleteWorkspace(Message):
+    """Delete a workspace in which nothing runs, with its environments, secrets and tokens."""
+
+    TAG = "delete_workspace"
+    name: str
+
+
+@dataclass(eq=False, repr=False)
+class CreateEnvironment(Message):
+    TAG = "create_environment"
+    name: str
+
+
+@dataclass(eq=False, repr=False)
+class RenameEnvironment(Message):
+    """Rename an environment in which nothing runs."""
+
+    TAG = "rename_environment"
+    name: str
+    new_name: str
+
+
+@dataclass(eq=False, repr=False)
+class DeleteEnvironment(Message):
+    """Delete an environment in which nothing runs, with its secrets."""
+
+    TAG = "delete_environment"
+    name: str
+
+
+@dataclass(eq=False, repr=False)
+class PutSecret(Message):
+    """Keep values under a name. The payload is a JSON object of strings: a header might be shown by whoever logs it.
+
+    `replace`: also where the name is taken; containers that run keep the values they have."""
+
+    TAG = "put_secret"
+    name: str
+    replace: bool = False
+
+
+@dataclass(eq=False, repr=False)
+class DeleteSecret(Message):
+    TAG = "delete_secret"
+    name: str
+
+
+@dataclass(eq=False, repr=False)
+class GetServer(Message):
+    """What `squall status` shows. `Reply.data`: server_id, version, home, pid, started_at, stays (whether it was started
+    to stay), listens (its TCP address or empty), tls, draining, workspace, environment, admin, connections."""
+
+    TAG = "get_server"

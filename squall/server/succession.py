@@ -1,0 +1,43 @@
+"""How one pool takes over the inputs of another: what a new version of a function does to the one before it.
+
+Part of the brain in `dispatch`, which calls it and has the rules; pure state changes, no clock, no I/O. What runs stays
+where it runs and is counted there; a call belongs to the pool in which its waiting inputs are. Tested with dispatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from squall.server.inputs import Call, Function, Input
+
+
+def home_of(call: Call) -> Function:
+    """The pool that takes what is to run of a call. A call without waiting inputs learns of successors only here."""
+    function = call.function
+    while function.successor is not None:
+        function = function.successor
+    call.function = function
+    return function
+
+
+def move_waiting(old: Function, new: Function, in_backoff: Iterable[Input]) -> None:
+    """Put all that waits for a container of `old`, in its order, behind what waits for one of `new`."""
+    for input_ in old.queue:
+        if input_.state == "queued":
+            input_.call.function = new
+            new.queue.append(input_)
+    for input_ in old.suspects:
+        if input_.state == "queued":
+            input_.call.function = new
+            new.suspects.append(input_)
+    for input_ in in_backoff:
+        input_.call.function = new
+    new.queued, new.suspected, new.waiting = (
+        new.queued + old.queued,
+        new.suspected + old.suspected,
+        new.waiting + old.waiting,
+    )
+    old.queued = old.suspected = old.waiting = 0
+    old.queue.clear()
+    old.suspects.clear()
+    new.active_at = max(new.active_at, old.active_at)
