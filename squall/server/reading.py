@@ -1,8 +1,8 @@
 """Reading kept output: which records are wanted, their lines, and pages of them.
 
-A reader is made by one request and asked for page after page by others, so a client takes what it can and nothing piles
-up here or there. It runs in a thread of the executor, a page at a time, bounded in bytes, entries and time, and gives way
-to the loop all the while. Reads files of `logs` that may be written to and deleted meanwhile. Tested in
+A reader is made by one request and asked for page after page by others: a client takes what it can, and nothing piles
+up here or there. It runs in a thread of the executor, a page at a time, bounded in bytes, entries and time, and gives
+way to the loop all the while. The files of `logs` may be written to and deleted meanwhile. Tested in
 `tests/unit/test_reading.py`.
 """
 
@@ -24,7 +24,7 @@ PAGE_SECONDS = 0.5
 """A page is given, with what was found so far, when looking took this long."""
 LINE_LIMIT_BYTES = 64 << 10
 """A line that is longer comes in pieces."""
-CARRY_LIMIT = 4096
+CARRY_LIMIT = 512
 """Streams whose last line may be unfinished at a time; of more, the oldest is taken as it is."""
 TAIL_LIMIT = 10_000
 TAIL_LIMIT_BYTES = 32 << 20
