@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from squall._marks import batched, concurrent, enter, exit, method, parameter
+    from squall._output import enable_output
     from squall.app import App, LocalEntrypoint
-    from squall.client import Client, current_function_call_id, current_input_id, is_local
+    from squall.client import Client, current_function_call_id, current_input_id, interact, is_local
     from squall.cls import Cls
     from squall.exception import Error, InputCancellation
     from squall.function import Function, FunctionCall
@@ -41,9 +42,11 @@ __all__ = [
     "concurrent",
     "current_function_call_id",
     "current_input_id",
+    "enable_output",
     "enter",
     "exception",
     "exit",
+    "interact",
     "is_local",
     "method",
     "parameter",
@@ -67,8 +70,10 @@ _HOMES = {
     "concurrent": "_marks",
     "current_function_call_id": "client",
     "current_input_id": "client",
+    "enable_output": "_output",
     "enter": "_marks",
     "exit": "_marks",
+    "interact": "client",
     "is_local": "client",
     "method": "_marks",
     "parameter": "_marks",

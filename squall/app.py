@@ -433,7 +433,14 @@ class App:
 
     # -- running
 
-    def run(self, *, name: str | None = None, detach: bool = False, output: Output | None = None) -> AppRun:
+    def run(
+        self,
+        *,
+        name: str | None = None,
+        detach: bool = False,
+        interactive: bool = False,
+        output: Output | None = None,
+    ) -> AppRun:
         """Run the app while the block lasts: `with app.run():` or `async with app.run():`.
 
         Starts a server when none runs. At the end of the block unfinished inputs are cancelled and the containers
@@ -442,8 +449,11 @@ class App:
         - `name`: run the app under another name.
         - `detach`: True lets it go on without you when the block or the program ends, as long as it has spawned
           calls to finish.
+        - `interactive`: True lends this program's terminal to containers that ask for it, by `breakpoint()` or
+          `squall.interact()`; it must have one.
         - `output`: an object with `log(chunk, data)` and `notice(notice)` that gets what containers write and what
-          there is to say about them; without one it goes to this program's stdout and stderr.
+          there is to say about them; without one it goes to that of `squall.enable_output()`, or else plainly to this
+          program's stdout and stderr.
 
         Raises ConflictError when this app object is running already, InvalidError in a container, ServiceError when
         no server can be reached or started.
@@ -459,7 +469,7 @@ class App:
         """
         from squall._session import AppRun  # what runs apps is not needed to define them
 
-        return AppRun(self, name=name, detach=detach, output=output)
+        return AppRun(self, name=name, detach=detach, interactive=interactive, output=output)
 
     def __getattr__(self, name: str) -> Any:
         if name in _NOT_YET:

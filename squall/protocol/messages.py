@@ -252,6 +252,8 @@ class CreateApp(Message):
     detach: bool = False
     follow: bool = True
     """Push `LogChunk` and `Notice` of the app to this connection."""
+    terminal: str = ""
+    """The TERM of the terminal that the app's containers may ask this connection for (`Interact`); empty: none."""
 
 
 @dataclass(eq=False, repr=False)
@@ -446,6 +448,8 @@ class OutputItem:
     message: str = ""
     """For people, where there is no payload: what happened (`lost`, `timeout`, `rejected`, ...)."""
     hint: str = ""
+    code: str = ""
+    """Of `rejected`: which class in `squall.exception`; empty for a limit that was reached."""
     started_at: float = 0.0
     finished_at: float = 0.0
 
@@ -527,6 +531,8 @@ class Load(Message):
     functions: dict[str, str] = field(default_factory=dict)
     """tag -> function id of the whole app, so that its handles work inside."""
     generators: list[str] = field(default_factory=list)
+    terminal: str = ""
+    """As in `CreateApp`."""
     environment: str = "main"
     """Name of the environment that its app is in."""
 
@@ -757,6 +763,21 @@ class ExecExit(Message):
     exec_id: str
     code: int
     message: str = ""
+
+
+@dataclass(eq=False, repr=False)
+class Interact(Message):
+    """From a runner: its user code wants the terminal of who runs the app. `Reply.data`: `{"exec_id", "rows", "cols"}`
+    once it has it; then `ExecData` both ways, and `ExecExit` from whoever ends it.
+
+    To that client: lend it, and say so by an `ExecData` `resize`; or, without `exec_id`, this container has to wait.
+    """
+
+    TAG = "interact"
+    app_id: str = ""
+    container_id: str = ""
+    function: str = ""
+    exec_id: str = ""
 
 
 M = TypeVar("M")

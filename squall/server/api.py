@@ -39,6 +39,7 @@ from squall.protocol.messages import (
     GetOutput,
     GetStats,
     HasBlobs,
+    Interact,
     LogChunk,
     Message,
     OutputItem,
@@ -59,11 +60,17 @@ from squall.protocol.transport import FrameStream
 from squall.server.demand import Demand
 from squall.server.logs import Record
 from squall.server.objects import AppRecord, Scope
+<<<<<<< HEAD
 from squall.server.timelines import parse_call, spans
+=======
+from squall.server.terminals import Terminals
+from squall.server.timelines import spans
+>>>>>>> main
 from squall.server.wire import Outbox, refuse, reply
 from squall.storage.blobs import Upload, check_digest
 
 if TYPE_CHECKING:
+    from squall.server.containers import ContainerRecord
     from squall.server.main import Server
 
 log = Logger("server")
@@ -138,6 +145,7 @@ class Api:
         self.loop = server.loop
         self.execs: dict[str, tuple[Peer, Any]] = {}
         """exec id -> who asked, and the node it runs on."""
+        self.terminals = Terminals(server.dispatch, self.kill_container)
         self._quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
             Submit: self.submit,
             BindFunction: self.bind_function,
@@ -153,7 +161,14 @@ class Api:
             GetOutput: server.calls.get_output,
             GetCall: self.get_call,
         }
-        """What a runner may ask too; both tables together are all a runner may ask."""
+        """What a runner may ask too."""
+        self._runner_quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
+            **self._quick,
+            Interact: self.terminals.ask,
+            ExecData: self.terminals.from_runner,
+            ExecExit: self.terminals.from_runner,
+        }
+        """This and `_slow` are all that a runner may ask."""
         self._client_quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
             **self._quick,
             CreateApp: self.create_app,
@@ -177,7 +192,7 @@ class Api:
 
     def handle(self, peer: Peer, message: Message, payload: bytes) -> None:
         kind = type(message)
-        quick = (self._quick if peer.is_runner else self._client_quick).get(kind)
+        quick = (self._runner_quick if peer.is_runner else self._client_quick).get(kind)
         try:
             if quick is not None:
                 quick(peer, message, payload)
@@ -209,9 +224,11 @@ class Api:
 
     def _reject(self, peer: Peer, message: Submit, error: Exception) -> None:
         """A submit that nobody waits for an answer of is answered by its results."""
+        code = error.code if isinstance(error, Error) else ""
         text, hint = getattr(error, "message", "") or str(error), getattr(error, "hint", "")
         for item in message.items:
-            peer.outbox.add(output_head_of(message.call_id, item.idx, "rejected", text, hint), b"")
+            out = OutputItem(message.call_id, item.idx, "rejected", message=text, hint=hint, code=code)
+            peer.outbox.add(output_head_of(out), b"")
 
     # -- apps
 
@@ -334,6 +351,16 @@ class Api:
             raise no_container(message.container_id)
         peer.reply(message.id)
 
+    def kill_container(self, record: ContainerRecord, reason: str) -> None:
+        """End it at once, for the user's own sake: what runs in it is not tried again."""
+        container = self.server.dispatch.containers.get(record.container_id)
+        for input_ in list(container.running) if container is not None else ():
+            now = time.monotonic()
+            self.server.reconciler.apply(
+                self.server.dispatch.cancel(now, input_.call_id, [input_.idx], reason, terminate=True)
+            )
+        self.server.reconciler.stop_container(record.container_id, 0.0, reason)
+
     def start_exec(self, peer: Peer, message: StartExec, payload: bytes) -> None:
         record = self.server.reconciler.containers.get(message.container_id)
         if record is None or record.state not in ("starting", "ready", "draining"):
@@ -350,6 +377,8 @@ class Api:
         owner, node = self.execs.get(message.exec_id, (None, None))
         if owner is peer and node is not None:
             node.send(message, payload)
+        elif owner is None:
+            self.terminals.from_client(peer, message, payload)
 
     def exec_from_node(self, node: Any, message: Any, payload: bytes, *, last: bool) -> None:
         peer, owner = self.execs.get(message.exec_id, (None, None))
@@ -368,6 +397,7 @@ class Api:
             if owner is peer:
                 del self.execs[exec_id]
                 node.send(ExecData(exec_id, "kill"))
+        self.terminals.peer_lost(peer)
         peer.forget()
 
     # -- looking
@@ -533,6 +563,19 @@ def stats_of(demand: Demand) -> dict[str, Any]:
     }
 
 
-def output_head_of(call_id: str, idx: int, status: str, message: str, hint: str) -> str:
+def output_head_of(out: OutputItem) -> str:
     """A result without payload for a call whose id was not checked: encoded the slow, safe way."""
+<<<<<<< HEAD
     return json.dumps(to_dict(OutputItem(call_id, idx, status, message=message, hint=hint)))
+=======
+    return json.dumps(to_dict(out))
+
+
+def parse_call(ref: str) -> tuple[str, int | None]:
+    """`fc-…` is a call, `in-…-3` its input 3."""
+    if ref.startswith("in-"):
+        body, _, idx = ref[3:].rpartition("-")
+        if body and idx.isdigit():
+            return f"fc-{body}", int(idx)
+    return ref, None
+>>>>>>> main

@@ -91,8 +91,13 @@ class Server:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.lock = lock_state(config)
         self.blobs = DirectoryBlobs(config.blobs_dir)
+<<<<<<< HEAD
         self.logs = Logs(config.state_dir / "logs", limits_of(config))
         self.database = Database.in_directory(config.state_dir, self.loop)
+=======
+        self.logs = Logs(config.state_dir / "logs")
+        self.database = Database.in_directory(config.state_dir, self.loop, config.database_url)
+>>>>>>> main
         self.database.check()
         self.dispatch = Dispatch()
         self.timelines = Timelines()
@@ -123,6 +128,8 @@ class Server:
         """Serve until told to end."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(signum, self.end, f"received {signal.Signals(signum).name}")
+        if self.config.database_url:
+            await self.database.ready()  # what can be wrong with it is known only now, and must be said before serving
         self._close_stale()
         self.nodes.listen(self.config.run_dir / "handoff.sock")
         await self._listen()

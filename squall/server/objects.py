@@ -58,6 +58,8 @@ class AppRecord:
     state: AppState = "running"
     stopped_at: float = 0.0
     reason: str = ""
+    terminal: str = ""
+    """The TERM of its owner's terminal, when containers may ask for it."""
     scope: Scope = MAIN
 
     def pools(self) -> list[FunctionRecord]:
@@ -128,6 +130,7 @@ class Objects:
                 hint="use 1 to 64 letters, digits, `-`, `_` and `.`, beginning with a letter or digit",
             )
         app = AppRecord(new_id("ap"), message.name, message.detach, now_wall, owner, scope=scope)
+        app.terminal = message.terminal[:100]
         for spec in message.functions:
             check_spec(spec)
             if spec.tag in app.functions:
@@ -277,8 +280,21 @@ class Objects:
         looked up by name in one environment, and may be called from another."""
         record = self._callable.get(function_id)
         if record is None or record.app.scope.workspace != scope.workspace:
+            for app in self.apps.values():  # only what fails pays for the search
+                for known in app.pools() if app.scope.workspace == scope.workspace else ():
+                    if known.function_id == function_id:
+                        raise has_ended(known)
             raise NotFoundError(f"no running function `{function_id[:80]}`", hint="its app may have been stopped")
         return record
+
+
+def has_ended(function: FunctionRecord) -> NotFoundError:
+    app = function.app
+    why = f" ({app.reason})" if app.reason else ""
+    return NotFoundError(
+        f"function `{function.spec.tag}` has ended with its app `{app.name}`{why}",
+        hint="run the app again: a function can be called while its app runs",
+    )
 
 
 def stable_id_of(app_id: str, tag: str) -> str:

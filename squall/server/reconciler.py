@@ -341,6 +341,7 @@ class Reconciler:
                 function.spec,
                 {tag: other.stable_id for tag, other in app.functions.items()},
                 [tag for tag, other in app.functions.items() if other.spec.is_generator],
+                app.terminal,
             ),
             function.parameters,
         )
