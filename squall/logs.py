@@ -80,7 +80,7 @@ class Logs:
         def main():
             greet.for_each(["Ada", "Grace"])
             for entry in greet.logs.fetch(search_text="Ada"):
-                print(entry.timestamp.year > 2000, entry.source, entry.message)
+                print(entry.timestamp, entry.source, entry.message)
     """
 
     def __init__(self, target: Callable[[], Awaitable[tuple[Client, ReadLogs]]]) -> None:

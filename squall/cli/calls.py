@@ -48,7 +48,9 @@ def call_info(call_id: str, as_json: bool) -> None:
 @call.command("get")
 @click.argument("call_id", metavar="CALL")
 @click.option("--index", type=click.IntRange(0), default=0, show_default=True, help="Which input of a spawn_map.")
-@click.option("--timeout", type=click.FloatRange(0), default=None, help="Seconds to wait; by default until it is there.")
+@click.option(
+    "--timeout", type=click.FloatRange(0), default=None, help="Seconds to wait; by default until it is there."
+)
 def call_get(call_id: str, index: int, timeout: float | None) -> None:
     """Print the result of a spawned call; exits with 1 when it failed, with 3 when it is not there in time."""
     found: FunctionCall[Any] = FunctionCall.from_id(checked(call_id))

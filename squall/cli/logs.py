@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from squall._blocking import run
-from squall.cli.output import Output
+from squall._output import Output
 from squall.client import Client
 from squall.exception import InvalidError
 from squall.logs import SOURCES, Page, Piece, moment_of, read_pages

@@ -20,12 +20,8 @@ from typing import Any
 import click
 
 from squall import config
-<<<<<<< HEAD
-from squall.cli.logs import Printer, log_options
-=======
-from squall._output import Output
 from squall._terminal import make_raw, terminal_size, write_all
->>>>>>> main
+from squall.cli.logs import Printer, log_options
 from squall.cli.main import Group, did_you_mean
 from squall.client import Client
 from squall.exception import InvalidError, NotFoundError, ServiceError
@@ -154,6 +150,19 @@ NOUNS = {
             _age("CREATED", "created_at"),
             _age("USED", "used_at"),
             Column("LAST STEP", lambda row: last_title(row)),
+        ),
+    ),
+    "call": Noun(
+        "calls",
+        "no call has ended since the server was started",
+        (
+            _field("CALL", "call_id"),
+            _field("FUNCTION", "function"),
+            _field("KIND", "kind"),
+            _field("INPUTS", "inputs"),
+            _field("FAILED", "failed"),
+            _age("STARTED", "started_at"),
+            _age("ENDED", "ended_at"),
         ),
     ),
     "container": Noun(

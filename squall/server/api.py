@@ -60,12 +60,8 @@ from squall.protocol.transport import FrameStream
 from squall.server.demand import Demand
 from squall.server.logs import Record
 from squall.server.objects import AppRecord, Scope
-<<<<<<< HEAD
-from squall.server.timelines import parse_call, spans
-=======
 from squall.server.terminals import Terminals
-from squall.server.timelines import spans
->>>>>>> main
+from squall.server.timelines import parse_call, spans
 from squall.server.wire import Outbox, refuse, reply
 from squall.storage.blobs import Upload, check_digest
 
@@ -565,17 +561,4 @@ def stats_of(demand: Demand) -> dict[str, Any]:
 
 def output_head_of(out: OutputItem) -> str:
     """A result without payload for a call whose id was not checked: encoded the slow, safe way."""
-<<<<<<< HEAD
-    return json.dumps(to_dict(OutputItem(call_id, idx, status, message=message, hint=hint)))
-=======
     return json.dumps(to_dict(out))
-
-
-def parse_call(ref: str) -> tuple[str, int | None]:
-    """`fc-…` is a call, `in-…-3` its input 3."""
-    if ref.startswith("in-"):
-        body, _, idx = ref[3:].rpartition("-")
-        if body and idx.isdigit():
-            return f"fc-{body}", int(idx)
-    return ref, None
->>>>>>> main

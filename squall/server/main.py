@@ -91,13 +91,8 @@ class Server:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.lock = lock_state(config)
         self.blobs = DirectoryBlobs(config.blobs_dir)
-<<<<<<< HEAD
         self.logs = Logs(config.state_dir / "logs", limits_of(config))
-        self.database = Database.in_directory(config.state_dir, self.loop)
-=======
-        self.logs = Logs(config.state_dir / "logs")
         self.database = Database.in_directory(config.state_dir, self.loop, config.database_url)
->>>>>>> main
         self.database.check()
         self.dispatch = Dispatch()
         self.timelines = Timelines()

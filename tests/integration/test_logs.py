@@ -145,9 +145,12 @@ def test_lines_are_found_by_their_time(output: Kept) -> None:
 
 def test_output_of_a_call_is_told_from_that_of_others(output: Kept) -> None:
     calls = [workload.say.spawn(f"call{n}", 3) for n in range(4)]
-    container_of = {n: call.get(timeout=60) for n, call in enumerate(calls)}
-    for n, container in container_of.items():
-        wait_until(lambda n=n, c=container: b"err call%d 2\n" % n in output.text("say", "", c), "it is written")
+    containers = [call.get(timeout=60) for call in calls]
+
+    def all_written() -> bool:
+        return all(b"err call%d 2\n" % n in output.text("say", "", container) for n, container in enumerate(containers))
+
+    wait_until(all_written, "all is written")
     for n, call in enumerate(calls):
         messages = {entry.message for entry in call.logs.fetch()}
         assert messages >= {f"out call{n} {i}" for i in range(3)}

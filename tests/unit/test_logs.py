@@ -146,10 +146,10 @@ def test_full_disk_costs_output_which_is_counted_and_told_of(logs: Logs, monkeyp
             return write(fd, bytes(data[:8]))  # a disk takes a part before it says that it is full
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(logs_module.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     logs.append("ap-1", record(2, b"x" * 70_000))
     logs.append("ap-1", record(2.1, b"y" * 100))
-    monkeypatch.setattr(logs_module.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     logs.append("ap-1", record(60, b"again\n"))
     found = kept(logs)
     assert [entry.data for entry in found if entry.stream == "stdout"] == [b"kept\n", b"again\n"]
@@ -168,11 +168,11 @@ def test_room_is_left_to_others_by_deleting_the_oldest_and_then_by_writing_nothi
         logs.append("ap-1", record(n, b"x" * 50))
     assert len(logs.segments("ap-1")) > 2
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(logs_module.shutil, "disk_usage", lambda _: usage._replace(free=999))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=999))
     logs.append("ap-1", record(100, b"none\n"))
     assert len(logs.segments("ap-1")) == 1, "all but the one that is written to"
     assert b"none\n" not in [entry.data for entry in kept(logs)]
-    monkeypatch.setattr(logs_module.shutil, "disk_usage", lambda _: usage._replace(free=10_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
     logs.append("ap-1", record(102, b"some\n"))
     assert kept(logs)[-1].data == b"some\n"
     logs.close()

@@ -14,7 +14,7 @@ from squall.exception import InvalidError
 from squall.server import logs as logs_module
 from squall.server import reading
 from squall.server.logs import Limits, Logs, Record
-from squall.server.reading import Lines, Query, Reader
+from squall.server.reading import Lines, Page, Query, Reader
 
 
 def record(at: float, data: bytes, container: str = "co-1", stream: str = "stdout", function: str = "f") -> Record:
@@ -113,7 +113,7 @@ def test_pages_are_bounded_and_nothing_falls_between_them(logs: Logs, monkeypatc
     monkeypatch.setattr(reading, "PAGE_ENTRIES", 3)
     for n in range(20):
         logs.append("ap-1", record(n, b"%d a\n%d b\n" % (n, n)))
-    reader, pages = Reader(Query("ap-1", lines=True)), []
+    reader, pages = Reader(Query("ap-1", lines=True)), list[Page]()
     while not pages or not pages[-1].at_end:
         pages.append(reader.page(logs.segments("ap-1"), last=True))
     assert all(len(page.entries) <= 3 for page in pages)
