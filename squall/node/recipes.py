@@ -223,6 +223,9 @@ def _debian(args: Mapping[str, Any], settings: Settings, host: HostSettings) -> 
         "rm -f /etc/passwd- /etc/group-",
         "test -e /etc/passwd || cp /usr/share/base-passwd/passwd.master /etc/passwd",
         "test -e /etc/group || cp /usr/share/base-passwd/group.master /etc/group",
+        # Neither now nor by later steps: what only people read is many of the files of a package.
+        "printf 'path-exclude=/usr/share/%s/*\\n' doc info locale man > /etc/dpkg/dpkg.cfg.d/slim",
+        "echo 'path-include=/usr/share/doc/*/copyright' >> /etc/dpkg/dpkg.cfg.d/slim",
         "dpkg --force-unsafe-io --force-depends --force-confnew --install /var/cache/squall/*.deb > /tmp/dpkg.log 2>&1"
         " || { cat /tmp/dpkg.log; exit 1; }",
         "rm -rf /var/cache/squall /tmp/dpkg.log /usr/lib/python3*/EXTERNALLY-MANAGED",

@@ -1,6 +1,6 @@
 """Images, all the way: recipe, build in containers, layers, and functions that run on them.
 
-One Debian is made for the whole module; it takes some 20 s and needs a Debian mirror.
+One Debian is made for the whole run; it takes some 20 s and needs a Debian mirror.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 import squall
 from squall.exception import BuildError, InvalidError
 from squall.protocol.messages import LogChunk, Notice
-from tests.conftest import wait_until
+from tests.conftest import Debian, wait_until
 from tests.integration.support import Outcome, inits, pid_of
 
 pytestmark = pytest.mark.root
@@ -46,9 +46,11 @@ def base() -> squall.Image:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def debian(shared_home: Path) -> Path:
+def debian(shared_home: Path, debian_layers: Debian) -> Path:
     """The home, with the base built in it."""
+    debian_layers.lend(shared_home)
     base().build(Heard())
+    debian_layers.keep(shared_home)
     return shared_home
 
 
