@@ -137,8 +137,8 @@ class DeleteSecret(Message):
 
 @dataclass(eq=False, repr=False)
 class GetServer(Message):
-    """What `squall status` shows. `Reply.data`: server_id, version, home, pid, started_at, stays (whether it was started
-    to stay), listens (its TCP address or empty), tls, draining, workspace, environment, admin, connections."""
+    """What `squall status` shows. `Reply.data`: server_id, version, home, pid, started_at, stays (whether it was
+    started to stay), listens (its URL or empty), draining, workspace, environment, admin, connections."""
 
     TAG = "get_server"
 

@@ -55,7 +55,7 @@ from squall.protocol.messages import (
     new_id,
     to_dict,
 )
-from squall.protocol.requests import GetTrace, ListObjects, MoreLogs, ReadLogs, StopServer
+from squall.protocol.requests import GetTrace, ListObjects, MoreLogs, PutSecret, ReadLogs
 from squall.protocol.transport import FrameStream
 from squall.server.demand import Demand
 from squall.server.logs import Record
@@ -99,8 +99,14 @@ class Peer:
         self.is_runner = is_runner
         self.scope = Scope()
         """What it may see: set from its token, or, on the machine's own socket, from what its hello names."""
+        self.is_admin = not is_runner
+        """Whether it may manage tokens and workspaces and end the server: everybody on the machine's own socket."""
+        self.token_id = ""
+        self.remote = ""
+        """Address of a client from elsewhere; it came in by that token."""
         self.prefix = ""
         """`sys.prefix` of the client."""
+        self.python = ""
         self.apps: set[str] = set()
         self.uploads: dict[str, Upload] = {}
         self.tasks: set[asyncio.Task[None]] = set()
@@ -173,6 +179,7 @@ class Api:
             GetTrace: self.get_trace,
             GetImage: self.get_image,
             StopContainer: self.stop_container,
+            PutSecret: server.access.put_secret,
         }
         self._client_slow: dict[type[Message], Callable[[Peer, Any], Any]] = {
             **self._slow,
@@ -180,10 +187,10 @@ class Api:
             ReadLogs: server.readers.read,
             MoreLogs: server.readers.more,
             ListObjects: self.list_objects,
-            StopServer: self.stop_server,
             BuildImage: self.build_image,
             PruneImages: self.prune_images,
             VerifyImage: self.verify_image,
+            **server.access.handlers,
         }
 
     def handle(self, peer: Peer, message: Message, payload: bytes) -> None:
@@ -196,11 +203,15 @@ class Api:
             slow = (self._slow if peer.is_runner else self._client_slow).get(kind)
             if slow is None:
                 raise InvalidError(f"message `{message.TAG}` is not taken on this connection")
-            task = self.loop.create_task(self._run(peer, message, slow))
-            peer.tasks.add(task)
-            task.add_done_callback(peer.tasks.discard)
+            self.run_slowly(peer, message, slow)
         except Exception as error:
             self._failed(peer, message, error)
+
+    def run_slowly(self, peer: Peer, message: Message, body: Callable[[Peer, Any], Any]) -> None:
+        """Answer a request in a task of its own, which ends with the connection."""
+        task = self.loop.create_task(self._run(peer, message, body))
+        peer.tasks.add(task)
+        task.add_done_callback(peer.tasks.discard)
 
     async def _run(self, peer: Peer, message: Message, body: Callable[[Peer, Any], Any]) -> None:
         try:
@@ -242,10 +253,6 @@ class Api:
         app = self.server.objects.find_app(message.app, peer.scope)
         await self.server.stop_app(app, message.reason, asked_by=peer)
         peer.reply(message.id)
-
-    async def stop_server(self, peer: Peer, message: StopServer) -> None:
-        peer.reply(message.id)
-        self.server.end(message.reason or "asked to stop")
 
     # -- images
 
@@ -410,10 +417,13 @@ class Api:
             "images": lambda _: self.server.builds.rows(),
         }
         rows = makers.get(message.kind)
+        if rows is None and message.kind in self.server.access.lists:
+            await self.server.access.ready()
+            peer.reply(message.id, {"rows": self.server.access.lists[message.kind](peer)})
+            return
         if rows is None:
-            raise InvalidError(
-                f"cannot list `{message.kind[:40]}`", hint="apps, containers, functions, calls, nodes or images"
-            )
+            known = ", ".join([*makers, *self.server.access.lists])
+            raise InvalidError(f"cannot list `{message.kind[:40]}`", hint=f"what can be listed: {known}")
         peer.reply(message.id, {"rows": rows(message)[-max(1, message.limit) :]})
 
     def _apps(self, message: ListObjects) -> list[dict[str, Any]]:

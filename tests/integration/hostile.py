@@ -20,7 +20,7 @@ from squall.protocol.messages import (
     StopApp,
     StopContainer,
 )
-from squall.protocol.requests import ReadLogs, GetTrace, ListObjects, StopServer
+from squall.protocol.requests import GetTrace, ListObjects, ReadLogs, StopServer
 
 app = squall.App("hostile")
 

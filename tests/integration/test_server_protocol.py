@@ -214,7 +214,7 @@ ODD_REQUESTS: list[tuple[Message, set[str]]] = [
     (ReadLogs(app="../../state/squall"), {"not_found"}),
     (ReadLogs(container_id="co-/../x"), {"not_found"}),
     (GetStats("fu-\x00"), {"not_found"}),
-    (ListObjects("secrets"), {"invalid"}),
+    (ListObjects("passwords"), {"invalid"}),
     (StopContainer("co-'"), {"not_found"}),
     (StopApp("nobody's"), {"not_found"}),
 ]
