@@ -97,6 +97,9 @@ class Welcome(Message):
     server_id: str
     version: int = PROTOCOL_VERSION
     pid: int = 0
+    heartbeat: float = 0.0
+    """Seconds between two `Ping` that each side sends, asked for no answer, on a connection from elsewhere; 0: none.
+    Who hears nothing at all for three of them takes the other for dead."""
 
 
 @dataclass(eq=False, repr=False)

@@ -13,7 +13,7 @@ from typing import Any
 from squall import App, Image, config
 from squall.client import Client
 from squall.protocol.messages import Hello, LogChunk, Message, Notice, Reply, decode, encode
-from squall.protocol.requests import GetLogs, ListObjects
+from squall.protocol.requests import ListObjects, MoreLogs, ReadLogs
 from squall.protocol.transport import FrameReader
 from tests.conftest import processes_of, wait_until
 
@@ -113,20 +113,25 @@ def wait_ended(function: str) -> None:
     wait_until(lambda: not containers_of(function), f"no container of `{function}` is left")
 
 
-def kept_logs(app: str = "", container_id: str = "") -> bytes:
+def kept_logs(app: str = "", container_id: str = "", **more: Any) -> bytes:
     """What the server kept of an app's output, asked for by a connection of its own."""
+    return b"".join(data for _, data in kept_entries(app=app, container_id=container_id, **more))
+
+
+def kept_entries(**named: Any) -> list[tuple[list[Any], bytes]]:
+    """Entries of the logs and their bytes, page after page until there is no more."""
     with Wire() as wire:
-        message = GetLogs(app=app, container_id=container_id)
-        message.id = 7
-        wire.send(message)
-        parts = []
+        request: Message = ReadLogs(**named)
+        found = []
         while True:
-            answer, data = wire.receive()
-            if answer.re == 7 and isinstance(answer, LogChunk):
-                parts.append(data)
-            elif answer.re == 7:
-                assert isinstance(answer, Reply), answer
-                return b"".join(parts)
+            answer, data = wire.ask(request)
+            assert isinstance(answer, Reply), answer
+            for entry in answer.data["entries"]:
+                found.append((entry, data[: entry[4]]))
+                data = data[entry[4] :]
+            if answer.data["done"]:
+                return found
+            request = MoreLogs(answer.data["reader"])
 
 
 class Heard:
