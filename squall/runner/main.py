@@ -56,9 +56,10 @@ WARM_MODULES = (
     "json", "pickle", "socket", "struct", "threading", "traceback", "linecache", "signal", "inspect", "queue",
     "selectors", "tempfile", "squall", "squall.app", "squall.function", "squall.runner.execute", "squall.runner.loader",
     "cloudpickle",
+    # What most people's modules import first; in a fork each of them would cost milliseconds and pages of its own.
+    "argparse", "asyncio", "concurrent.futures.thread", "csv", "datetime", "glob", "hashlib", "logging", "pathlib",
+    "statistics", "subprocess",
 )  # fmt: skip
-_OPTIONAL = {"cloudpickle"}
-"""What an image may lack; all else is ours and must be there."""
 
 
 # ---- zygote -----------------------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def _warm_up(entry: str) -> Callable[[int, str | None], int]:
         try:
             importlib.import_module(name)
         except ImportError:
-            if name not in _OPTIONAL and not name.startswith("squall."):
+            if name.startswith("squall"):  # ours; of the rest an image may lack what it likes
                 raise
     module, _, function = entry.partition(":")
     serve: Callable[[int, str | None], int] = getattr(importlib.import_module(module), function)
