@@ -273,6 +273,17 @@ class Calls:
         data = row.result_blob or row.result or b""
         return _output(call_id, idx, row.status, row.message or "", row.hint or "", data)
 
+    async def app_of(self, call_id: str) -> str:
+        """The app of a spawned call; empty when there is none."""
+
+        def work(connection: Any) -> str:
+            from squall.server import tables
+
+            row = connection.execute(tables.calls.select().where(tables.calls.c.call_id == call_id)).first()
+            return str(row.app_id) if row is not None else ""
+
+        return await self.database.read(work)
+
     async def get_call(self, peer: Any, message: GetCall) -> None:
         call_id, workspace = check_id(message.call_id, "fc"), peer.scope.workspace
 

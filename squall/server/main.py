@@ -55,10 +55,11 @@ from squall.server.dispatch import Dispatch
 from squall.server.door import Visitor
 from squall.server.journal import awaited_blobs
 from squall.server.kept import KeptApp, KeptApps, has_any
-from squall.server.logs import Logs, Record
+from squall.server.logs import Limits, Logs, Record
 from squall.server.metering import Metering
 from squall.server.nodes import Node, Nodes
 from squall.server.objects import AppRecord, FunctionRecord, Objects, Scope, options_of
+from squall.server.readers import Readers
 from squall.server.reconciler import Reconciler
 from squall.server.sealing import Seal
 from squall.server.timelines import Timelines
@@ -78,7 +79,6 @@ DRAIN_LOOK_S = 0.05
 HELLO_TIMEOUT = 10.0
 PRUNE_AFTER = 30.0
 PRUNE_EVERY = 3600.0
-LOG_DAYS = 30
 RESUME_GRACE = 30.0
 """Seconds that an app waits for its client after a restart, or after the connection of a remote one broke."""
 BLOB_DAYS = 8
@@ -101,7 +101,7 @@ class Server:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.lock = lock_state(config)
         self.blobs = DirectoryBlobs(config.blobs_dir)
-        self.logs = Logs(config.state_dir / "logs")
+        self.logs = Logs(config.state_dir / "logs", limits_of(config))
         self.database = Database.in_directory(config.state_dir, self.loop, config.database_url)
         self.database.check()
         self.dispatch = Dispatch()
@@ -115,6 +115,7 @@ class Server:
         self.builds.in_use = self._images_in_use
         self.calls = Calls(self.dispatch, self.objects, self.database, self.timelines)
         self.reconciler = Reconciler(self.dispatch, self.objects, self.nodes, self.calls, self.metering)
+        self.readers = Readers(self)
         self.access = Access(self)
         self.api = Api(self)
         self.provider: NodeProvider = EmbeddedProvider(config)
@@ -270,7 +271,7 @@ class Server:
             await asyncio.sleep(PRUNE_AFTER)
             now = time.time()
             try:
-                await self.loop.run_in_executor(None, self.logs.prune, now - LOG_DAYS * 86400)
+                self.logs.prune(now)
                 await self.calls.expire(now)
                 await self.loop.run_in_executor(None, self._prune_blobs, now, await self.database.read(awaited_blobs))
             except (OSError, Error) as error:
@@ -407,6 +408,7 @@ class Server:
         self.peers.discard(peer)
         self.busy_at = time.monotonic()
         self.api.peer_lost(peer)
+        self.readers.peer_lost(peer)
         self.builds.peer_lost(peer)
         for app in list(self.objects.apps.values()):
             app.followers.discard(peer)
@@ -627,6 +629,10 @@ def grace_of(record: ContainerRecord) -> float:
     """Seconds the container may take to end with its app: where nothing has been entered, nothing is to be left."""
     has_hooks = record.function.spec.exit_grace > 0 and record.state in ("ready", "draining")
     return record.function.spec.exit_grace if has_hooks else STOP_GRACE
+
+
+def limits_of(config: Config) -> Limits:
+    return Limits(config.log_days, config.log_app_mib << 20, int(config.log_total_gib * (1 << 30)))
 
 
 class PendingAgent:
