@@ -44,18 +44,16 @@ from squall.protocol.messages import (
     Message,
     OutputItem,
     Ping,
-    PruneImages,
     PutBlob,
     StartExec,
     StopApp,
     StopContainer,
     Submit,
-    VerifyImage,
     YieldCredit,
     new_id,
     to_dict,
 )
-from squall.protocol.requests import GetTrace, ListObjects, MoreLogs, PutSecret, ReadLogs
+from squall.protocol.requests import GetTrace, ListObjects, MoreLogs, PruneImages, PutSecret, ReadLogs, VerifyImage
 from squall.protocol.transport import FrameStream
 from squall.server.demand import Demand
 from squall.server.logs import Record

@@ -25,11 +25,11 @@ from squall.protocol.images import image_id_of
 from squall.protocol.messages import (
     SUPPORTED_VERSIONS,
     BindFunction,
-    BuildDone,
     BuildOutput,
     ContainerEvent,
     ContainerOutput,
     CreateApp,
+    Ending,
     ExecData,
     ExecExit,
     GetBlob,
@@ -39,11 +39,11 @@ from squall.protocol.messages import (
     NodeReport,
     Notice,
     Outputs,
-    Pruned,
     Register,
     new_id,
     split_payload,
 )
+from squall.protocol.requests import BuildDone, Pruned
 from squall.protocol.transport import FrameStream, payload_for
 from squall.server.access import Access, Greeting
 from squall.server.api import Api, Dropped, Peer, log_chunk
@@ -94,6 +94,10 @@ class Server:
         self.config = config
         self.stays = stays
         """Started by somebody to stay: it does not end by idleness, and takes connections from elsewhere."""
+        self.returns = stays
+        """Another server will take its place: apps are left as they are, and clients may wait."""
+        self.ending = ""
+        """Why it ends."""
         self.draining = False
         self.loop = asyncio.get_running_loop()
         self.server_id = new_id("sv")
@@ -114,6 +118,7 @@ class Server:
         self.builds = Builds(config.state_dir / "images", self.nodes, self.blobs, self.logs, quota)
         self.builds.in_use = self._images_in_use
         self.calls = Calls(self.dispatch, self.objects, self.database, self.timelines)
+        self.calls.pending_limit, self.calls.durable.limit = config.pending_limit, config.spawn_limit
         self.reconciler = Reconciler(self.dispatch, self.objects, self.nodes, self.calls, self.metering)
         self.readers = Readers(self)
         self.access = Access(self)
@@ -135,7 +140,7 @@ class Server:
     async def run(self) -> None:
         """Serve until told to end."""
         for signum in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(signum, self.end, f"received {signal.Signals(signum).name}")
+            self.loop.add_signal_handler(signum, self._on_signal, signum)
         self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
         if self.config.database_url:
             await self.database.ready()  # what can be wrong with it is known only now, and must be said before serving
@@ -210,12 +215,18 @@ class Server:
         if stream.owner is None and not stream.closing:
             stream.abort("it did not say who it is")
 
+    def _on_signal(self, signum: int) -> None:
+        """Whoever sends it, systemd or a machine that goes down, did not ask for apps to be stopped."""
+        self.returns = True
+        self.end(f"received {signal.Signals(signum).name}")
+
     def end(self, reason: str, grace: float = -1.0) -> None:
         """End the server; one that was started to stay lets running inputs end first. The second time, at once."""
         if self.ended.is_set():
             return
         if grace < 0:
             grace = self.config.drain_timeout if self.stays else 0.0
+        self.ending = reason
         log.info("ending", reason=reason, grace=0.0 if self.draining else grace)
         if grace == 0.0 or self.draining:
             self.ended.set()
@@ -240,10 +251,10 @@ class Server:
         if self._listener is not None:
             self._listener.close()
         self.config.socket_path.unlink(missing_ok=True)
-        grace = max((grace_of(record) for record in self.reconciler.containers.values()), default=0.0)
-        stops = [self.stop_app(app, "the server is ending") for app in list(self.objects.apps.values())]
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*stops), grace + STOP_TIMEOUT)
+        for peer in self.peers:
+            peer.stream.send(Ending(self.ending, self.returns))
+        await self._stop_apps()
+        await self._end_containers()
         await self.provider.stop()
         self.nodes.close()
         with contextlib.suppress(OSError):  # a full disk must not keep the Store from being committed
@@ -254,6 +265,26 @@ class Server:
             peer.stream.close("the server ended")
         await asyncio.sleep(0)
         self.lock.close()
+
+    async def _stop_apps(self) -> None:
+        """Where no other server follows, apps end with the clients that run them. Whatever else is in the journal waits
+        there for the next one."""
+        apps = [app for app in self.objects.apps.values() if app.owner is not None and not app.detached]
+        if apps and not self.returns:
+            grace = max((grace_of(record) for record in self.reconciler.containers.values()), default=0.0)
+            stops = [self.stop_app(app, f"the server is ending: {self.ending}") for app in apps]
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(asyncio.gather(*stops), grace + STOP_TIMEOUT)
+
+    async def _end_containers(self) -> None:
+        """End the containers that are left. What that does to their inputs is nobody's result: they will run again."""
+        self.reconciler.is_closed = True
+        records = list(self.reconciler.containers.values())
+        for record in records:
+            self.reconciler.stop_container(record.container_id, grace_of(record), self.ending, cancel=True)
+        if records:
+            gone = [self.loop.create_task(record.gone.wait()) for record in records]
+            await asyncio.wait(gone, timeout=max(map(grace_of, records)) + STOP_TIMEOUT)
 
     async def _watch_idle(self) -> None:
         while True:
@@ -410,6 +441,8 @@ class Server:
         self.api.peer_lost(peer)
         self.readers.peer_lost(peer)
         self.builds.peer_lost(peer)
+        if self.ended.is_set():
+            return  # it is this server that leaves
         for app in list(self.objects.apps.values()):
             app.followers.discard(peer)
             if app.owner is peer:

@@ -95,6 +95,8 @@ class Reconciler:
         """Set by `main`: tells the followers of an app."""
         self.is_held = False
         """No container is started: the server is ending."""
+        self.is_closed = False
+        """The server is at its end: what still happens to inputs is not their end."""
         self._wanting: set[str] = set()
         self._asked: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -105,6 +107,8 @@ class Reconciler:
     # -- instructions
 
     def apply(self, instructions: Instructions) -> None:
+        if self.is_closed:
+            return
         for instruction in instructions:
             kind = type(instruction)
             if kind is Push:
