@@ -46,11 +46,17 @@ class Config:
     idle_timeout: float = _setting(
         15.0, "seconds an embedded server stays after the last client and app are gone", minimum=0
     )
+    log_days: float = _setting(30.0, "days that output of containers is kept", minimum=0)
+    log_app_mib: int = _setting(256, "output kept of one app, in MiB; the newest", minimum=16)
+    log_total_gib: float = _setting(4.0, "output kept of all apps together, in GiB; the newest", minimum=0.1)
     start_timeout: float = _setting(20.0, "seconds a client waits for the embedded server it started", minimum=0.1)
     node_cpus: float = _setting(0.0, "cores offered to containers; 0: all of the machine", minimum=0)
     node_memory_mib: int = _setting(0, "memory offered to containers, in MiB; 0: what the machine has", minimum=0)
     build_timeout: float = _setting(3600.0, "seconds one step of an image's build may take", minimum=1)
     force_build: bool = _setting(False, "build every step of an image again, for all who use it from then on")
+    ignore_cache: bool = _setting(
+        False, "build every step of an image for this program alone; what others find built stays as it is"
+    )
     images_gib: float = _setting(
         50.0, "disk for image layers, in GiB; above it, images used longest ago are removed", minimum=0.1
     )

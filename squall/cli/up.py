@@ -77,8 +77,8 @@ def _become_server(settings: config.Config) -> NoReturn:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     click.echo(f"server of {settings.home}; Ctrl-C lets running inputs end and stops it, twice stops it now", err=True)
     sys.stderr.flush()
-    os.chdir("/")
     environ = {**os.environ, "SQUALL_HOME": str(settings.home), "PYTHONPATH": clients._python_path()}
+    os.chdir("/")
     os.execve(sys.executable, [sys.executable, *clients._SAFE_PATH, "-m", "squall.server", "--stay"], environ)
 
 

@@ -55,13 +55,13 @@ from squall.protocol.messages import (
     new_id,
     to_dict,
 )
-from squall.protocol.requests import GetLogs, GetTrace, ListObjects, PutSecret
+from squall.protocol.requests import GetTrace, ListObjects, MoreLogs, PutSecret, ReadLogs
 from squall.protocol.transport import FrameStream
 from squall.server.demand import Demand
 from squall.server.logs import Record
 from squall.server.objects import AppRecord, Scope
 from squall.server.terminals import Terminals
-from squall.server.timelines import spans
+from squall.server.timelines import parse_call, spans
 from squall.server.wire import Outbox, refuse, reply
 from squall.storage.blobs import Upload, check_digest
 
@@ -77,8 +77,6 @@ UPLOAD_LIMIT_BYTES = 16 << 30
 """What they may come to, as far as it has arrived and they are not yet whole."""
 DIGEST_LIMIT = 10_000
 """Blobs one message may ask for: each is a look at the disk, and everybody else waits."""
-CATCH_UP_ROUNDS = 50
-"""Times a follower of logs is sent what was written while it was being sent the rest, before a gap is accepted."""
 EXEC_BUFFER_BYTES = 64 << 20
 """Output of an exec that may wait here for a client that does not read."""
 
@@ -108,6 +106,8 @@ class Peer:
         """Address of a client from elsewhere; it came in by that token."""
         self.prefix = ""
         """`sys.prefix` of the client."""
+        self.client_id = ""
+        """The same in every connection of a client; known to it alone."""
         self.python = ""
         self.apps: set[str] = set()
         self.uploads: dict[str, Upload] = {}
@@ -186,7 +186,8 @@ class Api:
         self._client_slow: dict[type[Message], Callable[[Peer, Any], Any]] = {
             **self._slow,
             StopApp: self.stop_app,
-            GetLogs: self.get_logs,
+            ReadLogs: server.readers.read,
+            MoreLogs: server.readers.more,
             ListObjects: self.list_objects,
             BuildImage: self.build_image,
             PruneImages: self.prune_images,
@@ -553,51 +554,6 @@ class Api:
             },
         )
 
-    async def get_logs(self, peer: Peer, message: GetLogs) -> None:
-        if message.image_id:
-            await self._get_image_logs(peer, message)
-            return
-        await self.server.objects.recall()
-        app = self._logs_app(message)
-        end = await self._send_logs(peer, message, app, 0)
-        if message.follow:
-            for _ in range(CATCH_UP_ROUNDS):  # what was written meanwhile; then, without a gap, what comes
-                if app.state == "stopped" or self.server.logs.written(app.app_id) == end:
-                    break
-                end = await self._send_logs(peer, message, app, end)
-            if app.state != "stopped":
-                app.followers.add(peer)
-        peer.reply(message.id, {"app_id": app.app_id, "state": app.state})
-
-    async def _get_image_logs(self, peer: Peer, message: GetLogs) -> None:
-        image_id = self.server.builds.find(message.image_id).image_id
-        kept = self.server.logs.snapshot(image_id)
-        for record in (await self.loop.run_in_executor(None, lambda: list(kept.records())))[-message.tail :]:
-            await peer.stream.drained()
-            chunk = LogChunk(image_id, image_id, record.function, record.stream, record.at, re=message.id)
-            peer.stream.send(chunk, record.data)
-        peer.reply(message.id, {"app_id": image_id, "state": "stopped"})
-
-    async def _send_logs(self, peer: Peer, message: GetLogs, app: AppRecord, since: int) -> int:
-        """Send the output kept after `since`; how far that is."""
-        kept = self.server.logs.snapshot(app.app_id, since)
-        records = await self.loop.run_in_executor(
-            None, lambda: [r for r in kept.records() if message.container_id in ("", r.container_id)]
-        )
-        for record in records[-message.tail :] if message.tail and not since else records:
-            await peer.stream.drained()
-            peer.stream.send(log_chunk(app, record, message.id), record.data)
-        return kept.end
-
-    def _logs_app(self, message: GetLogs) -> AppRecord:
-        if message.app:
-            return self.server.objects.find_app(message.app)
-        reconciler = self.server.reconciler
-        record = reconciler.containers.get(message.container_id) or reconciler.history.get(message.container_id)
-        if record is None:
-            raise NotFoundError(f"no container `{message.container_id[:80]}`", hint="see `squall container list --all`")
-        return record.function.app
-
 
 def check_environment(peer: Peer, message: CreateApp) -> None:
     """`Image.host()` shows containers this server's Python environment, so a program of another would miss its own."""
@@ -617,8 +573,8 @@ def no_container(container_id: str) -> NotFoundError:
     return NotFoundError(f"no running container `{container_id[:80]}`", hint="see `squall container list`")
 
 
-def log_chunk(app: AppRecord, record: Record, re: int = 0) -> LogChunk:
-    return LogChunk(app.app_id, record.container_id, record.function, record.stream, record.at, re=re)
+def log_chunk(app: AppRecord, record: Record) -> LogChunk:
+    return LogChunk(app.app_id, record.container_id, record.function, record.stream, record.at)
 
 
 def stats_of(demand: Demand) -> dict[str, Any]:
@@ -633,12 +589,3 @@ def stats_of(demand: Demand) -> dict[str, Any]:
 def output_head_of(out: OutputItem) -> str:
     """A result without payload for a call whose id was not checked: encoded the slow, safe way."""
     return json.dumps(to_dict(out))
-
-
-def parse_call(ref: str) -> tuple[str, int | None]:
-    """`fc-…` is a call, `in-…-3` its input 3."""
-    if ref.startswith("in-"):
-        body, _, idx = ref[3:].rpartition("-")
-        if body and idx.isdigit():
-            return f"fc-{body}", int(idx)
-    return ref, None
