@@ -863,14 +863,22 @@ def decode(header: bytes | bytearray | memoryview) -> Message:
         raise ValueError(f"message `{cls.TAG}`: {error}") from None
 
 
-def split_payload(items: list[Any], payload: bytes) -> list[bytes]:
+SLICE_BYTES = 1 << 14
+"""An item of a large payload from here on stays in it; a smaller one is copied, and does not keep the rest alive."""
+
+
+def split_payload(items: list[Any], payload: Any) -> list[Any]:
     """The bytes of each of a message's `items`, in order. Raises ValueError when the sizes do not add up."""
-    parts, offset = [], 0
+    parts: list[Any] = []
+    offset = 0
+    in_place = type(payload) is memoryview
     for item in items:
-        if item.size < 0:
-            raise ValueError(f"an item announces {item.size} bytes")
-        parts.append(payload[offset : offset + item.size])
-        offset += item.size
+        size = item.size
+        if size < 0:
+            raise ValueError(f"an item announces {size} bytes")
+        part = payload[offset : offset + size]
+        parts.append(bytes(part) if in_place and size < SLICE_BYTES else part)
+        offset += size
     if offset != len(payload):
         raise ValueError(f"payload has {len(payload)} bytes, its items announce {offset}")
     return parts

@@ -45,7 +45,7 @@ from squall.protocol.messages import (
     new_id,
     split_payload,
 )
-from squall.protocol.transport import FrameStream
+from squall.protocol.transport import FrameStream, payload_for
 from squall.server.api import Api, Dropped, Peer, log_chunk
 from squall.server.builds import Builds
 from squall.server.calls import Calls
@@ -256,7 +256,7 @@ class Server:
             stream.abort(f"received garbage: {error}")
             return
         try:
-            handler(stream, message, payload)
+            handler(stream, message, payload_for(message, payload))
         except Exception as error:  # a bug of ours: it costs this message, not the node with all its containers
             log.error("a message failed", tag=message.TAG, error=traceback.format_exc())
             if message.id:
@@ -383,9 +383,9 @@ class Server:
             elif isinstance(message, Hello):
                 self._runner_hello(record, message)
             elif isinstance(message, Loaded):
-                self.reconciler.runner_loaded(record, message, payload)
+                self.reconciler.runner_loaded(record, message, bytes(payload))
             else:
-                self._runner_asks(record, message, payload)
+                self._runner_asks(record, message, payload_for(message, payload))
         except (ValueError, Error) as error:
             stream.abort(f"received garbage: {error}")
             self.reconciler.stop_container(record.container_id, 0.0, "its runner sent what is no message")
