@@ -11,6 +11,9 @@ import pytest
 from squall import client as clients
 from squall.client import Client
 from tests.conftest import temporary_home
+from tests.stores import cluster
+
+__all__ = ["cluster"]
 
 
 @contextlib.contextmanager
