@@ -97,6 +97,9 @@ class Welcome(Message):
     server_id: str
     version: int = PROTOCOL_VERSION
     pid: int = 0
+    heartbeat: float = 0.0
+    """Seconds between two `Ping` that each side sends, asked for no answer, on a connection from elsewhere; 0: none.
+    Who hears nothing at all for three of them takes the other for dead."""
 
 
 @dataclass(eq=False, repr=False)
@@ -316,11 +319,13 @@ class Notice(Message):
 class BuildImage(Message):
     """Build what of an image's layers is missing. From a client: `BuildOutput` pushes follow while layers are built,
     then `Reply.data`: `{"image_id": str, "built": number of layers}`. From the server to an agent,
-    which answers with `BuildDone`."""
+    which answers with `BuildDone`. `secrets`: values for the steps that ask for some, by the step's number from 1; they
+    are part of no recipe and kept by nobody."""
 
     TAG = "build_image"
     NESTED = {"image": ImageSpec}
     image: ImageSpec
+    secrets: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(eq=False, repr=False)

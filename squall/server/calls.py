@@ -286,6 +286,17 @@ class Calls:
         item.message, item.hint = row.message or "", row.hint or ""
         return item, data
 
+    async def app_of(self, call_id: str) -> str:
+        """The app of a spawned call; empty when there is none."""
+
+        def work(connection: Any) -> str:
+            from squall.server import tables
+
+            row = connection.execute(tables.calls.select().where(tables.calls.c.call_id == call_id)).first()
+            return str(row.app_id) if row is not None else ""
+
+        return await self.database.read(work)
+
     async def get_call(self, peer: Any, message: GetCall) -> None:
         call_id = check_id(message.call_id, "fc")
 

@@ -92,6 +92,8 @@ class Reconciler:
         """Ended ones, newest last, for traces and listings."""
         self.notify: Notify
         """Set by `main`: tells the followers of an app."""
+        self.is_held = False
+        """No container is started: the server is ending."""
         self._wanting: set[str] = set()
         self._asked: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -237,7 +239,7 @@ class Reconciler:
 
     def place(self, now: float) -> None:
         """Give the scheduler's room to whoever wants it."""
-        if not self._wanting:
+        if not self._wanting or self.is_held:
             return
         new_ids = (new_id("co") for _ in itertools.repeat(None))
         plan = self.scheduler.plan(now, new_ids, self.dispatch.surplus)
@@ -274,6 +276,15 @@ class Reconciler:
         self.scheduler.want(now, function_id, 0, Request())
         self._wanting.discard(function_id)
         self._refusals.pop(function_id, None)
+
+    def hold(self, now: float, reason: str) -> None:
+        """Start no container any more, and give those there are nothing more to do: the server is to end."""
+        self.is_held = True
+        for record in list(self.containers.values()):
+            if record.state == "ready":
+                self.apply(self.dispatch.drain(now, record.container_id, reason))
+            else:
+                self.stop_container(record.container_id, 0.0, reason)
 
     # -- a container's life
 
@@ -341,7 +352,8 @@ class Reconciler:
                 function.spec,
                 {tag: other.stable_id for tag, other in app.functions.items()},
                 [tag for tag, other in app.functions.items() if other.spec.is_generator],
-                app.terminal,
+                terminal=app.terminal,
+                environment=app.scope.environment,
             ),
             function.parameters,
         )
@@ -505,6 +517,7 @@ def container_spec(record: ContainerRecord) -> ContainerSpec:
     spec = record.function.spec
     return ContainerSpec(
         record.container_id,
+        workspace=record.function.app.scope.workspace,
         image=spec.image,
         source=spec.source,
         cpu=spec.cpu,

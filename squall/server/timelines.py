@@ -58,6 +58,15 @@ class Timelines:
         return self.inputs[-1].call_id if self.inputs else ""
 
 
+def parse_call(ref: str) -> tuple[str, int | None]:
+    """`fc-…` is a call, `in-…-3` its input 3."""
+    if ref.startswith("in-"):
+        body, _, idx = ref[3:].rpartition("-")
+        if body and idx.isdigit():
+            return f"fc-{body}", int(idx)
+    return ref, None
+
+
 Span = dict[str, Any]
 
 
