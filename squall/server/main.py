@@ -131,8 +131,8 @@ class Server:
         for signum in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(signum, self.end, f"received {signal.Signals(signum).name}")
         self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
-        if self.config.database_url:
-            await self.database.ready()  # what can be wrong with it is known only now, and must be said before serving
+        if self.stays or self.config.database_url:
+            await self.database.ready()  # what else can be wrong with it must be said before serving
         self._close_stale()
         self.nodes.listen(self.config.run_dir / "handoff.sock")
         await self._listen()
