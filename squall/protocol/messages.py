@@ -89,6 +89,8 @@ class Hello(Message):
     """Whose objects the client wants to see; empty: that of its token, or `main` on the machine's own socket."""
     environment: str = ""
     """Which environment of it; empty: `main`."""
+    client_id: str = ""
+    """Random, the same in all connections of a client: by it a client that comes back is known."""
 
 
 @dataclass(eq=False, repr=False)
@@ -255,6 +257,9 @@ class CreateApp(Message):
     detach: bool = False
     follow: bool = True
     """Push `LogChunk` and `Notice` of the app to this connection."""
+    app_id: str = ""
+    """Chosen by the client, which names it again when it comes back after its connection or the server was lost: then
+    the app goes on, with the function ids it had. Empty: the server chooses."""
     terminal: str = ""
     """The TERM of the terminal that the app's containers may ask this connection for (`Interact`); empty: none."""
 
@@ -437,6 +442,10 @@ class Submit(Message):
     """No further `Submit` of this call follows."""
     method: str = ""
     """Which of `FunctionSpec.methods`, for a class."""
+    key: str = ""
+    """With `kind="spawn"`: if a call was made under this key within 7 days, that call is meant and nothing is added;
+    `Reply.data` is `{"call_id": str}`. `digest` stands for the arguments: other ones under the same key are refused."""
+    digest: str = ""
 
 
 @dataclass
