@@ -26,6 +26,7 @@ COMMANDS = {
     "shell": "squall.cli.shell:shell",
     "app": "squall.cli.manage:app",
     "container": "squall.cli.manage:container",
+    "call": "squall.cli.calls:call",
     "image": "squall.cli.images:image",
     "trace": "squall.cli.manage:trace",
     "status": "squall.cli.admin:status",

@@ -346,9 +346,12 @@ class Link:
         self._requests: dict[int, Pending[tuple[Reply, bytes]]] = {}
         self._next_id = 0
         self._waiting = 0
+        self.received = 0
+        """Pieces that came, of whatever: where it stands still, nothing comes."""
         self._last_wait = 0.0
         self._parked = False
         self._kick = threading.Event()
+        self.ended = threading.Event()
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
@@ -377,6 +380,22 @@ class Link:
             except OSError as error:
                 reason = f"sending failed: {error}"
                 raise ServiceError(f"connection to the server broke: {reason}") from None
+
+    def send_nowait(self, message: Message) -> None:
+        """Send, unless somebody else is sending or would have to wait: then something is under way anyway."""
+        if not self._send_lock.acquire(blocking=False):
+            return
+        try:
+            if not self.closed and not self._unsent:
+                header = encode_header(message)
+                frame = len(header).to_bytes(4, "little") + bytes(4) + header
+                sent = self.sock.send(frame)
+                if sent < len(frame):
+                    self._unsent.append(memoryview(frame)[sent:])
+        except OSError:  # full, or gone: both are noticed by what does not come back
+            pass
+        finally:
+            self._send_lock.release()
 
     def _send_all(self, head: bytes, payload: tuple[bytes, ...], size: int) -> None:
         """A small frame is one buffer; of a large one the payload is not copied behind its head.
@@ -515,6 +534,7 @@ class Link:
         if not received:
             self._break("the other side closed it")
             return
+        self.received += 1
         try:
             reader = self._reader
             self._frames.extend(reader.feed_view(self._buffer[:received]) if room is None else reader.filled(received))
@@ -594,6 +614,7 @@ class Link:
         if self.closed:
             return
         self.closed = reason
+        self.ended.set()
         self._fail_requests()
         self._ask_lead()
         self._kick.set()
@@ -608,6 +629,12 @@ class Link:
             pending = self._requests.pop(key, None)
             if pending is not None:
                 pending.fail(error)
+
+    def abort(self, reason: str) -> None:
+        """Give the connection up; whoever waits gets a ServiceError with the reason. From any thread."""
+        self._break(reason)
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection; whoever waits gets a ServiceError. Idempotent."""
@@ -643,7 +670,7 @@ class FrameStream:
 
     __slots__ = (
         "_held", "_in_room", "_loop", "_on_frame", "_on_lost", "_out", "_out_bytes", "_reader", "closing", "hold_above",
-        "owner", "paused", "transport", "waiters",
+        "owner", "paused", "received", "transport", "waiters",
     )  # fmt: skip
 
     def __init__(
@@ -670,6 +697,12 @@ class FrameStream:
         self.owner: Any = None
         """Whatever the user of the stream wants to find again from it."""
         self.waiters: list[asyncio.Future[None]] = []
+        self.received = 0
+        """Pieces that came, of whatever: where it stands still, nothing comes."""
+
+    def allow(self, limit: int) -> None:
+        """Take frames of up to `limit` bytes from now on."""
+        self._reader.limit = limit
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -687,12 +720,14 @@ class FrameStream:
         return _scratch() if room is None else room
 
     def buffer_updated(self, count: int) -> None:
+        self.received += 1
         if self._in_room:
             self._take_or_hold(self._reader.filled(count))
         else:
             self._received(self._reader.feed_view, _scratch()[:count])
 
     def data_received(self, data: bytes) -> None:
+        self.received += 1
         self._received(self._reader.feed, data)
 
     def _received(self, feed: Callable[[Any], list[Frame]], data: Any) -> None:
