@@ -54,6 +54,9 @@ class Config:
     node_memory_mib: int = _setting(0, "memory offered to containers, in MiB; 0: what the machine has", minimum=0)
     build_timeout: float = _setting(3600.0, "seconds one step of an image's build may take", minimum=1)
     force_build: bool = _setting(False, "build every step of an image again, for all who use it from then on")
+    ignore_cache: bool = _setting(
+        False, "build every step of an image for this program alone; what others find built stays as it is"
+    )
     images_gib: float = _setting(
         50.0, "disk for image layers, in GiB; above it, images used longest ago are removed", minimum=0.1
     )

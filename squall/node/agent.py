@@ -394,7 +394,7 @@ class Agent:
                     f"build image `{image_id}`: the `{self.runtime.name}` runtime has no images but `Image.host()`",
                     hint="`squall doctor` says what the native runtime lacks here",
                 )
-            layers = await self.builder.ensure(message.image)
+            layers = await self.builder.ensure(message.image, message.secrets)
             done.layers = [layer.row() | {"was_built": was_built} for layer, was_built in layers]
         except Error as error:
             done.code, done.message, done.hint = error.code, error.message, error.hint

@@ -89,6 +89,8 @@ class Hello(Message):
     """Whose objects the client wants to see; empty: that of its token, or `main` on the machine's own socket."""
     environment: str = ""
     """Which environment of it; empty: `main`."""
+    client_id: str = ""
+    """Random, the same in all connections of a client: by it a client that comes back is known."""
 
 
 @dataclass(eq=False, repr=False)
@@ -255,6 +257,9 @@ class CreateApp(Message):
     detach: bool = False
     follow: bool = True
     """Push `LogChunk` and `Notice` of the app to this connection."""
+    app_id: str = ""
+    """Chosen by the client, which names it again when it comes back after its connection or the server was lost: then
+    the app goes on, with the function ids it had. Empty: the server chooses."""
     terminal: str = ""
     """The TERM of the terminal that the app's containers may ask this connection for (`Interact`); empty: none."""
 
@@ -319,11 +324,13 @@ class Notice(Message):
 class BuildImage(Message):
     """Build what of an image's layers is missing. From a client: `BuildOutput` pushes follow while layers are built,
     then `Reply.data`: `{"image_id": str, "built": number of layers}`. From the server to an agent,
-    which answers with `BuildDone`."""
+    which answers with `BuildDone`. `secrets`: values for the steps that ask for some, by the step's number from 1; they
+    are part of no recipe and kept by nobody."""
 
     TAG = "build_image"
     NESTED = {"image": ImageSpec}
     image: ImageSpec
+    secrets: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(eq=False, repr=False)
@@ -435,6 +442,10 @@ class Submit(Message):
     """No further `Submit` of this call follows."""
     method: str = ""
     """Which of `FunctionSpec.methods`, for a class."""
+    key: str = ""
+    """With `kind="spawn"`: if a call was made under this key within 7 days, that call is meant and nothing is added;
+    `Reply.data` is `{"call_id": str}`. `digest` stands for the arguments: other ones under the same key are refused."""
+    digest: str = ""
 
 
 @dataclass

@@ -106,6 +106,8 @@ class Peer:
         """Address of a client from elsewhere; it came in by that token."""
         self.prefix = ""
         """`sys.prefix` of the client."""
+        self.client_id = ""
+        """The same in every connection of a client; known to it alone."""
         self.python = ""
         self.apps: set[str] = set()
         self.uploads: dict[str, Upload] = {}

@@ -53,14 +53,17 @@ from squall.server.containers import ContainerRecord
 from squall.server.database import Database
 from squall.server.dispatch import Dispatch
 from squall.server.door import Visitor
+from squall.server.journal import awaited_blobs
+from squall.server.kept import KeptApp, KeptApps, has_any
 from squall.server.logs import Limits, Logs, Record
 from squall.server.metering import Metering
 from squall.server.nodes import Node, Nodes
 from squall.server.objects import AppRecord, FunctionRecord, Objects, Scope, options_of
 from squall.server.readers import Readers
 from squall.server.reconciler import Reconciler
+from squall.server.sealing import Seal
 from squall.server.timelines import Timelines
-from squall.server.wire import decode, refuse, reply
+from squall.server.wire import check_id, decode, refuse, reply
 from squall.storage.blobs import DirectoryBlobs
 
 log = Logger("server")
@@ -76,6 +79,8 @@ DRAIN_LOOK_S = 0.05
 HELLO_TIMEOUT = 10.0
 PRUNE_AFTER = 30.0
 PRUNE_EVERY = 3600.0
+RESUME_GRACE = 30.0
+"""Seconds that an app waits for its client after a restart, or after the connection of a remote one broke."""
 BLOB_DAYS = 8
 """One more than results are kept."""
 UNREAD_LIMIT_BYTES = 64 << 20
@@ -102,6 +107,7 @@ class Server:
         self.dispatch = Dispatch()
         self.timelines = Timelines()
         self.objects = Objects(self.database)
+        self.kept = KeptApps(self.database, Seal(config.state_dir / "seal.key", config.seal_key))
         self.metering = Metering(self.database)
         self.nodes = Nodes(self.loop)
         quota = int(config.images_gib * (1 << 30))
@@ -133,10 +139,12 @@ class Server:
         self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
         if self.config.database_url:
             await self.database.ready()  # what can be wrong with it is known only now, and must be said before serving
-        self._close_stale()
+        self.metering.close_stale(self.started_at, time.time())
         self.nodes.listen(self.config.run_dir / "handoff.sock")
-        await self._listen()
         self.provider.start()
+        if self.config.database_url or has_any(self.config.state_dir / "squall.db"):
+            await self._restore()
+        await self._listen()
         bodies = (self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune(), self.access.watch())
         rounds = [self.loop.create_task(body) for body in bodies]
         self.loop.call_later(STORE_AFTER, self._open_store)
@@ -150,15 +158,39 @@ class Server:
                 task.cancel()
             await self._close()
 
-    def _close_stale(self) -> None:
-        """Before all else in the Store's queue, so that nobody waits for a result that an earlier server owed."""
-        now = time.time()
-        self.metering.close_stale(self.started_at, now)
-        self.calls.close_stale(self.started_at, now)
+    async def _restore(self) -> None:
+        """Take up the apps that were running, before any client is let in; then, little by little, their inputs."""
+        began = time.monotonic()
+        try:
+            apps = await self.kept.load()
+        except Error as error:
+            log.error("the apps of before could not be read", error=str(error))
+            return
+        for kept in apps:
+            try:
+                self._take_up(kept)
+            except Error as error:
+                log.error("an app could not be taken up again", app=kept.message.app_id, error=str(error))
+        self.calls.durable.start()
+        log.info("took up the apps of before", apps=len(apps), seconds=round(time.monotonic() - began, 3))
+
+    def _take_up(self, kept: KeptApp) -> None:
+        app = self.objects.create_app(kept.message, None, kept.created_at, kept.scope)
+        app.resume_until = time.monotonic() + RESUME_GRACE
+        for variant in kept.variants:
+            root = app.functions[variant.tag]
+            self.objects.bind(root.stable_id, variant.options, variant.parameters, trusted=True, scope=kept.scope)
+        self._open_pools(app)
+
+    def _open_pools(self, app: AppRecord) -> None:
+        now = time.monotonic()
+        for function in app.pools():
+            self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function)))
 
     def _open_store(self) -> None:
         if not self.ended.is_set():
             self.database.start()
+            self.calls.durable.start()
 
     async def _listen(self) -> None:
         path = self.config.socket_path
@@ -240,10 +272,17 @@ class Server:
             now = time.time()
             try:
                 self.logs.prune(now)
-                await self.loop.run_in_executor(None, self.blobs.prune, now - BLOB_DAYS * 86400)
-            except OSError as error:
+                await self.calls.expire(now)
+                await self.loop.run_in_executor(None, self._prune_blobs, now, await self.database.read(awaited_blobs))
+            except (OSError, Error) as error:
                 log.error("pruning failed", error=str(error))
             await asyncio.sleep(PRUNE_EVERY)
+
+    def _prune_blobs(self, now: float, awaited: set[str]) -> None:
+        """What waits in the journal is wanted, however old it is."""
+        for digest in awaited:
+            self.blobs.has(digest)
+        self.blobs.prune(now - BLOB_DAYS * 86400)
 
     async def _watch_nodes(self) -> None:
         while True:
@@ -262,13 +301,18 @@ class Server:
             self.end(f"nobody used it for {self.config.idle_timeout:g} s")
 
     def _end_idle_apps(self) -> None:
-        """A detached app whose maker is gone ends when nothing of it is left to do."""
+        """An app whose maker is gone ends when nothing of it is left to do."""
+        now = time.monotonic()
         for app in list(self.objects.apps.values()):
-            if app.state != "running" or not app.detached or app.owner is not None:
-                continue
-            ids = {function.function_id for function in app.pools()}
-            if not any(call.function_id in ids for call in self.dispatch.calls.values()):
-                self._stop_soon(app, "all its calls have ended")
+            if app.state == "running" and app.owner is None and now >= app.resume_until and not self._has_work(app):
+                self._stop_soon(app, "all its calls have ended" if app.detached else "its client went away")
+
+    def _has_work(self, app: AppRecord) -> bool:
+        pools = app.pools()
+        states = [state for pool in pools if (state := self.dispatch.functions.get(pool.function_id)) is not None]
+        if any(state.pending() or state.running for state in states):
+            return True
+        return self.calls.durable.has_work(pool.stable_id for pool in pools)
 
     # -- connections
 
@@ -303,6 +347,7 @@ class Server:
         stream.hold_above = UNREAD_LIMIT_BYTES
         peer = Peer(self.loop, stream)
         peer.prefix, peer.python, peer.scope = message.prefix, message.python, scope
+        peer.client_id = message.client_id
         stream.owner = peer
         self.peers.add(peer)
         return peer
@@ -369,7 +414,8 @@ class Server:
             app.followers.discard(peer)
             if app.owner is peer:
                 app.owner = None
-                if not app.detached:
+                # What was spawned goes on without its client, and the app until that has ended.
+                if not app.detached and not self.calls.durable.has_work(pool.stable_id for pool in app.pools()):
                     self._stop_soon(app, "its client went away")
         self.reconciler.apply(self.dispatch.owner_gone(time.monotonic(), peer, "the caller went away"))
 
@@ -441,15 +487,34 @@ class Server:
             raise ServiceError("the server is ending", hint="try again")
         for spec in message.functions:
             self.builds.check_use(spec.image)
-        app = self.objects.create_app(message, peer, time.time(), peer.scope)
+        app = self._resumed(message, peer)
+        if app is None:
+            app = self.objects.create_app(message, peer, time.time(), peer.scope)
+            self.kept.keep(app)
+            self._open_pools(app)
         peer.apps.add(app.app_id)
         if message.follow:
             app.followers.add(peer)
         for node in self.nodes.nodes.values():
             self._warn(app, node)
-        now = time.monotonic()
-        for function in app.functions.values():
-            self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function)))
+        return app
+
+    def _resumed(self, message: CreateApp, peer: Peer) -> AppRecord | None:
+        """The running app of a client that comes back, now its own again; None when it is new here."""
+        if not message.app_id:
+            return None
+        app = self.objects.apps.get(check_id(message.app_id, "ap"))
+        if app is None or (app.state == "stopped" and not app.stopped_at):  # it ended with an earlier server
+            return None
+        if app.scope != peer.scope or app.name != message.name:
+            raise ConflictError(f"app id `{message.app_id}` is taken")
+        if app.state != "running":
+            raise ConflictError(f"app `{app.name}` was stopped: {app.reason}", hint="run it again")
+        if app.owner is not None:
+            if not peer.client_id or app.owner.client_id != peer.client_id:
+                raise ConflictError(f"app id `{message.app_id}` is another client's")
+            app.owner.stream.abort("its client came back on another connection")
+        app.owner = peer
         return app
 
     def _images_in_use(self) -> set[str]:
@@ -467,6 +532,7 @@ class Server:
         if function.function_id not in self.dispatch.functions:
             now = time.monotonic()
             self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function)))
+            self.kept.keep(function.app)
         return function
 
     def _stop_soon(self, app: AppRecord, reason: str) -> None:
@@ -498,6 +564,7 @@ class Server:
             await asyncio.wait(gone, timeout=max(map(grace_of, mine)) + STOP_TIMEOUT)
         await self._end_output(app)
         self.objects.set_stopped(app, time.time())
+        self.kept.forget(app.app_id)
         for peer in app.followers - {asked_by}:
             peer.stream.send(Notice(app.app_id, "stopped", {"reason": reason}))
         app.followers.clear()

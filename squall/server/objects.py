@@ -55,6 +55,8 @@ class AppRecord:
     variants: dict[str, FunctionRecord] = field(default_factory=dict)
     """By id: pools made later, by `BindFunction`."""
     followers: set[Any] = field(default_factory=set)
+    resume_until: float = 0.0
+    """Monotonic: until then it waits for its client to come back."""
     state: AppState = "running"
     stopped_at: float = 0.0
     reason: str = ""
@@ -129,7 +131,7 @@ class Objects:
                 f"app name `{message.name[:80]}` is not valid",
                 hint="use 1 to 64 letters, digits, `-`, `_` and `.`, beginning with a letter or digit",
             )
-        app = AppRecord(new_id("ap"), message.name, message.detach, now_wall, owner, scope=scope)
+        app = AppRecord(message.app_id or new_id("ap"), message.name, message.detach, now_wall, owner, scope=scope)
         app.terminal = message.terminal[:100]
         for spec in message.functions:
             check_spec(spec)
@@ -200,6 +202,8 @@ class Objects:
         def work(connection: Any) -> None:
             from squall.server import tables
 
+            # An app that comes back after a restart has its row.
+            connection.execute(tables.apps.delete().where(tables.apps.c.app_id == row["app_id"]))
             connection.execute(tables.apps.insert(), row)
 
         self.database.write_soon(work)
@@ -214,8 +218,11 @@ class Objects:
         def work(connection: Any) -> None:
             from squall.server import tables
 
+            table = tables.functions
+            for row in rows:
+                connection.execute(table.delete().where(table.c.function_id == row["function_id"]))
             if rows:
-                connection.execute(tables.functions.insert(), rows)
+                connection.execute(table.insert(), rows)
 
         self.database.write_soon(work)
 
@@ -274,6 +281,10 @@ class Objects:
                 app.state, app.stopped_at = "stopped", row.stopped_at or 0.0
                 app.reason = row.reason or "its server ended"
         self.apps = {**past, **self.apps}
+
+    def find_function(self, function_id: str) -> FunctionRecord | None:
+        """As `function`, in any workspace: for what was let in before."""
+        return self._callable.get(function_id)
 
     def function(self, function_id: str, scope: Scope = MAIN) -> FunctionRecord:
         """The pool that takes the inputs of whoever names this id. An id is good in its whole workspace: it was

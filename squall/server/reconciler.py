@@ -46,6 +46,7 @@ from squall.server.inputs import (
     KillContainer,
     Notice,
     Push,
+    Retried,
 )
 from squall.server.inputs import (
     StopContainer as StopInstruction,
@@ -119,6 +120,8 @@ class Reconciler:
     def _apply_rare(self, instruction: Any) -> None:
         if isinstance(instruction, DemandChanged):
             self._ask(instruction.function_id)
+        elif isinstance(instruction, Retried):
+            self.calls.retried(instruction)
         elif isinstance(instruction, CancelRunning):
             record = self.containers.get(instruction.container_id)
             if record is not None and record.stream is not None:
@@ -136,6 +139,8 @@ class Reconciler:
         record = self.containers.get(push.container_id)
         if record is None or record.stream is None:
             return  # its end is being reported; dispatch will requeue what it holds
+        if self.calls.durable.paged and push.inputs[0].call.kind == "spawn" and not self._is_loaded(push):
+            return
         heads: list[str] = []
         parts: list[bytes] = []
         for input_ in push.inputs:
@@ -147,6 +152,31 @@ class Reconciler:
                 parts.append(data)
         header = '{"t":"run","items":[' + ",".join(heads) + "]}"
         record.stream.send_raw(header.encode(), *parts)
+
+    def _is_loaded(self, push: Push) -> bool:
+        """Whether the arguments of all inputs are in memory; else they are read and pushed then."""
+        durable = self.calls.durable
+        durable.look_ahead(push.inputs[0])
+        if not any(type(input_.payload) is int for input_ in push.inputs):
+            return True
+        leases = [(input_, input_.attempt) for input_ in push.inputs]
+        durable.load(push.inputs, lambda: self._push_late(push.container_id, leases))
+        return False
+
+    def _push_late(self, container_id: str, leases: list[tuple[Input, int]]) -> None:
+        """What of it still has its lease."""
+        inputs = [
+            input_
+            for input_, attempt in leases
+            if input_.container is not None
+            and input_.container.container_id == container_id
+            and input_.attempt == attempt
+        ]
+        if inputs:
+            self._push(Push(container_id, inputs))
+        for input_ in inputs:
+            if input_.cancelling:  # the runner was asked to end it before it had it
+                self._apply_rare(CancelRunning(container_id, input_, input_.cancelling))
 
     def _arm(self, deadline: float) -> None:
         if self._timer is not None:

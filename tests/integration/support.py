@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from squall import config
+from squall import App, Image, config
 from squall.client import Client
 from squall.protocol.messages import Hello, LogChunk, Message, Notice, Reply, decode, encode
 from squall.protocol.requests import ListObjects, MoreLogs, ReadLogs
@@ -132,6 +132,44 @@ def kept_entries(**named: Any) -> list[tuple[list[Any], bytes]]:
             if answer.data["done"]:
                 return found
             request = MoreLogs(answer.data["reader"])
+
+
+class Heard:
+    """An output that keeps what a build says."""
+
+    def __init__(self) -> None:
+        self.text = b""
+        self.steps: list[str] = []
+
+    def log(self, chunk: LogChunk, data: bytes) -> None:
+        self.text += data
+
+    def notice(self, notice: Notice) -> None:
+        if notice.kind == "build" and notice.data["state"] == "step":
+            self.steps.append(str(notice.data["reason"]))
+
+
+def on(image: Image, body: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """The result of a function run on an image."""
+    app = App("images", image=image)
+    function = app.function(serialized=True, name="body", **options)(body)
+    with app.run(output=Heard()):
+        return function.remote(*args)
+
+
+def content(image: Image, path: str) -> str:
+    """What a container on the image finds in a file."""
+
+    def read(path: str) -> str:
+        with open(path) as file:
+            return file.read()
+
+    found: str = on(image, read, path)
+    return found
+
+
+def layers_in(home: Path) -> set[str]:
+    return {path.name for path in (home / "node/layers").iterdir() if (path / "tree").is_dir()}
 
 
 def pid_of(home: Path, part: str) -> int:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from squall.exception import NotFoundError, ResourceExhaustedError
+from squall.exception import BuildError, NotFoundError, ResourceExhaustedError
 from squall.node import builder
-from squall.node.builder import Builder, failure, uv_mount
+from squall.node.builder import Builder, Mask, failure, uv_mount
 from squall.node.layers import Layer, Layers
 from squall.node.runtime import Exit
 from squall.protocol.images import Settings
@@ -114,3 +114,27 @@ def test_node_without_uv_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(NotFoundError, match="the node has no uv") as caught:
         uv_mount(ImageStep("uv", {"packages": ["six"]}))
     assert "pip install uv" in caught.value.hint
+
+
+# ---- secrets
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_secrets_are_struck_out_of_what_a_step_writes_however_it_comes(size: int) -> None:
+    mask = Mask(["hunter22", "multi\nline-of-it", "", "abc"])
+    said = b"the word hunter22 and hunter2 and line-of-it, abc; hunt"
+    parts = [mask.feed(said[at : at + size]) for at in range(0, len(said), size)]
+    assert b"".join([*parts, mask.rest()]) == b"the word *** and hunter2 and ***, abc; hunt"
+
+
+def test_output_without_secrets_is_passed_on_at_once() -> None:
+    assert Mask([]).feed(b"anything") == b"anything"
+
+
+def test_step_that_comes_without_its_secret_says_who_has_it() -> None:
+    step = ImageStep("run", {"commands": ["make"], "secrets": ["TOKEN"]})
+    work = builder._Work("k", step, 1, Settings(), (), ImageSpec("layers", [step]))
+    with pytest.raises(BuildError, match="needs the secret `TOKEN`") as caught:
+        builder.check_told(work)
+    assert "deploy that program again" in caught.value.hint
+    builder.check_told(builder._Work("k", step, 1, Settings(), (), ImageSpec("layers", [step]), {"TOKEN": "x"}))
