@@ -22,8 +22,8 @@ from squall._clock import Clock, SystemClock
 from squall._observe import Logger, count
 from squall.exception import ConflictError, Error, InvalidError, NotFoundError
 from squall.protocol.messages import ScheduleSpec, new_id, to_dict
-from squall.server.calls import Calls
 from squall.server.database import Database
+from squall.server.durable import Durable
 from squall.server.journal import Added, Entry
 from squall.server.objects import AppRecord, Scope
 from squall.server.schedules import (
@@ -49,7 +49,7 @@ LOOK_EVERY_S = 1.0
 RETRY_S = 5.0
 """After a firing that could not be written down."""
 RECENT_LIMIT = 10
-EMPTY_CALL = b"p\x80\x05)}\x86."
+EMPTY_CALL = b"\x80\x05)}\x86."
 """`((), {})` as `protocol.payload` packs it, which a server must never load."""
 
 
@@ -79,8 +79,8 @@ class Live:
 
 
 class Firings:
-    def __init__(self, calls: Calls, database: Database, clock: Clock | None = None) -> None:
-        self.calls = calls
+    def __init__(self, durable: Durable, database: Database, clock: Clock | None = None) -> None:
+        self.durable = durable
         self.database = database
         self.clock = clock or SystemClock()
         self.tell: Callable[[AppRecord, str, str], None] = lambda app, tag, text: None
@@ -157,7 +157,7 @@ class Firings:
         while True:
             self._changed.clear()
             delay = LOOK_EVERY_S
-            if not self.calls.durable.replaying:  # what it brings back counts for the limit on overlap
+            if not self.durable.replaying:  # what it brings back counts for the limit on overlap
                 try:
                     delay = min(delay, self.look())
                 except Exception:  # a bug of ours: this must go on, or nothing would ever fire again
@@ -186,7 +186,7 @@ class Firings:
         return max(0.01, soonest)
 
     def _fire(self, live: Live, state: State, firing: Firing) -> None:
-        live.running = [call_id for call_id in live.running if call_id in self.calls.dispatch.calls]
+        live.running = [call_id for call_id in live.running if call_id in self.durable.dispatch.calls]
         if len(live.running) >= OVERLAP_LIMIT:
             live.state = state
             self._skip(live, firing, f"{len(live.running)} firings before it have not ended")
@@ -215,7 +215,7 @@ class Firings:
             call_id, function_id, app.app_id, app.scope.workspace, live.spec.method, live.schedule_id,
             self.clock.wall(), [(0, EMPTY_CALL)],
         )  # fmt: skip
-        self.calls.durable.submit(entry, told)
+        self.durable.submit(entry, told)
 
     def _fired(self, live: Live, firing: Firing, call_id: str) -> None:
         live.fired += 1
@@ -261,7 +261,7 @@ class Firings:
                 "paused": live.state.paused,
                 "fired": live.fired,
                 "skipped": live.skipped,
-                "running": sum(call_id in self.calls.dispatch.calls for call_id in live.running),
+                "running": sum(call_id in self.durable.dispatch.calls for call_id in live.running),
                 "recent": list(live.recent),
             }
             for live in self._live.values()
