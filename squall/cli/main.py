@@ -27,6 +27,7 @@ COMMANDS = {
     "app": "squall.cli.manage:app",
     "container": "squall.cli.manage:container",
     "call": "squall.cli.calls:call",
+    "schedule": "squall.cli.schedules:schedule",
     "image": "squall.cli.images:image",
     "trace": "squall.cli.manage:trace",
     "status": "squall.cli.admin:status",
