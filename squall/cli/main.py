@@ -27,6 +27,7 @@ COMMANDS = {
     "app": "squall.cli.manage:app",
     "container": "squall.cli.manage:container",
     "call": "squall.cli.calls:call",
+    "schedule": "squall.cli.schedules:schedule",
     "image": "squall.cli.images:image",
     "trace": "squall.cli.manage:trace",
     "secret": "squall.cli.access:secret",
@@ -38,6 +39,7 @@ COMMANDS = {
     "workspace": "squall.cli.access:workspace",
     "profile": "squall.cli.access:profile",
     "config": "squall.cli.access:config_group",
+    "backup": "squall.cli.backup:backup",
     "doctor": "squall.cli.admin:doctor",
     "completion": "squall.cli.admin:completion",
 }
@@ -85,7 +87,7 @@ class LazyGroup(Group):
         return command if cmd_name in HERE_ONLY else _placed(command)
 
 
-HERE_ONLY = ("up", "down", "doctor", "completion", "profile", "config")
+HERE_ONLY = ("up", "down", "backup", "doctor", "completion", "profile", "config")
 """Commands about this machine, whatever server the profile names."""
 
 
