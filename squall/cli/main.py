@@ -32,6 +32,7 @@ COMMANDS = {
     "trace": "squall.cli.manage:trace",
     "status": "squall.cli.admin:status",
     "down": "squall.cli.admin:down",
+    "backup": "squall.cli.backup:backup",
     "doctor": "squall.cli.admin:doctor",
     "completion": "squall.cli.admin:completion",
 }

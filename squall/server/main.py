@@ -140,12 +140,13 @@ class Server:
         for signum in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(signum, self.end, f"received {signal.Signals(signum).name}")
         self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
-        if self.config.database_url:
-            await self.database.ready()  # what can be wrong with it is known only now, and must be said before serving
+        has_apps = bool(self.config.database_url) or has_any(self.config.state_dir / "squall.db")
+        if self.stays or has_apps:
+            await self.database.ready()  # what else can be wrong with it must be said before serving
         self.metering.close_stale(self.started_at, time.time())
         self.nodes.listen(self.config.run_dir / "handoff.sock")
         self.provider.start()
-        if self.config.database_url or has_any(self.config.state_dir / "squall.db"):
+        if has_apps:
             await self._restore()
         await self._listen()
         bodies = [self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune()]
