@@ -21,7 +21,6 @@ from squall.server.objects import FunctionRecord, Scope
 if TYPE_CHECKING:
     from squall.server.main import Server
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FUNCTION_LIMIT = 2000
 """Functions with series of their own; a machine that asks every few seconds shall not be sent megabytes."""
 LABEL_LIMIT = 200
