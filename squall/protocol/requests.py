@@ -247,3 +247,16 @@ class BuildDone(Message):
     code: str = ""
     message: str = ""
     hint: str = ""
+
+
+# ---- schedules --------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, repr=False)
+class ChangeSchedule(Message):
+    """`action`: `pause`, `resume`, or `run`, which makes a call now, beside the schedule's own. `Reply.data`:
+    `{"call_id": str}`, empty where none was made. Lists: `ListObjects` of `schedules`."""
+
+    TAG = "change_schedule"
+    schedule_id: str
+    action: str

@@ -53,6 +53,7 @@ from squall.server.containers import ContainerRecord
 from squall.server.database import Database
 from squall.server.dispatch import Dispatch
 from squall.server.door import Visitor
+from squall.server.firings import Firings
 from squall.server.journal import awaited_blobs
 from squall.server.kept import KeptApp, KeptApps, has_any
 from squall.server.logs import Limits, Logs, Record
@@ -121,6 +122,8 @@ class Server:
         self.calls.pending_limit, self.calls.durable.limit = config.pending_limit, config.spawn_limit
         self.reconciler = Reconciler(self.dispatch, self.objects, self.nodes, self.calls, self.metering)
         self.readers = Readers(self)
+        self.firings = Firings(self.calls.durable, self.database)
+        self.firings.tell = self.tell_app
         self.access = Access(self)
         self.api = Api(self)
         self.provider: NodeProvider = EmbeddedProvider(config)
@@ -133,6 +136,7 @@ class Server:
         self._drainer: asyncio.Task[None] | None = None
         self.calls.apply = self.reconciler.apply
         self.reconciler.notify = self.notify
+        self.reconciler.vault = self.access.vault
         self.nodes.on_runner = self._on_runner
 
     # -- life
@@ -142,15 +146,17 @@ class Server:
         for signum in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(signum, self._on_signal, signum)
         self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
-        if self.config.database_url:
-            await self.database.ready()  # what can be wrong with it is known only now, and must be said before serving
+        has_apps = bool(self.config.database_url) or has_any(self.config.state_dir / "squall.db")
+        if self.stays or has_apps:
+            await self.database.ready()  # what else can be wrong with it must be said before serving
         self.metering.close_stale(self.started_at, time.time())
         self.nodes.listen(self.config.run_dir / "handoff.sock")
         self.provider.start()
-        if self.config.database_url or has_any(self.config.state_dir / "squall.db"):
+        if has_apps:
             await self._restore()
         await self._listen()
-        bodies = (self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune(), self.access.watch())
+        bodies = [self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune()]
+        bodies += [self.access.watch(), self.firings.rounds()]
         rounds = [self.loop.create_task(body) for body in bodies]
         self.loop.call_later(STORE_AFTER, self._open_store)
         log.info("serving", home=str(self.config.home), pid=os.getpid())
@@ -216,19 +222,20 @@ class Server:
             stream.abort("it did not say who it is")
 
     def _on_signal(self, signum: int) -> None:
-        """Whoever sends it, systemd or a machine that goes down, did not ask for apps to be stopped."""
+        """Whoever sends it, systemd or a machine that goes down, did not ask for apps to be stopped. The second one
+        does not wait for inputs any more."""
         self.returns = True
-        self.end(f"received {signal.Signals(signum).name}")
+        self.end(f"received {signal.Signals(signum).name}", 0.0 if self.draining else -1.0)
 
     def end(self, reason: str, grace: float = -1.0) -> None:
-        """End the server; one that was started to stay lets running inputs end first. The second time, at once."""
-        if self.ended.is_set():
-            return
+        """End the server. One that was started to stay first lets running inputs end, for `grace` seconds."""
         if grace < 0:
             grace = self.config.drain_timeout if self.stays else 0.0
+        if self.ended.is_set() or (self.draining and grace):
+            return
         self.ending = reason
-        log.info("ending", reason=reason, grace=0.0 if self.draining else grace)
-        if grace == 0.0 or self.draining:
+        log.info("ending", reason=reason, grace=grace)
+        if not grace:
             self.ended.set()
             return
         self.draining = True
@@ -520,6 +527,7 @@ class Server:
             raise ServiceError("the server is ending", hint="try again")
         for spec in message.functions:
             self.builds.check_use(spec.image)
+            self.access.vault.check(peer.scope, spec)
         app = self._resumed(message, peer)
         if app is None:
             app = self.objects.create_app(message, peer, time.time(), peer.scope)
@@ -612,6 +620,13 @@ class Server:
             return
         app = record.function.app
         entry = Record(time.time(), record.container_id, record.function.spec.tag, message.stream, data)
+        self.logs.append(app.app_id, entry)
+        for peer in app.followers:
+            self._push_log(peer, app, entry)
+
+    def tell_app(self, app: AppRecord, function: str, text: str) -> None:
+        """A line of the platform's own in an app's output."""
+        entry = Record(time.time(), "", function, "system", text.encode())
         self.logs.append(app.app_id, entry)
         for peer in app.followers:
             self._push_log(peer, app, entry)
