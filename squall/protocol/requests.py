@@ -27,6 +27,17 @@ class ListObjects(Message):
 
 
 @dataclass(eq=False, repr=False)
+class GetCallGraph(Message):
+    """What the inputs of a spawned call have called, and so on. From a client or a runner. `Reply.data`: inputs: [{
+    input_id, call_id, idx, status (an OutputStatus, `pending`, `running`), function, container_id, parent (an input
+    id)}], parents first; truncated."""
+
+    TAG = "get_call_graph"
+    IS_REPEATABLE = True
+    call_id: str
+
+
+@dataclass(eq=False, repr=False)
 class GetTrace(Message):
     """`call` is a call or input id, or empty for the latest. `Reply.data`: call_id, function, inputs: [{idx, status,
     attempts, spans: [{name, start, end, note}], events}], total_ms."""

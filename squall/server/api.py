@@ -55,6 +55,7 @@ from squall.protocol.messages import (
 )
 from squall.protocol.requests import (
     ChangeSchedule,
+    GetCallGraph,
     GetTrace,
     ListObjects,
     MoreLogs,
@@ -65,11 +66,12 @@ from squall.protocol.requests import (
 )
 from squall.protocol.transport import FrameStream
 from squall.server.demand import Demand
+from squall.server.graph import graph_of
 from squall.server.logs import Record
 from squall.server.objects import AppRecord, Scope
 from squall.server.terminals import Terminals
 from squall.server.timelines import parse_call, spans
-from squall.server.wire import Outbox, refuse, reply
+from squall.server.wire import Outbox, check_id, refuse, reply
 from squall.storage.blobs import Upload, check_digest
 
 if TYPE_CHECKING:
@@ -171,6 +173,7 @@ class Api:
         self._slow: dict[type[Message], Callable[[Peer, Any], Any]] = {
             GetOutput: server.calls.get_output,
             GetCall: self.get_call,
+            GetCallGraph: self.get_call_graph,
         }
         """What a runner may ask too."""
         self._runner_quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
@@ -322,6 +325,11 @@ class Api:
         if function.function_id not in self.server.dispatch.functions:
             raise NotFoundError(f"function `{function.spec.tag}` has ended with its app")
         peer.reply(message.id, stats_of(self.server.dispatch.demand(time.monotonic(), function.function_id)))
+
+    async def get_call_graph(self, peer: Peer, message: GetCallGraph) -> None:
+        call_id = check_id(message.call_id, "fc")
+        inputs, truncated = await graph_of(self.server.calls, call_id, peer.scope.workspace)
+        peer.reply(message.id, {"inputs": inputs, "truncated": truncated})
 
     async def get_call(self, peer: Peer, message: GetCall) -> None:
         await self.server.calls.get_call(peer, message)
