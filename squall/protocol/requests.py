@@ -187,3 +187,16 @@ class MoreLogs(Message):
     wait: float = 10.0
     close: bool = False
     """No more is wanted: forget the reader."""
+
+
+# ---- schedules --------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, repr=False)
+class ChangeSchedule(Message):
+    """`action`: `pause`, `resume`, or `run`, which makes a call now, beside the schedule's own. `Reply.data`:
+    `{"call_id": str}`, empty where none was made. Lists: `ListObjects` of `schedules`."""
+
+    TAG = "change_schedule"
+    schedule_id: str
+    action: str

@@ -55,7 +55,7 @@ from squall.protocol.messages import (
     new_id,
     to_dict,
 )
-from squall.protocol.requests import GetTrace, ListObjects, MoreLogs, PutSecret, ReadLogs
+from squall.protocol.requests import ChangeSchedule, GetTrace, ListObjects, MoreLogs, PutSecret, ReadLogs
 from squall.protocol.transport import FrameStream
 from squall.server.demand import Demand
 from squall.server.logs import Record
@@ -188,6 +188,7 @@ class Api:
             StopApp: self.stop_app,
             ReadLogs: server.readers.read,
             MoreLogs: server.readers.more,
+            ChangeSchedule: self.change_schedule,
             ListObjects: self.list_objects,
             BuildImage: self.build_image,
             PruneImages: self.prune_images,
@@ -270,6 +271,12 @@ class Api:
 
     async def verify_image(self, peer: Peer, message: VerifyImage) -> None:
         peer.reply(message.id, await self.server.builds.verify(message.image.image_id))
+
+    # -- schedules
+
+    async def change_schedule(self, peer: Peer, message: ChangeSchedule) -> None:
+        call_id = await self.server.firings.change(message.schedule_id, message.action, peer.scope)
+        peer.reply(message.id, {"call_id": call_id})
 
     # -- calls
 
@@ -417,6 +424,7 @@ class Api:
             "calls": self._calls,
             "nodes": lambda _: self.server.nodes.inventory(),
             "images": lambda _: self.server.builds.rows(),
+            "schedules": lambda asked: self._schedules(peer, asked),
         }
         rows = makers.get(message.kind)
         if rows is None and message.kind in self.server.access.lists:
@@ -445,6 +453,10 @@ class Api:
             for app in self.server.objects.apps.values()
             if message.all or app.state != "stopped"
         ]
+
+    def _schedules(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
+        app = self.server.objects.find_app(message.app, peer.scope) if message.app else None
+        return self.server.firings.rows(peer.scope, app)
 
     def _containers(self, message: ListObjects) -> list[dict[str, Any]]:
         reconciler = self.server.reconciler

@@ -53,6 +53,7 @@ from squall.server.containers import ContainerRecord
 from squall.server.database import Database
 from squall.server.dispatch import Dispatch
 from squall.server.door import Visitor
+from squall.server.firings import Firings
 from squall.server.journal import awaited_blobs
 from squall.server.kept import KeptApp, KeptApps, has_any
 from squall.server.logs import Limits, Logs, Record
@@ -116,6 +117,8 @@ class Server:
         self.calls = Calls(self.dispatch, self.objects, self.database, self.timelines)
         self.reconciler = Reconciler(self.dispatch, self.objects, self.nodes, self.calls, self.metering)
         self.readers = Readers(self)
+        self.firings = Firings(self.calls.durable, self.database)
+        self.firings.tell = self.tell_app
         self.access = Access(self)
         self.api = Api(self)
         self.provider: NodeProvider = EmbeddedProvider(config)
@@ -137,15 +140,17 @@ class Server:
         for signum in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(signum, self.end, f"received {signal.Signals(signum).name}")
         self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
-        if self.config.database_url:
-            await self.database.ready()  # what can be wrong with it is known only now, and must be said before serving
+        has_apps = bool(self.config.database_url) or has_any(self.config.state_dir / "squall.db")
+        if self.stays or has_apps:
+            await self.database.ready()  # what else can be wrong with it must be said before serving
         self.metering.close_stale(self.started_at, time.time())
         self.nodes.listen(self.config.run_dir / "handoff.sock")
         self.provider.start()
-        if self.config.database_url or has_any(self.config.state_dir / "squall.db"):
+        if has_apps:
             await self._restore()
         await self._listen()
-        bodies = (self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune(), self.access.watch())
+        bodies = [self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune()]
+        bodies += [self.access.watch(), self.firings.rounds()]
         rounds = [self.loop.create_task(body) for body in bodies]
         self.loop.call_later(STORE_AFTER, self._open_store)
         log.info("serving", home=str(self.config.home), pid=os.getpid())
@@ -579,6 +584,13 @@ class Server:
             return
         app = record.function.app
         entry = Record(time.time(), record.container_id, record.function.spec.tag, message.stream, data)
+        self.logs.append(app.app_id, entry)
+        for peer in app.followers:
+            self._push_log(peer, app, entry)
+
+    def tell_app(self, app: AppRecord, function: str, text: str) -> None:
+        """A line of the platform's own in an app's output."""
+        entry = Record(time.time(), "", function, "system", text.encode())
         self.logs.append(app.app_id, entry)
         for peer in app.followers:
             self._push_log(peer, app, entry)

@@ -81,8 +81,8 @@ class FunctionRecord:
     """Of a variant: what it was made from, with `options` and `parameters`."""
     options: dict[str, Any] = field(default_factory=dict)
     parameters: bytes = b""
-    progress: tuple[int, float] = (0, 0.0)
-    """Inputs that had ended, and since when it is that many."""
+    progress: tuple[int, float] = (-1, 0.0)
+    """Inputs that had ended, and since when it is that many; -1 until it was first looked at."""
     told_stalled: bool = False
     told_stats: dict[str, int] = field(default_factory=dict)
     """What its followers were last told."""
