@@ -21,7 +21,6 @@ from squall._observe import Logger
 from squall.config import Config
 from squall.engines.provider import EmbeddedProvider, NodeProvider
 from squall.exception import ConflictError, Error, InternalError, NotFoundError, VersionError
-from squall.protocol.images import image_id_of
 from squall.protocol.messages import (
     SUPPORTED_VERSIONS,
     BindFunction,
@@ -32,6 +31,7 @@ from squall.protocol.messages import (
     CreateApp,
     ExecData,
     ExecExit,
+    FunctionSpec,
     GetBlob,
     Hello,
     Loaded,
@@ -51,13 +51,16 @@ from squall.server.builds import Builds
 from squall.server.calls import Calls
 from squall.server.containers import ContainerRecord
 from squall.server.database import Database
+from squall.server.deploys import Deploys
 from squall.server.dispatch import Dispatch
 from squall.server.logs import Logs, Record
 from squall.server.metering import Metering
 from squall.server.nodes import Node, Nodes
 from squall.server.objects import AppRecord, FunctionRecord, Objects, options_of
 from squall.server.reconciler import Reconciler
+from squall.server.sealing import Seal
 from squall.server.timelines import Timelines
+from squall.server.versions import blobs_of, images_of
 from squall.server.wire import decode, refuse, reply
 from squall.storage.blobs import DirectoryBlobs
 
@@ -96,7 +99,8 @@ class Server:
         self.database.check()
         self.dispatch = Dispatch()
         self.timelines = Timelines()
-        self.objects = Objects(self.database)
+        self.seal = Seal(config.state_dir / "seal.key", config.seal_key)
+        self.objects = Objects(self.database, self.seal)
         self.metering = Metering(self.database)
         self.nodes = Nodes(self.loop)
         quota = int(config.images_gib * (1 << 30))
@@ -104,6 +108,7 @@ class Server:
         self.builds.in_use = self._images_in_use
         self.calls = Calls(self.dispatch, self.objects, self.database, self.timelines)
         self.reconciler = Reconciler(self.dispatch, self.objects, self.nodes, self.calls, self.metering)
+        self.deploys = Deploys(self.objects, self.dispatch, self.reconciler, self.builds, self.database)
         self.api = Api(self)
         self.provider: NodeProvider = EmbeddedProvider(config)
         self.peers: set[Peer] = set()
@@ -112,6 +117,7 @@ class Server:
         self.started_at = time.time()
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._listener: asyncio.AbstractServer | None = None
+        self.objects.admit = self._admit
         self.calls.apply = self.reconciler.apply
         self.reconciler.notify = self.notify
         self.nodes.on_runner = self._on_runner
@@ -124,6 +130,8 @@ class Server:
             self.loop.add_signal_handler(signum, self.end, f"received {signal.Signals(signum).name}")
         self._close_stale()
         self.nodes.listen(self.config.run_dir / "handoff.sock")
+        if self.database.backend.has_deployed_apps():
+            await self.deploys.restore()
         await self._listen()
         self.provider.start()
         bodies = (self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune())
@@ -175,7 +183,9 @@ class Server:
             self._listener.close()
         self.config.socket_path.unlink(missing_ok=True)
         grace = max((grace_of(record) for record in self.reconciler.containers.values()), default=0.0)
-        stops = [self.stop_app(app, "the server is ending") for app in list(self.objects.apps.values())]
+        self.reconciler.is_ending = True
+        apps = list(self.objects.apps.values())
+        stops = [self._leave_app(app) if app.deployed else self.stop_app(app, "the server is ending") for app in apps]
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.gather(*stops), grace + STOP_TIMEOUT)
         await self.provider.stop()
@@ -189,11 +199,20 @@ class Server:
         await asyncio.sleep(0)
         self.lock.close()
 
+    async def _leave_app(self, app: AppRecord) -> None:
+        """End the containers of an app that goes on with the next server."""
+        mine = [record for record in self.reconciler.containers.values() if record.function.app is app]
+        for record in mine:
+            reason = "the server is ending"
+            self.reconciler.stop_container(record.container_id, grace_of(record), reason, by_operator=True)
+        await asyncio.gather(*(record.gone.wait() for record in mine))
+
     async def _watch_idle(self) -> None:
         while True:
             await asyncio.sleep(min(1.0, max(0.05, self.config.idle_timeout / 4)))
             try:
                 self._look_for_idleness()
+                self.deploys.sweep()
                 self._tell_all_dropped()
                 self.logs.flush()
             except Exception:  # a full disk, or a bug of ours: this must go on, or the server would never end
@@ -206,7 +225,8 @@ class Server:
             now = time.time()
             try:
                 await self.loop.run_in_executor(None, self.logs.prune, now - LOG_DAYS * 86400)
-                await self.loop.run_in_executor(None, self.blobs.prune, now - BLOB_DAYS * 86400)
+                keep = self._blobs_in_use()
+                await self.loop.run_in_executor(None, self.blobs.prune, now - BLOB_DAYS * 86400, keep)
             except OSError as error:
                 log.error("pruning failed", error=str(error))
             await asyncio.sleep(PRUNE_EVERY)
@@ -433,8 +453,16 @@ class Server:
         return app
 
     def _images_in_use(self) -> set[str]:
-        apps = [app for app in self.objects.apps.values() if app.state != "stopped"]
-        return {image_id_of(f.spec.image.steps) for app in apps for f in app.functions.values() if f.spec.image.steps}
+        return images_of(self._specs_in_use())
+
+    def _blobs_in_use(self) -> set[str]:
+        return blobs_of(self._specs_in_use())
+
+    def _specs_in_use(self) -> list[FunctionSpec]:
+        """Of all that runs, and of the versions that deployed apps can go back to."""
+        apps = self.objects.apps.values()
+        running = [pool.spec for app in apps if app.state != "stopped" or app.others for pool in app.pools()]
+        return running + [spec for app in apps for version in app.versions.values() for spec in version.specs]
 
     def bind_function(self, peer: Peer, message: BindFunction, parameters: bytes) -> FunctionRecord:
         """The variant that is asked for, ready to be called."""
@@ -445,9 +473,13 @@ class Server:
         if function.app.state != "running":
             raise NotFoundError(f"function `{function.spec.tag}` has ended with its app")
         if function.function_id not in self.dispatch.functions:
-            now = time.monotonic()
-            self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function)))
+            self._admit(function)
         return function
+
+    def _admit(self, function: FunctionRecord) -> None:
+        """Have a pool take inputs."""
+        added = self.dispatch.add_function(time.monotonic(), function.function_id, options_of(function))
+        self.reconciler.apply(added)
 
     def _stop_soon(self, app: AppRecord, reason: str) -> None:
         if app.app_id not in self._stopping:

@@ -96,6 +96,10 @@ class Reconciler:
         self._asked: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
+        self.is_ending = False
+        """Whether the server is: what ends now is not started again."""
+        self._hopeless: dict[str, tuple[str, str]] = {}
+        """Functions that no node could ever hold, as far as is known: reason and hint."""
         self._refusals: dict[str, tuple[float, str]] = {}
         """Functions without room: since when, and the reason last told."""
 
@@ -180,6 +184,8 @@ class Reconciler:
         decision = autoscaler.decide(now, self.dispatch.demand(now, function_id), state.options)
         for container_id in decision.stop:
             self.apply(self.dispatch.drain(now, container_id, decision.reason))
+        if self.is_ending:
+            return
         if decision.start or function_id in self._wanting:
             self.scheduler.want(now, function_id, decision.start, request_of(function))
             (self._wanting.add if decision.start else self._wanting.discard)(function_id)
@@ -267,7 +273,19 @@ class Reconciler:
     def _reject(self, now: float, function_id: str, reason: str, hint: str) -> None:
         """No node could ever hold it: waiting inputs fail and say why."""
         self._withdraw(now, function_id)
+        self._hopeless[function_id] = reason, hint
         self.apply(self.dispatch.reject_queued(now, function_id, reason, hint))
+
+    def refusal(self, function_id: str) -> tuple[str, str, bool] | None:
+        """Why a function gets no container: reason, hint, and whether that is for good."""
+        if function_id in self._hopeless:
+            return *self._hopeless[function_id], True
+        since, told = self._refusals.get(function_id, (0.0, ""))
+        return (told or "there is no room", "", False) if since else None
+
+    def forget_function(self, function_id: str) -> None:
+        self._withdraw(time.monotonic(), function_id)
+        self._hopeless.pop(function_id, None)
 
     def _withdraw(self, now: float, function_id: str) -> None:
         """It wants no more containers."""
@@ -339,8 +357,8 @@ class Reconciler:
                 function.stable_id,
                 record.container_id,
                 function.spec,
-                {tag: other.stable_id for tag, other in app.functions.items()},
-                [tag for tag, other in app.functions.items() if other.spec.is_generator],
+                function.family.ids,
+                function.family.generators,
             ),
             function.parameters,
         )
@@ -471,6 +489,7 @@ class Reconciler:
 
     def node_joined(self, node: Node) -> None:
         gpus = [(int(gpu["index"]), str(gpu["type"])) for gpu in node.machine.gpus]
+        self._hopeless.clear()
         self.scheduler.add_node(SchedulerNode(node.node_id, node.machine.cpus, node.machine.memory_mib, gpus))
         self.place(time.monotonic())
 
@@ -525,7 +544,7 @@ def _meter_row(record: ContainerRecord) -> dict[str, Any]:
     spec = record.function.spec
     return {
         "container_id": record.container_id,
-        "function_id": record.function.function_id,
+        "function_id": record.function.stable_id,
         "app_id": record.function.app.app_id,
         "node_id": record.node.node_id,
         "cpu": spec.cpu,
