@@ -55,7 +55,7 @@ def _error_names() -> list[str]:
 def class_parts(name: str, cls: type, shown: str = "") -> Iterator[str]:
     """A class: what it is, how it is made when users make it, then its public members in the order of the source."""
     heading = f"## `squall.{name}`" if not shown else f"## `{name}`\n\n{shown}."
-    makes_it = name in ("App", "Retries", "FunctionStats")
+    makes_it = name in ("App", "Cron", "Period", "Retries", "FunctionStats")
     yield entry(heading, f"squall.{name}" if makes_it and not shown else "", cls)
     for member, value in vars(cls).items():
         if (

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from squall._marks import batched, concurrent, enter, exit, method, parameter
+    from squall._output import enable_output
     from squall.app import App, LocalEntrypoint
-    from squall.client import Client, current_function_call_id, current_input_id, is_local
+    from squall.client import Client, current_function_call_id, current_input_id, interact, is_local
     from squall.cls import Cls
     from squall.exception import Error, InputCancellation
     from squall.function import Function, FunctionCall
     from squall.image import Image
     from squall.options import Retries
+    from squall.schedule import Cron, Period
     from squall.secret import Secret
 
 __version__ = "0.1.0"
@@ -25,12 +27,14 @@ __all__ = [
     "App",
     "Client",
     "Cls",
+    "Cron",
     "Error",
     "Function",
     "FunctionCall",
     "Image",
     "InputCancellation",
     "LocalEntrypoint",
+    "Period",
     "Retries",
     "Secret",
     "__version__",
@@ -38,9 +42,11 @@ __all__ = [
     "concurrent",
     "current_function_call_id",
     "current_input_id",
+    "enable_output",
     "enter",
     "exception",
     "exit",
+    "interact",
     "is_local",
     "method",
     "parameter",
@@ -50,20 +56,24 @@ _HOMES = {
     "App": "app",
     "Client": "client",
     "Cls": "cls",
+    "Cron": "schedule",
     "Error": "exception",
     "Function": "function",
     "FunctionCall": "function",
     "Image": "image",
     "InputCancellation": "exception",
     "LocalEntrypoint": "app",
+    "Period": "schedule",
     "Retries": "options",
     "Secret": "secret",
     "batched": "_marks",
     "concurrent": "_marks",
     "current_function_call_id": "client",
     "current_input_id": "client",
+    "enable_output": "_output",
     "enter": "_marks",
     "exit": "_marks",
+    "interact": "client",
     "is_local": "client",
     "method": "_marks",
     "parameter": "_marks",

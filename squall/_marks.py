@@ -11,12 +11,14 @@ import inspect
 import json
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
 from squall.exception import InvalidError
 from squall.function import Function, check_batched
 from squall.options import batch_fields, concurrency_fields
+from squall.protocol.messages import ScheduleSpec
+from squall.schedule import Schedule, schedule_fields
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,6 +52,7 @@ class Marked(Generic[P, R]):
         self.snap = snap
         self.fields: dict[str, Any] = {}
         """Of the spec of its class, as `@squall.batched` gives them."""
+        self.schedule: ScheduleSpec | None = None
         self.__name__ = raw_f.__name__
         self.__qualname__ = raw_f.__qualname__
         self.__doc__ = raw_f.__doc__
@@ -93,13 +96,17 @@ class _Here:
         return getattr(getattr(obj, self._mark.__name__), name)
 
 
-def method(*wrong: Any, is_generator: bool | None = None) -> Callable[[Callable[Concatenate[Any, P], R]], Marked[P, R]]:
+def method(
+    *wrong: Any, is_generator: bool | None = None, schedule: Schedule | None = None
+) -> Callable[[Callable[Concatenate[Any, P], R]], Marked[P, R]]:
     """Make a method of an `@app.cls()` class callable in containers, as `instance.method.remote(...)` and so on.
 
     It may be async, a generator, or both. On an object in a container, `self.method(...)` is the plain call and
     `self.method.remote(...)` one that any container of the same pool may take.
 
     - `is_generator`: True for a plain method that returns a generator.
+    - `schedule`: a `Cron` or a `Period`: when the app is deployed, the method is called at these times. All its
+      arguments must have defaults, and its class no parameters.
 
     Example:
 
@@ -114,12 +121,17 @@ def method(*wrong: Any, is_generator: bool | None = None) -> Callable[[Callable[
             print(Greeter().greet.remote("Ada"))
     """
     _check_parentheses("method", wrong)
+    schedules: list[ScheduleSpec] = [] if schedule is None else schedule_fields(schedule)["schedules"]
 
     def decorate(raw_f: Callable[Concatenate[Any, P], R]) -> Marked[P, R]:
         _check_markable(raw_f, "method")
         target = inspect.unwrap(raw_f)
         found = inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target)
-        return Marked("method", raw_f, is_generator=found if is_generator is None else bool(is_generator))
+        mark: Marked[P, R] = Marked("method", raw_f, is_generator=found if is_generator is None else bool(is_generator))
+        if schedules:
+            check_schedulable(raw_f, raw_f.__qualname__, is_generator=mark.is_generator, skip=1)
+            mark.schedule = schedules[0]
+        return mark
 
     return decorate
 
@@ -347,9 +359,21 @@ def _check_hook(raw_f: Any, name: str) -> None:
         raise InvalidError(f"{name} hook `{raw_f.__qualname__}` is a generator", hint="a hook returns when it is done")
 
 
-def _needed(raw_f: Any) -> list[str]:
-    """Arguments beside `self` that a call must give."""
-    rest = list(inspect.signature(raw_f).parameters.values())[1:]
+def check_schedulable(raw_f: Any, name: str, *, is_generator: bool, skip: int = 0) -> None:
+    """Raises InvalidError for what cannot be called without arguments, or gives no single result."""
+    needed = _needed(raw_f, skip)
+    if needed:
+        raise InvalidError(
+            f"`{name}` has a schedule and the argument `{needed[0]}`, which a schedule cannot give it",
+            hint=f"give `{needed[0]}` a default, or put the schedule on a function without arguments that calls it",
+        )
+    if is_generator:
+        raise InvalidError(f"generator `{name}` has a schedule", hint="nobody would take what it yields")
+
+
+def _needed(raw_f: Any, skip: int = 1) -> list[str]:
+    """Arguments that a call must give, but for the first `skip`: `self`."""
+    rest = list(inspect.signature(raw_f).parameters.values())[skip:]
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [one.name for one in rest if one.default is one.empty and one.kind not in optional]
 
@@ -476,8 +500,20 @@ def shape_of(raw: type) -> Shape:
                 hint="a class with a batched method has no other: make two classes",
             )
         shape.fields.update(mark.fields)
+    _take_schedules(raw, shape, methods)
     _check_init(raw, shape)
     return shape
+
+
+def _take_schedules(raw: type, shape: Shape, methods: Mapping[str, Marked[..., Any]]) -> None:
+    schedules = [replace(mark.schedule, method=name) for name, mark in methods.items() if mark.schedule is not None]
+    if schedules and shape.parameters:
+        raise InvalidError(
+            f"class `{raw.__qualname__}` has parameters, and its method `{schedules[0].method}` a schedule",
+            hint="put the schedule on a function that makes the instance and calls the method",
+        )
+    if schedules:
+        shape.fields["schedules"] = schedules
 
 
 def _marks(raw: type, bases: Iterator[type]) -> Iterator[tuple[str, Marked[..., Any]]]:

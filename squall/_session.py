@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from squall import _blocking
 from squall import client as clients
+from squall._output import enabled_output
+from squall._terminal import Between, Terminal, check_terminal
 from squall.client import Client, Output
 from squall.exception import ConflictError, Error, InvalidError, NotFoundError, ResourceExhaustedError
 from squall.options import checked_name
@@ -346,7 +348,7 @@ class RunningApp:
         return tag in self.shared_main
 
 
-async def start_app(app: App, name: str, detach: bool, output: Output) -> RunningApp:
+async def start_app(app: App, name: str, detach: bool, output: Output, is_interactive: bool = False) -> RunningApp:
     """Make the app on the server and hang its handles on it."""
     prepared = prepare(app)
     client = Client.current()
@@ -359,11 +361,25 @@ async def start_app(app: App, name: str, detach: bool, output: Output) -> Runnin
             spec.image = built[image]
     for data in prepared.blobs.values():
         await client.put_blob.aio(data)
-    reply, _ = await client.request(CreateApp(name, prepared.specs, detach=detach))
+    terminal = _lend_terminal(client) if is_interactive else None
+    if terminal is not None:
+        output = Between(output, terminal)
+    term = terminal.term if terminal is not None else ""
+    reply, _ = await client.request(CreateApp(name, prepared.specs, detach=detach, terminal=term))
     app_id = str(reply.data["app_id"])
     client.follow(app_id, output)
     functions = dict(reply.data["functions"])
     return RunningApp(app_id, client, functions, prepared.source_map, prepared.shared_main)
+
+
+def _lend_terminal(client: Client) -> Terminal:
+    """Have this program's terminal given to the containers of an app that ask for it."""
+    if client.terminal is not None:
+        raise ConflictError(
+            "another interactive app runs in this program", hint="one app at a time can have the terminal"
+        )
+    client.terminal = Terminal(client.link)
+    return client.terminal
 
 
 async def _build(client: Client, image: Image, output: Output) -> ImageSpec:
@@ -403,13 +419,20 @@ async def stop_app(running: RunningApp, reason: str, timeout: float) -> None:
 class AppRun:
     """What `app.run()` gives: `with` and `async with` run the app while the block lasts."""
 
-    def __init__(self, app: App, *, name: str | None, detach: bool, output: Output | None) -> None:
+    def __init__(
+        self, app: App, *, name: str | None, detach: bool, output: Output | None, interactive: bool = False
+    ) -> None:
         self.app = app
         self.name = checked_name(name, "app name") if name is not None else app.name or _default_name(app)
         if not isinstance(detach, bool):
             raise InvalidError(f"`app.run(detach={detach!r})` takes True or False")
+        if not isinstance(interactive, bool):
+            raise InvalidError(f"`app.run(interactive={interactive!r})` takes True or False")
+        if interactive:
+            check_terminal()
         self.detach = detach
-        self.output: Output = output if output is not None else PlainOutput()
+        self.interactive = interactive
+        self.output = output
 
     def __enter__(self) -> App:
         _blocking.warn_if_in_loop("app.run", "use `async with app.run():`")
@@ -428,8 +451,23 @@ class AppRun:
             )
         if self.app._running is not None:
             raise ConflictError(f"{self.app!r} is running already", hint="leave its `with app.run():` block first")
-        self.app._running = await start_app(self.app, self.name, self.detach, self.output)
+        enabled = None if self.interactive else enabled_output()  # whose live view would fight for the terminal
+        output = self.output or enabled or PlainOutput()
+        try:
+            self.app._running = await start_app(self.app, self.name, self.detach, output, self.interactive)
+        except BaseException:
+            self.take_terminal_back()
+            raise
         return self.app
+
+    def take_terminal_back(self) -> None:
+        """From the container that has it. Idempotent."""
+        if not self.interactive:
+            return
+        client = Client.current()
+        terminal, client.terminal = client.terminal, None
+        if terminal is not None:
+            terminal.close()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -437,6 +475,7 @@ class AppRun:
         running = self.app._running
         if running is None:
             return
+        self.take_terminal_back()
         interrupted = kind is not None and not issubclass(kind, Exception)
         try:
             if not self.detach:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from squall._blocking import is_notebook
-from squall._marks import EXIT_GRACE, Marked, Shape, fields_of, parameter, shape_of
+from squall._marks import EXIT_GRACE, Marked, Shape, check_schedulable, fields_of, parameter, shape_of
 from squall.cls import Cls
 from squall.exception import InvalidError
 from squall.function import Function
@@ -216,6 +216,8 @@ class App:
         - `serialized=False`: True sends the function by value, so that it may be defined anywhere.
         - `include_source`: False leaves your source out of its containers; the app's choice when left out.
         - `is_generator`: True for a plain function that returns a generator.
+        - `schedule`: a `Cron` or a `Period`: when the app is deployed, the function is called at these times. All its
+          arguments must have defaults.
 
         Raises InvalidError at this line for a wrong option, and for what a container could not find by name: a
         lambda, a method, a function inside another. `docs/guide/functions.md` describes each option.
@@ -253,6 +255,8 @@ class App:
             raise InvalidError(
                 f"generator `{tag}` has `retries`", hint="a generator that failed half way cannot resume"
             )
+        if fields.get("schedules"):
+            check_schedulable(raw_f, tag, is_generator=is_generator)
         spec = self._spec(tag, raw_f, {**fields, **fields_of(raw_f)})
         spec.is_generator, spec.is_async = is_generator, is_async
         self._add(spec, raw_f, options)
@@ -294,6 +298,10 @@ class App:
             raise InvalidError("`@app.cls` was used without its parentheses", hint="write `@app.cls()` above the class")
         if options.get("is_generator") is not None:
             raise InvalidError("`@app.cls` has no option `is_generator`", hint="`@squall.method` has it")
+        if options.get("schedule") is not None:
+            raise InvalidError(
+                "`@app.cls` has no option `schedule`", hint="write it at a method: `@squall.method(schedule=...)`"
+            )
         fields = read_options(options, "@app.cls")
 
         def decorate(raw: type[T]) -> Cls[T]:
@@ -407,7 +415,14 @@ class App:
 
     # -- running
 
-    def run(self, *, name: str | None = None, detach: bool = False, output: Output | None = None) -> AppRun:
+    def run(
+        self,
+        *,
+        name: str | None = None,
+        detach: bool = False,
+        interactive: bool = False,
+        output: Output | None = None,
+    ) -> AppRun:
         """Run the app while the block lasts: `with app.run():` or `async with app.run():`.
 
         Starts a server when none runs. At the end of the block unfinished inputs are cancelled and the containers
@@ -416,8 +431,11 @@ class App:
         - `name`: run the app under another name.
         - `detach`: True lets it go on without you when the block or the program ends, as long as it has spawned
           calls to finish.
+        - `interactive`: True lends this program's terminal to containers that ask for it, by `breakpoint()` or
+          `squall.interact()`; it must have one.
         - `output`: an object with `log(chunk, data)` and `notice(notice)` that gets what containers write and what
-          there is to say about them; without one it goes to this program's stdout and stderr.
+          there is to say about them; without one it goes to that of `squall.enable_output()`, or else plainly to this
+          program's stdout and stderr.
 
         Raises ConflictError when this app object is running already, InvalidError in a container, ServiceError when
         no server can be reached or started.
@@ -433,7 +451,7 @@ class App:
         """
         from squall._session import AppRun  # what runs apps is not needed to define them
 
-        return AppRun(self, name=name, detach=detach, output=output)
+        return AppRun(self, name=name, detach=detach, interactive=interactive, output=output)
 
     def __getattr__(self, name: str) -> Any:
         if name in _NOT_YET:

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from squall._blocking import both
@@ -40,9 +40,12 @@ from squall.protocol.messages import (
     BLOB_CHUNK_BYTES,
     INLINE_LIMIT_BYTES,
     BuildOutput,
+    ExecData,
+    ExecExit,
     GetBlob,
     HasBlobs,
     Hello,
+    Interact,
     LogChunk,
     Message,
     Notice,
@@ -56,6 +59,7 @@ from squall.protocol.messages import (
 from squall.protocol.transport import Link, Pending
 
 if TYPE_CHECKING:
+    from squall._terminal import Terminal
     from squall.config import Config
 
 log = Logger("client")
@@ -118,6 +122,8 @@ class Client:
         self._followers: dict[str, Output | None] = {}
         """App id -> who sees its logs; None when it is over."""
         self._uploads: dict[str, Pending[None]] = {}
+        self.terminal: Terminal | None = None
+        """This program's, while an interactive app runs."""
         self._unclaimed: deque[tuple[str, Message, bytes]] = deque(maxlen=UNCLAIMED_LIMIT)
         self._follow_lock = threading.Lock()
         if link is None:
@@ -209,6 +215,8 @@ class Client:
             self._show(message.app_id, message, payload)
         elif isinstance(message, BuildOutput):
             self._show(message.image_id, _as_shown(message), payload)
+        elif self.terminal is not None and isinstance(message, (Interact, ExecData, ExecExit)):
+            self.terminal.on_push(message, payload)
         elif getattr(self, "_welcome", None) is not None:
             self._welcome.set(message)  # type: ignore[union-attr]
 
@@ -254,6 +262,8 @@ class Client:
         )
         if getattr(self, "_welcome", None) is not None:
             self._welcome.fail(error)  # type: ignore[union-attr]
+        if self.terminal is not None:
+            self.terminal.close("the connection to the server broke")
         for call_id in list(self.sinks):
             sink = self.sinks.pop(call_id, None)
             if sink is not None:
@@ -342,6 +352,10 @@ def error_of(item: OutputItem, data: bytes, name: str, source_map: Mapping[str, 
     if item.status == "error" and data:
         return payloads.unpack_exception(data, name, source_map)
     cls, said = _STATUSES.get(item.status, (InternalError, f"ended with the unknown status `{item.status}`"))
+    if item.code:
+        from squall.exception import all_errors
+
+        cls = all_errors().get(item.code, cls)
     hint = item.hint
     if cls is StartupError and data:
         cause = payloads.unpack_exception(data, name, source_map)
@@ -420,6 +434,8 @@ class _State:
         self.in_container = False
         self.app_name = ""
         self.app_id = ""
+        self.attach: Callable[[], None] | None = None
+        """In a container whose app was run with a terminal: makes it this process's own."""
 
 
 _state = _State()
@@ -448,6 +464,11 @@ def set_app(name: str, app_id: str) -> None:
     _state.app_name, _state.app_id = name, app_id
 
 
+def set_attach(attach: Callable[[], None]) -> None:
+    """For the runner: how user code comes by a terminal."""
+    _state.attach = attach
+
+
 def set_context(input_id: str, call_id: str) -> None:
     """For the runner: which input this thread or task runs from now on."""
     _input.set((input_id, call_id))
@@ -462,6 +483,38 @@ def is_local() -> bool:
             print("imported by your program")
     """
     return not _state.in_container and "SQUALL_IS_REMOTE" not in os.environ
+
+
+def interact() -> None:
+    """Attach your terminal to the container that this code runs in: `input()`, `code.interact()` and debuggers work.
+
+    The app must run in a terminal with `squall run -i`, or `app.run(interactive=True)`. From here to the end of the
+    input, standard input, output and error of the container are that terminal: keys go to it as they are, Ctrl-C
+    raises KeyboardInterrupt there, and Ctrl-\\ kills the container. What it prints meanwhile is not in its logs, and
+    no timeout of the function ends it. One container has the terminal at a time; others wait here, and say so.
+    `breakpoint()` calls this by itself. In your own program, so under `.local()` too, it does nothing.
+
+    Raises InvalidError in a container of an app that was run without a terminal, ServiceError when the terminal has
+    gone.
+
+    Example:
+
+        @app.function()
+        def shout(text):
+            squall.interact()
+            return text.upper()
+
+        @app.local_entrypoint()
+        def main():
+            print(shout.local("hello"))
+    """
+    if _state.attach is not None and _state.client is not None and _state.client.usable():
+        _state.attach()
+    elif not is_local():
+        raise InvalidError(
+            "`squall.interact()`: the app of this container was run without a terminal, or this is a child process",
+            hint="run it with `squall run -i`, and call this in the function's own process",
+        )
 
 
 def current_input_id() -> str | None:

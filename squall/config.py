@@ -57,6 +57,9 @@ class Config:
     debian_mirror: str = _setting(
         "", "URL of the Debian mirror that `Image.debian_slim` is made from; empty: that of this machine's apt"
     )
+    database_url: str = _setting(
+        "", "`postgresql://` URL of the Store's database; empty: SQLite in the home", private=True
+    )
     seal_key: str = _setting(
         "", "32 bytes in base64 that seal secrets in the Store; empty: those in `state/seal.key`", private=True
     )

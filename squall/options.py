@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from squall.exception import InvalidError
 from squall.image import Image
 from squall.protocol.messages import RetryPolicy
+from squall.schedule import Schedule, schedule_fields
 from squall.secret import Secret, checked_env
 
 NAME_LIMIT = 64
@@ -42,11 +43,11 @@ class FunctionOptions(TypedDict, total=False):
     block_network: bool
     include_source: bool | None
     is_generator: bool | None
+    schedule: Schedule | None
 
 
 NOT_YET = frozenset(
     {
-        "schedule",
         "volumes",
         "ephemeral_disk",
         "proxy",
@@ -127,6 +128,8 @@ def variant_fields(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name in options:
         if name in _FLAGS:
             raise InvalidError(f"`{where}` cannot change `{name}`", hint="it belongs to how the code is sent")
+        if name == "schedule":
+            raise InvalidError(f"`{where}` cannot change `schedule`", hint="a schedule calls the function itself")
     fields = read_options(options, where)
     if "image" in fields and fields["image"].kind != "host":
         raise InvalidError(
@@ -332,5 +335,6 @@ _READERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "scaledown_window": _field("scaledown_window", _number, 2, 3600),
     "single_use_containers": _flag_field("single_use_containers", "single_use"),
     "block_network": _flag_field("block_network", "block_network"),
+    "schedule": schedule_fields,
 }
 _FLAGS = frozenset({"serialized", "name", "include_source", "is_generator"})

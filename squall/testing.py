@@ -111,8 +111,8 @@ def _check_function(function: Function, inputs: list[Input]) -> None:
     require(len(running) == len(function.running), "what runs runs in one container", name)
     if function.running and function.options.timeout > 0:
         require(function.timeout_timer, "what runs has a timeout", name)
-    pushed = [input_.pushed_at for input_ in function.running]
-    require(pushed == sorted(pushed), "`running` is in the order of its deadlines", name)
+    began = list(function.running.values())
+    require(began == sorted(began), "`running` is in the order of its deadlines", name)
 
 
 def _check_container(container: Container) -> None:

@@ -222,7 +222,9 @@ def _on_close(client: Client) -> Callable[[], bool]:
 def completion(shell: str) -> None:
     """Print the script that makes SHELL complete squall's commands, names and ids.
 
-    For bash: `squall completion bash > ~/.local/share/bash-completion/completions/squall`
+    For bash: `squall completion bash > ~/.local/share/bash-completion/completions/squall`. For zsh: `squall completion
+    zsh > ~/.squall.zsh`, and `. ~/.squall.zsh` in `~/.zshrc`. For fish: `squall completion fish >
+    ~/.config/fish/completions/squall.fish`.
     """
     from click.shell_completion import get_completion_class
 

@@ -21,8 +21,9 @@ from typing import Any
 import click
 
 from squall import config
+from squall._output import Output
+from squall._terminal import make_raw, terminal_size, write_all
 from squall.cli.main import Group, did_you_mean
-from squall.cli.output import Output
 from squall.client import Client
 from squall.exception import InvalidError, NotFoundError, ServiceError
 from squall.protocol.messages import (
@@ -402,7 +403,7 @@ class Exec:
 
     def __init__(self, link: Link, container_id: str, argv: list[str], *, pty: bool, workdir: str) -> None:
         self.link = link
-        rows, cols = _terminal_size()
+        rows, cols = terminal_size()
         self.request = StartExec(container_id, argv, pty=pty, rows=rows, cols=cols, workdir=workdir)
         self.exec_id = ""
         self._done = threading.Event()
@@ -433,7 +434,7 @@ class Exec:
                 self._unread -= message.credit
                 self._credit.notify()
         elif isinstance(message, ExecData):
-            _write_all(2 if message.stream == "stderr" else 1, payload)
+            write_all(2 if message.stream == "stderr" else 1, payload)
         elif isinstance(message, ExecExit):
             self._exit = message
             self._done.set()
@@ -452,40 +453,20 @@ class Exec:
     def _raw_terminal(self) -> Callable[[], None]:
         """Keys go to the command as they are, and so do changes of the window's size; returns how to undo it."""
         import signal
-        import termios
-        import tty
 
-        before = termios.tcgetattr(0)
-        tty.setraw(0)
+        undo = make_raw()
 
         def resized(*_: object) -> None:
-            rows, cols = _terminal_size()
+            rows, cols = terminal_size()
             self.link.send(ExecData(self.exec_id, "resize", rows=rows, cols=cols))
 
         previous = signal.signal(signal.SIGWINCH, resized)
 
         def restore() -> None:
             signal.signal(signal.SIGWINCH, previous)
-            termios.tcsetattr(0, termios.TCSADRAIN, before)
+            undo()
 
         return restore
-
-
-def _terminal_size() -> tuple[int, int]:
-    try:
-        size = os.get_terminal_size(1)
-    except OSError:
-        return 24, 80
-    return size.lines, size.columns
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    try:
-        while view:
-            view = view[os.write(fd, view) :]
-    except OSError:  # nobody reads any more
-        pass
 
 
 # ---- trace --------------------------------------------------------------------------------------------------------

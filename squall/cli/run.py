@@ -18,14 +18,21 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from squall._output import Output, make_output
 from squall._session import AppRun, import_ref
+from squall._terminal import check_terminal
 from squall.app import App
 from squall.cli import options
 from squall.cli.main import UsageHint, did_you_mean, user_traceback
-from squall.cli.output import Output, make_output
 from squall.cls import Method
 from squall.exception import Error, InvalidError, NotFoundError
+
+
+def complete_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Tab completion of files, by the shell itself; what is in them is not looked at, as that may run code."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 @dataclass
@@ -48,6 +55,12 @@ class Target:
 )
 @click.option("-m", "as_module", is_flag=True, help="REF is a module (pkg.mod or pkg.mod::function), not a file.")
 @click.option("-d", "--detach", is_flag=True, help="Leave the app and its spawned calls running at the end.")
+@click.option(
+    "-i",
+    "--interactive",
+    is_flag=True,
+    help="Lend this terminal to containers: `breakpoint()` and `squall.interact()` work, no live view.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No live view and no notices; only what the containers write.")
 @click.option("-n", "--name", default=None, help="Run the app under this name.")
 @click.option(
@@ -57,7 +70,7 @@ class Target:
     help="Write what it returns (text or bytes) to this file.",
 )
 @click.option("--timestamps", is_flag=True, help="Put the time before each line that a container writes.")
-@click.argument("ref", metavar="REF")
+@click.argument("ref", metavar="REF", shell_complete=complete_file)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
 @click.pass_context
 def run(
@@ -66,6 +79,7 @@ def run(
     args: tuple[str, ...],
     as_module: bool,
     detach: bool,
+    interactive: bool,
     quiet: bool,
     name: str | None,
     write_result: str | None,
@@ -74,8 +88,11 @@ def run(
     """Run an entrypoint, or a function in a container.
 
     REF is a file (hello.py), a function or entrypoint in it (hello.py::square), or one of a certain app
-    (hello.py::app.square). ARGS are options made from its parameters: `squall run hello.py --help` shows them.
+    (hello.py::app.square). ARGS are options made from its parameters: `squall run hello.py --help` shows them. A
+    parameter's annotation says what its option takes, else the type of its default; with neither it is text.
     """
+    if interactive:
+        check_terminal()
     target = find_target(ref, as_module)
     command = options.command_for(target.name, target.raw_f, signature_of(target))
     shown_as = f"squall run {'-m ' if as_module else ''}{ref}"
@@ -87,8 +104,8 @@ def run(
             hint = f"`{error.option_name}` is an option of `squall run`: put it before `{ref}`"
             raise UsageHint(error.format_message(), hint, error.ctx) from None
         raise
-    output = make_output(quiet=quiet, timestamps=timestamps)
-    app_run = target.app.run(name=name, detach=detach, output=output)
+    output = make_output(quiet=quiet, timestamps=timestamps, live=not interactive)
+    app_run = target.app.run(name=name, detach=detach, interactive=interactive, output=output)
     try:
         with interrupts(app_run, output):
             result = execute(target, kwargs, app_run, output)
@@ -341,6 +358,7 @@ def interrupts(app_run: AppRun, output: Output) -> Iterator[None]:
     def on_signal(signum: int, frame: FrameType | None) -> None:
         nonlocal pressed
         pressed += 1
+        app_run.take_terminal_back()
         if pressed > 1:
             if sys.stderr.isatty():
                 os.write(2, b"\x1b[?25h")  # the live view hides the cursor, and will not get to show it again

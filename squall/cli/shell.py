@@ -13,12 +13,13 @@ import sys
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from squall._session import PlainOutput, built_spec, prepare
 from squall.app import App
 from squall.cli.main import did_you_mean
 from squall.cli.manage import Exec, ask, complete, connect, resolve
-from squall.cli.run import apps_of, import_script
+from squall.cli.run import apps_of, complete_file, import_script
 from squall.client import Client
 from squall.exception import NotFoundError, ServiceError
 from squall.function import Function
@@ -31,11 +32,17 @@ READ_PROFILE = f". {PROFILE}; rm -f {PROFILE}; "
 DAY_S = 86_400.0
 
 
+def complete_ref(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Containers that run, and files."""
+    running = [CompletionItem(word) for word in complete("container")(ctx, param, incomplete)]
+    return running if incomplete.startswith("co-") else [*running, *complete_file(ctx, param, incomplete)]
+
+
 @click.command()
 @click.option("-c", "--cmd", default="", help="Run this shell command instead of a shell; the exit code is its own.")
 @click.option("-m", "as_module", is_flag=True, help="REF is a module (pkg.mod::function), not a file.")
 @click.option("--pty/--no-pty", default=None, help="Give it a terminal; by default when this is one.")
-@click.argument("ref", required=False, default="", shell_complete=complete("container"))
+@click.argument("ref", required=False, default="", shell_complete=complete_ref)
 @click.pass_context
 def shell(ctx: click.Context, ref: str, cmd: str, as_module: bool, pty: bool | None) -> None:
     """Open a shell in a container.

@@ -160,10 +160,21 @@ class ImageSpec:
 
 
 @dataclass
+class ScheduleSpec:
+    """When a deployed function, or the `method` of a class, is called without arguments: by a cron expression in a
+    time zone, or every `period`, which is unit (`years` to `seconds`) -> number."""
+
+    cron: str = ""
+    timezone: str = "UTC"
+    period: dict[str, float] = field(default_factory=dict)
+    method: str = ""
+
+
+@dataclass
 class FunctionSpec:
     """All that the platform must know to run one function. Sent once in `CreateApp`."""
 
-    NESTED: ClassVar[dict[str, type]] = {"retries": RetryPolicy, "image": ImageSpec}
+    NESTED: ClassVar[dict[str, type]] = {"retries": RetryPolicy, "image": ImageSpec, "schedules": ScheduleSpec}
 
     tag: str
     module: str = ""
@@ -218,8 +229,12 @@ class FunctionSpec:
     """Of a class: the methods that inputs may name. Empty for a function."""
     parameters: list[str] = field(default_factory=list)
     """Names of a class's parameters. With any, inputs go to the pools that `BindFunction` makes, never to this one."""
+    shape: dict[str, Any] = field(default_factory=dict)
+    """Of a class: what the SDK must know to make handles of it where its code is not; opaque in between."""
     exit_grace: float = 0.0
     """Seconds that a class's exit hooks are given; 0: it has none."""
+    schedules: list[ScheduleSpec] = field(default_factory=list)
+    """At most one of a function, and of each method of a class."""
 
 
 # ---- apps -------------------------------------------------------------------------------------------------------
@@ -239,6 +254,8 @@ class CreateApp(Message):
     detach: bool = False
     follow: bool = True
     """Push `LogChunk` and `Notice` of the app to this connection."""
+    terminal: str = ""
+    """The TERM of the terminal that the app's containers may ask this connection for (`Interact`); empty: none."""
 
 
 @dataclass(eq=False, repr=False)
@@ -433,6 +450,8 @@ class OutputItem:
     message: str = ""
     """For people, where there is no payload: what happened (`lost`, `timeout`, `rejected`, ...)."""
     hint: str = ""
+    code: str = ""
+    """Of `rejected`: which class in `squall.exception`; empty for a limit that was reached."""
     started_at: float = 0.0
     finished_at: float = 0.0
 
@@ -514,6 +533,8 @@ class Load(Message):
     functions: dict[str, str] = field(default_factory=dict)
     """tag -> function id of the whole app, so that its handles work inside."""
     generators: list[str] = field(default_factory=list)
+    terminal: str = ""
+    """As in `CreateApp`."""
     environment: str = "main"
     """Name of the environment that its app is in."""
 
@@ -744,6 +765,21 @@ class ExecExit(Message):
     exec_id: str
     code: int
     message: str = ""
+
+
+@dataclass(eq=False, repr=False)
+class Interact(Message):
+    """From a runner: its user code wants the terminal of who runs the app. `Reply.data`: `{"exec_id", "rows", "cols"}`
+    once it has it; then `ExecData` both ways, and `ExecExit` from whoever ends it.
+
+    To that client: lend it, and say so by an `ExecData` `resize`; or, without `exec_id`, this container has to wait.
+    """
+
+    TAG = "interact"
+    app_id: str = ""
+    container_id: str = ""
+    function: str = ""
+    exec_id: str = ""
 
 
 M = TypeVar("M")

@@ -89,7 +89,10 @@ def unpack(data: bytes | memoryview, what: str) -> Any:
 
 def _loading_hint(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"module `{error.name}` must be importable on both sides: in your program and in the image"
+        return (
+            f"module `{error.name}` must be importable on both sides, in your program and in the image;"
+            " or pass plain values: numbers, text, lists, bytes"
+        )
     if isinstance(error, AttributeError):
         return "the module that defines its type differs between your program and the container"
     return "its type must be the same, and its `__setstate__` or `__reduce__` must work, on both sides"
@@ -134,8 +137,31 @@ def unpack_call(data: bytes | memoryview, name: str = "the function") -> tuple[t
 
 
 def pack_by_value(value: Any, what: str) -> bytes:
-    """As `pack`, but always by value: for a function whose module the container cannot import."""
-    return BY_VALUE + _dumps_by_value(value, what)
+    """As `pack`, but always by value: for a function whose module the container cannot import.
+
+    What else that module defines goes along by value as well, as far as the function refers to it.
+    """
+    own = _users_module(value)
+    registered: set[str] = _cloudpickle()._PICKLE_BY_VALUE_MODULES
+    if not own or own in registered:
+        return BY_VALUE + _dumps_by_value(value, what)
+    registered.add(own)
+    try:
+        return BY_VALUE + _dumps_by_value(value, what)
+    finally:
+        registered.discard(own)
+
+
+def _users_module(value: Any) -> str:
+    """The module that defines a function or class, or the package it is in; nothing for an installed one."""
+    if not isinstance(value, (types.FunctionType, type)):
+        return ""
+    name = value.__module__ or ""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    installed = [os.path.join(os.path.abspath(prefix), "lib", "") for prefix in (sys.prefix, sys.base_prefix)]
+    if name == "__main__" or not file or os.path.abspath(file).startswith((*installed, _OWN_DIR)):
+        return ""
+    return name.partition(".")[0]
 
 
 _PRIVATE_NAME = "squall._cloudpickle"

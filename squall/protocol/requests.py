@@ -201,7 +201,7 @@ class LookupApp(Message):
 
 @dataclass(eq=False, repr=False)
 class LookupFunction(Message):
-    """A function, or class, of a deployed app; of one `version` of it, or with 0 of whichever takes calls. From a client
+    """A function, or class, of a deployed app: of one `version`, or with 0 of whichever takes calls. From a client
     or a runner. `Reply.data`: function_id, app_id, version, is_generator, shape (of a class, else empty)."""
 
     TAG = "lookup_function"

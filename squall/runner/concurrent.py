@@ -366,6 +366,7 @@ class Serving:
                 if job.answered:
                     return
                 job.answered = True
+            self.runner.release_terminal()
             self.runner.flush()
             out.finished_at, out.message = time.time(), message
         out.size = len(data)

@@ -30,6 +30,8 @@ from squall.protocol.messages import (
     INLINE_LIMIT_BYTES,
     YIELD_WINDOW,
     CancelRun,
+    ExecData,
+    ExecExit,
     FunctionSpec,
     Hello,
     Load,
@@ -51,6 +53,7 @@ from squall.runner.loader import sdk
 
 if TYPE_CHECKING:
     from squall.runner.concurrent import Serving
+    from squall.runner.terminal import Terminal
 
 CANCEL_SIGNAL = getattr(signal, "SIGRTMIN", signal.SIGUSR2) + (5 if hasattr(signal, "SIGRTMIN") else 0)
 LOAD_TIMEOUT = 120.0
@@ -69,6 +72,8 @@ class Runner:
         self.entered = False
         self.serving: Serving | None = None
         """Where several inputs run at a time."""
+        self.terminal: Terminal | None = None
+        """Of who runs the app, where user code may ask for one."""
         self.stopping = False
         self.current: Key | None = None
         self.in_user_code = False
@@ -106,9 +111,13 @@ class Runner:
             if message.cancel:
                 self._abandon()
             self._wake()
+        elif self.terminal is not None and isinstance(message, (ExecData, ExecExit)):
+            self.terminal.on_push(message, payload)
 
     def on_close(self, reason: str) -> None:
         self.stopping = True
+        if self.terminal is not None:
+            self.terminal.on_close()
         self._wake()
 
     def _wake(self) -> None:
@@ -188,17 +197,39 @@ class Runner:
         assert self.load is not None
         message, parameters = self.load
         sdk.set_app(message.app_name, message.app_id)
+        if message.terminal:
+            self._offer_terminal(message.terminal)
         try:
             self.code = loader.load(message, parameters, self.source, self.read_blob)
             self._enter()
         except BaseException as error:
+            self.release_terminal()
             self.flush()
             text, hint = loader.what_failed(error)
             self.link.send(Loaded(False, message=text, hint=hint), payloads.pack_exception(error))
             return False
+        self.release_terminal()
         self.flush()
         self.link.send(Loaded(True, steps=self.code.steps))
         return True
+
+    def _offer_terminal(self, term: str) -> None:
+        from squall.runner.terminal import Terminal  # which most containers never need
+
+        def may_control() -> bool:
+            return self.serving is None and threading.current_thread() is threading.main_thread()
+
+        def current() -> str | None:
+            return sdk.current_input_id() if self.serving is not None else ""
+
+        self.terminal = Terminal(self.link, term, current, may_control)
+        sdk.set_attach(self.terminal.attach)
+        sys.breakpointhook = self.terminal.breakpoint
+
+    def release_terminal(self) -> None:
+        """What ran in this thread or task is over."""
+        if self.terminal is not None:
+            self.terminal.release()
 
     def _enter(self) -> None:
         """A class's enter hooks. One that raises ends the container, and the exit hooks do not run."""
@@ -226,6 +257,7 @@ class Runner:
                     hook.call()
             except BaseException:
                 traceback.print_exc()
+        self.release_terminal()
 
     def _serve(self) -> None:
         inbox = self.inbox
@@ -256,6 +288,7 @@ class Runner:
                 raise
             out.status, result = "error", payloads.pack_exception(error)
         finally:
+            self.release_terminal()
             self.current = None
             self.cancelled.discard(key)
             self.credits.pop(key, None)

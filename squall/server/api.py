@@ -39,6 +39,7 @@ from squall.protocol.messages import (
     GetOutput,
     GetStats,
     HasBlobs,
+    Interact,
     LogChunk,
     Message,
     OutputItem,
@@ -54,16 +55,33 @@ from squall.protocol.messages import (
     new_id,
     to_dict,
 )
-from squall.protocol.requests import GetLogs, GetTrace, ListObjects, StopServer
+from squall.protocol.requests import (
+    DeployApp,
+    GetApp,
+    GetFunctionStats,
+    GetLogs,
+    GetTrace,
+    ListObjects,
+    ListVersions,
+    LookupApp,
+    LookupFunction,
+    RedeployApp,
+    SetLabels,
+    StopServer,
+    UpdateAutoscaler,
+)
 from squall.protocol.transport import FrameStream
+from squall.server.app_api import AppApi
 from squall.server.demand import Demand
 from squall.server.logs import Record
 from squall.server.objects import AppRecord, Scope
+from squall.server.terminals import Terminals
 from squall.server.timelines import spans
 from squall.server.wire import Outbox, refuse, reply
 from squall.storage.blobs import Upload, check_digest
 
 if TYPE_CHECKING:
+    from squall.server.containers import ContainerRecord
     from squall.server.main import Server
 
 log = Logger("server")
@@ -140,6 +158,8 @@ class Api:
         self.loop = server.loop
         self.execs: dict[str, tuple[Peer, Any]] = {}
         """exec id -> who asked, and the node it runs on."""
+        self.terminals = Terminals(server.dispatch, self.kill_container)
+        self.apps = AppApi(server)
         self._quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
             Submit: self.submit,
             BindFunction: self.bind_function,
@@ -149,19 +169,29 @@ class Api:
             YieldCredit: self.yield_credit,
             CancelCall: self.cancel_call,
             GetStats: self.get_stats,
+            LookupFunction: self.apps.lookup_function,
             Ping: self.ping,
         }
         self._slow: dict[type[Message], Callable[[Peer, Any], Any]] = {
             GetOutput: server.calls.get_output,
             GetCall: self.get_call,
+            UpdateAutoscaler: self.apps.update_autoscaler,
         }
-        """What a runner may ask too; both tables together are all a runner may ask."""
+        """What a runner may ask too."""
+        self._runner_quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
+            **self._quick,
+            Interact: self.terminals.ask,
+            ExecData: self.terminals.from_runner,
+            ExecExit: self.terminals.from_runner,
+        }
+        """This and `_slow` are all that a runner may ask."""
         self._client_quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
             **self._quick,
             CreateApp: self.create_app,
             StartExec: self.start_exec,
             ExecData: self.exec_data,
             GetTrace: self.get_trace,
+            GetFunctionStats: self.apps.get_function_stats,
             GetImage: self.get_image,
             StopContainer: self.stop_container,
         }
@@ -174,11 +204,17 @@ class Api:
             BuildImage: self.build_image,
             PruneImages: self.prune_images,
             VerifyImage: self.verify_image,
+            DeployApp: self.apps.deploy,
+            RedeployApp: self.apps.redeploy,
+            ListVersions: self.apps.list_versions,
+            LookupApp: self.apps.lookup_app,
+            GetApp: self.apps.get_app,
+            SetLabels: self.apps.set_labels,
         }
 
     def handle(self, peer: Peer, message: Message, payload: bytes) -> None:
         kind = type(message)
-        quick = (self._quick if peer.is_runner else self._client_quick).get(kind)
+        quick = (self._runner_quick if peer.is_runner else self._client_quick).get(kind)
         try:
             if quick is not None:
                 quick(peer, message, payload)
@@ -210,9 +246,11 @@ class Api:
 
     def _reject(self, peer: Peer, message: Submit, error: Exception) -> None:
         """A submit that nobody waits for an answer of is answered by its results."""
+        code = error.code if isinstance(error, Error) else ""
         text, hint = getattr(error, "message", "") or str(error), getattr(error, "hint", "")
         for item in message.items:
-            peer.outbox.add(output_head_of(message.call_id, item.idx, "rejected", text, hint), b"")
+            out = OutputItem(message.call_id, item.idx, "rejected", message=text, hint=hint, code=code)
+            peer.outbox.add(output_head_of(out), b"")
 
     # -- apps
 
@@ -335,6 +373,16 @@ class Api:
             raise no_container(message.container_id)
         peer.reply(message.id)
 
+    def kill_container(self, record: ContainerRecord, reason: str) -> None:
+        """End it at once, for the user's own sake: what runs in it is not tried again."""
+        container = self.server.dispatch.containers.get(record.container_id)
+        for input_ in list(container.running) if container is not None else ():
+            now = time.monotonic()
+            self.server.reconciler.apply(
+                self.server.dispatch.cancel(now, input_.call_id, [input_.idx], reason, terminate=True)
+            )
+        self.server.reconciler.stop_container(record.container_id, 0.0, reason)
+
     def start_exec(self, peer: Peer, message: StartExec, payload: bytes) -> None:
         record = self.server.reconciler.containers.get(message.container_id)
         if record is None or record.state not in ("starting", "ready", "draining"):
@@ -351,6 +399,8 @@ class Api:
         owner, node = self.execs.get(message.exec_id, (None, None))
         if owner is peer and node is not None:
             node.send(message, payload)
+        elif owner is None:
+            self.terminals.from_client(peer, message, payload)
 
     def exec_from_node(self, node: Any, message: Any, payload: bytes, *, last: bool) -> None:
         peer, owner = self.execs.get(message.exec_id, (None, None))
@@ -369,6 +419,7 @@ class Api:
             if owner is peer:
                 del self.execs[exec_id]
                 node.send(ExecData(exec_id, "kill"))
+        self.terminals.peer_lost(peer)
         peer.forget()
 
     # -- looking
@@ -377,9 +428,9 @@ class Api:
         if message.all:
             await self.server.objects.recall()
         makers: dict[str, Callable[[ListObjects], list[dict[str, Any]]]] = {
-            "apps": self._apps,
-            "containers": self._containers,
-            "functions": self._functions,
+            "apps": lambda _: self._apps(peer, message),
+            "containers": lambda _: self._containers(peer, message),
+            "functions": lambda _: self.apps.function_rows(peer, message.app),
             "calls": self._calls,
             "nodes": lambda _: self.server.nodes.inventory(),
             "images": lambda _: self.server.builds.rows(),
@@ -391,30 +442,17 @@ class Api:
             )
         peer.reply(message.id, {"rows": rows(message)[-max(1, message.limit) :]})
 
-    def _apps(self, message: ListObjects) -> list[dict[str, Any]]:
-        containers = self.server.reconciler.containers.values()
-        return [
-            {
-                "app_id": app.app_id,
-                "name": app.name,
-                "state": app.state,
-                "detached": app.detached,
-                "created_at": app.created_at,
-                "stopped_at": app.stopped_at or None,
-                "reason": app.reason,
-                "functions": len(app.functions),
-                "containers": sum(1 for record in containers if record.function.app is app),
-            }
-            for app in self.server.objects.apps.values()
-            if message.all or app.state != "stopped"
-        ]
+    def _apps(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
+        apps = [app for app in self.server.objects.apps.values() if app.scope == peer.scope]
+        return [self.apps.app_row(app) for app in apps if message.all or app.state != "stopped"]
 
-    def _containers(self, message: ListObjects) -> list[dict[str, Any]]:
+    def _containers(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
         reconciler = self.server.reconciler
         records = list(reconciler.history.values()) if message.all else []
         records += reconciler.containers.values()
+        records = [record for record in records if record.function.app.scope == peer.scope]
         if message.app:
-            app = self.server.objects.find_app(message.app)
+            app = self.server.objects.find_app(message.app, peer.scope)
             records = [record for record in records if record.function.app is app]
         rows = []
         for record in records:
@@ -425,6 +463,7 @@ class Api:
                     "app": record.function.app.name,
                     "app_id": record.function.app.app_id,
                     "function": record.function.spec.tag,
+                    "version": record.function.version or None,
                     "node_id": record.node.node_id,
                     "state": record.state,
                     "running": len(state.running) if state is not None else 0,
@@ -434,17 +473,6 @@ class Api:
                     **record.node.used.get(record.container_id, {}),
                 }
             )
-        return rows
-
-    def _functions(self, message: ListObjects) -> list[dict[str, Any]]:
-        rows = []
-        for function_id, function in self.server.objects.functions.items():
-            if function_id not in self.server.dispatch.functions:
-                continue
-            if not message.app or message.app in (function.app.app_id, function.app.name):
-                stats = stats_of(self.server.dispatch.demand(time.monotonic(), function_id))
-                row = {"function_id": function_id, "function": function.spec.tag, "app": function.app.name}
-                rows.append({**row, **stats})
         return rows
 
     def _calls(self, message: ListObjects) -> list[dict[str, Any]]:
@@ -507,7 +535,7 @@ class Api:
             await self._get_image_logs(peer, message)
             return
         await self.server.objects.recall()
-        app = self._logs_app(message)
+        app = self._logs_app(peer, message)
         end = await self._send_logs(peer, message, app, 0)
         if message.follow:
             for _ in range(CATCH_UP_ROUNDS):  # what was written meanwhile; then, without a gap, what comes
@@ -538,17 +566,17 @@ class Api:
             peer.stream.send(log_chunk(app, record, message.id), record.data)
         return kept.end
 
-    def _logs_app(self, message: GetLogs) -> AppRecord:
+    def _logs_app(self, peer: Peer, message: GetLogs) -> AppRecord:
         if message.app:
-            return self.server.objects.find_app(message.app)
+            return self.server.objects.find_app(message.app, peer.scope)
         reconciler = self.server.reconciler
         record = reconciler.containers.get(message.container_id) or reconciler.history.get(message.container_id)
-        if record is None:
+        if record is None or record.function.app.scope.workspace != peer.scope.workspace:
             raise NotFoundError(f"no container `{message.container_id[:80]}`", hint="see `squall container list --all`")
         return record.function.app
 
 
-def check_environment(peer: Peer, message: CreateApp) -> None:
+def check_environment(peer: Peer, message: CreateApp | DeployApp) -> None:
     """`Image.host()` shows containers this server's Python environment, so a program of another would miss its own."""
     if not peer.prefix or os.path.realpath(peer.prefix) == os.path.realpath(sys.prefix):
         return
@@ -579,9 +607,9 @@ def stats_of(demand: Demand) -> dict[str, Any]:
     }
 
 
-def output_head_of(call_id: str, idx: int, status: str, message: str, hint: str) -> str:
+def output_head_of(out: OutputItem) -> str:
     """A result without payload for a call whose id was not checked: encoded the slow, safe way."""
-    return json.dumps(to_dict(OutputItem(call_id, idx, status, message=message, hint=hint)))
+    return json.dumps(to_dict(out))
 
 
 def parse_call(ref: str) -> tuple[str, int | None]:

@@ -18,7 +18,7 @@ from squall.protocol.messages import CancelCall, GetCall, GetOutput, OutputItem,
 from squall.protocol.messages import to_dict as message_dict
 from squall.server.database import Database
 from squall.server.dispatch import Call, Dispatch, Finish, Input
-from squall.server.objects import FunctionRecord, Objects
+from squall.server.objects import FunctionRecord, Objects, has_ended
 from squall.server.timelines import InputTimeline, Timelines
 from squall.server.wire import check_id, output_head
 from squall.storage.blobs import check_digest
@@ -82,6 +82,8 @@ class Calls:
         check_id(message.call_id, "fc")
         function = self.objects.function(message.function_id, peer.scope)
         check_method(function, message.method)
+        if function.app.state != "running":
+            raise has_ended(function)
         items: list[tuple[int, Payload]] = []
         for item, part in zip(message.items, parts, strict=True):
             if not 0 <= item.idx < IDX_LIMIT:
@@ -182,6 +184,7 @@ class Calls:
                 finished,
                 time.monotonic() + offset,
                 container_id,
+                info.function.stable_id if info else "",
             )
         )
 

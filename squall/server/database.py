@@ -18,6 +18,7 @@ Tested in `tests/contract/test_database.py` over each backend that is present.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import secrets
 import threading
@@ -29,9 +30,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from squall._observe import Logger
-from squall.exception import Error, InternalError, ServiceError
+from squall.exception import ConflictError, Error, InternalError, ServiceError
 from squall.server import schema
-from squall.server.backends import Backend, Fault, Sqlite
+from squall.server.backends import Backend, Fault, backend_of
 
 log = Logger("store")
 
@@ -42,6 +43,7 @@ ItemsWork = Callable[[Any, list[I]], Sequence[T] | None]
 GROUP_LIMIT = 2000
 QUEUE_LIMIT = 100_000
 READERS = 2
+RECONNECT_EVERY_S = 0.1
 OWED_RETRY_S = 0.5
 """Between attempts at what `write_soon` left while the Store cannot be written."""
 CLOSE_S = 15.0
@@ -81,6 +83,7 @@ class Database:
         self._thread: threading.Thread | None = None
         self._readers: list[threading.Thread] = []
         self._closing = False
+        self._ready: asyncio.Future[Error | None] = loop.create_future()
         # The loop's: writes handed over, those attempted, and the reads that wait for them.
         self._sent = 0
         self._attempted = 0
@@ -91,17 +94,30 @@ class Database:
         self._engine: Any = None
         self._connection: Any = None
         self._owed: list[_Job] = []
+        self._down = False
+        self._nonce = secrets.token_hex(4)
+        self._groups = 0
+        self._last = ""
+        self._unsure: dict[str, list[Any]] = {}
 
     @classmethod
-    def in_directory(cls, directory: Path, loop: asyncio.AbstractEventLoop) -> Database:
+    def in_directory(cls, directory: Path, loop: asyncio.AbstractEventLoop, url: str = "") -> Database:
+        """The Store of a state directory: a file in it, or the database at `url`."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return cls(Sqlite(directory / "squall.db"), loop)
+        return cls(backend_of(url, directory), loop)
 
     def check(self) -> None:
         """Refuse, before anything is served, a database that is missing, foreign, damaged or newer than this release.
 
         Raises ConflictError or VersionError, and changes nothing. Costs some milliseconds."""
         self.backend.check()
+
+    async def ready(self) -> None:
+        """Wait until it is open. Raises the error that stands in the way."""
+        self.start()
+        error = await asyncio.shield(self._ready)
+        if error is not None:
+            raise error
 
     def start(self) -> None:
         """Start the thread (idempotent); called on first need, or when the server has nothing better to do."""
@@ -169,6 +185,7 @@ class Database:
 
     def _on_open(self, error: Error | None) -> None:
         self._opened, self._error = True, error
+        self._ready.set_result(error)
         if error is not None:
             log.error("the store cannot be used", error=error.message, hint=error.hint)
         self._release()
@@ -224,8 +241,7 @@ class Database:
             if group or self._owed:
                 self._commit(group)
         self._pay_last()
-        self._connection.close()
-        self._engine.dispose()
+        self._disconnect()
 
     def _refuse_all(self, error: Error) -> None:
         """The Store cannot be used: until the end, answer each write that was queued before the loop knew."""
@@ -254,24 +270,53 @@ class Database:
         try:
             self.backend.check()
             self._engine = self.backend.writer()
-            self._connect()
-            reader = self.backend.reader(READERS)
+            self._connect_within(self.backend.reconnect_s)
+            self._start_readers(self.backend.reader(READERS))
         except Error as error:
             return error
         except Exception as error:
             log.debug("opening the store failed", error=traceback.format_exc())
-            fault = self.backend.fault_of(error)
-            return fault.error if fault else Error(f"cannot open the Store: {type(error).__name__}: {error}")
-        self._start_readers(reader)
+            return Error(f"cannot open the Store: {type(error).__name__}: {error}")
         return None
 
+    def _connect_within(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self._connect()
+                return
+            except Exception as error:
+                self._disconnect()
+                fault = self.backend.fault_of(error)
+                if fault is None:
+                    raise
+                if not fault.lost or time.monotonic() > deadline or self._closing:
+                    raise fault.error from error
+            time.sleep(RECONNECT_EVERY_S)
+
     def _connect(self) -> None:
-        self._connection = self._engine.connect()
-        self.backend.claim(self._connection)
-        with self._connection.begin():
-            store_id = schema.prepare(self._connection, f"st-{secrets.token_hex(8)}")
+        """Claim the database, make it today's, and learn what became of a commit whose answer was lost."""
+        connection = self._connection = self._engine.connect()
+        self.backend.claim(connection)
+        with connection.begin():
+            store_id = schema.prepare(connection, f"st-{secrets.token_hex(8)}")
             self.backend.marker.check_store(self.backend.kind, store_id)
+            sealed = self.backend.sealed(connection)
         self.backend.marker.write(self.backend.kind, store_id)
+        if self._groups and sealed != self._last and sealed not in self._unsure:
+            raise ConflictError(
+                "another server has written to the Store while this one had lost it",
+                hint="end one of them: a database has one server",
+            )
+        self._last = sealed
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        with contextlib.suppress(Exception):  # it may be broken: what it held is the database's to clean up
+            if connection is not None:
+                connection.close()
+        with contextlib.suppress(Exception):
+            self._engine.dispose()
 
     def _commit(self, group: list[_Job]) -> None:
         """Attempt the group, and before it what is owed; tell the loop."""
@@ -287,35 +332,60 @@ class Database:
         self._loop_call(lambda: self._on_attempted(len(group), settled))
 
     def _settled(self, jobs: list[_Job]) -> list[Any] | Fault:
-        """The result of each, or what is wrong with the Store."""
-        tries = 0
+        """The result of each, or what is wrong with the Store. A connection that was lost is made anew, for a while;
+        whether the last commit on it was done is then known."""
+        tries, token = 0, ""
         while True:
             try:
-                return self._attempt(jobs)
+                if self._connection is None:
+                    self._connect_within(0.0 if self._down else self.backend.reconnect_s)
+                    log.info("the store is back")
+                self._down = False
+                if token and token == self._last:
+                    return self._unsure[token]
+                token = self._next_token()
+                return self._attempt(jobs, token)
+            except Error as error:  # of the connecting
+                self._down = True
+                return Fault(error)
             except Exception as error:
                 fault = self.backend.fault_of(error)
                 if fault is None:
                     return self._bug(jobs, error)
-                if not fault.again or tries >= self.backend.retries:
+                if fault.lost:
+                    log.warning("the store is away", error=fault.error.message)
+                    self._disconnect()
+                elif not fault.again or tries >= self.backend.retries:
                     return fault
                 tries += 1
-                time.sleep(0.01 * tries)
+                time.sleep(0.01 * min(tries, 10))
+
+    def _next_token(self) -> str:
+        self._groups += 1
+        return f"{self._nonce}-{self._groups}"
 
     def _bug(self, jobs: list[_Job], error: Exception) -> list[Any]:
         log.error("a group of writes failed", error=traceback.format_exc())
         return [_Failed(InternalError(f"store: {error!r}"))] * len(jobs)
 
-    def _attempt(self, jobs: list[_Job]) -> list[Any]:
+    def _attempt(self, jobs: list[_Job], token: str) -> list[Any]:
         """All in one transaction; when one of them raises, once more with a savepoint for each."""
         parts = _parts(jobs)
         try:
-            with self._connection.begin():
-                return self._together(jobs, parts)
+            return self._transact(self._together, jobs, parts, token)
         except Exception as error:
-            if self.backend.fault_of(error) is not None:
+            if self.backend.fault_of(error) is not None or self._connection.invalidated:
                 raise
+        return self._transact(self._apart, jobs, parts, token)
+
+    def _transact(self, run: Any, jobs: list[_Job], parts: list[list[int]], token: str) -> list[Any]:
         with self._connection.begin():
-            return self._apart(jobs, parts)
+            results: list[Any] = run(jobs, parts)
+            self.backend.seal(self._connection, token)
+            self._unsure[token] = results
+        self._unsure = {}
+        self._last = token
+        return results
 
     def _together(self, jobs: list[_Job], parts: list[list[int]]) -> list[Any]:
         results: list[Any] = [None] * len(jobs)
@@ -368,12 +438,18 @@ class Database:
         engine.dispose()
 
     def _read_once(self, engine: Any, job: _Job) -> Any:
-        try:
-            with engine.connect() as connection:
-                return job.work(connection)
-        except Exception as error:
-            fault = self.backend.fault_of(error)
-            return _Failed(fault.error if fault else error)
+        deadline = time.monotonic() + self.backend.reconnect_s
+        while True:
+            try:
+                with engine.connect() as connection:
+                    return job.work(connection)
+            except Exception as error:
+                fault = self.backend.fault_of(error)
+                if fault is None:
+                    return _Failed(error)
+                if not fault.lost or time.monotonic() > deadline or self._closing:
+                    return _Failed(fault.error)
+            time.sleep(RECONNECT_EVERY_S)
 
     def _loop_call(self, callback: Callable[[], Any]) -> None:
         if not self._loop.is_closed():

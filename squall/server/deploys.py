@@ -40,11 +40,12 @@ from squall.server.objects import (
     options_of,
 )
 from squall.server.reconciler import Reconciler
-from squall.server.versions import Version, changes_between
+from squall.server.versions import Kind, Version, changes_between
 
 log = Logger("server")
 
 STRATEGIES = ("rolling", "recreate")
+_KINDS: dict[str, Kind] = {"rollback": "rollback", "rollover": "rollover"}
 WAITING_LIMIT = 8
 """Deploys of one app that may wait for the one under way."""
 WAIT_S = 900.0
@@ -98,7 +99,7 @@ class Deploys:
     async def redeploy(self, message: RedeployApp, app: AppRecord) -> dict[str, Any]:
         if message.strategy not in STRATEGIES:
             raise _no_strategy(message.strategy)
-        if message.kind not in ("rollback", "rollover"):
+        if message.kind not in _KINDS:
             raise InvalidError(f"`{message.kind[:40]}` is no way to deploy an app again")
         async with self._turn(app.scope, app.name):
             before = self._to_repeat(app, message)
@@ -108,7 +109,7 @@ class Deploys:
                 before,
                 number=app.version + 1,
                 created_at=time.time(),
-                kind=message.kind,
+                kind=_KINDS[message.kind],
                 from_version=before.number,
                 strategy=message.strategy,
                 user=message.user[:TEXT_LIMIT],
@@ -270,7 +271,15 @@ class Deploys:
             self._withdraw(app, pools)
             raise
         app.labels = labels
+        ended = [tag for tag, pool in pools.items() if self._is_closed(pool)]
+        if ended:  # stopped while its version was being written: the Store hears of the stop last
+            self._withdraw(app, pools)
+            raise ConflictError(f"app `{app.name}` was stopped while it was deployed")
         self._switch(app, version, pools)
+
+    def _is_closed(self, pool: FunctionRecord) -> bool:
+        state = self.dispatch.functions.get(pool.function_id)
+        return state is None or bool(state.closed)
 
     def _switch(self, app: AppRecord, version: Version, pools: dict[str, FunctionRecord]) -> None:
         now = time.monotonic()

@@ -15,6 +15,7 @@ What the hand tells (events)                                        and when
   outputs(now, container_id, [Result])                              a frame of `Outputs` (its yields go to `yielded`)
   container_gone(now, container_id, reason, fault=..., init_error)  it exited, or its node is lost
   drain(now, container_id, reason)                                  the autoscaler's stop, or a node being emptied
+  attend(now, container_id, attended)                               a terminal is asked for there, or was left
   cancel / owner_gone                                               the caller changed its mind, or went away
   reject_queued                                                     no node could ever hold its containers
   tick(now)                                                         when `next_deadline()` has come
@@ -51,7 +52,6 @@ Cancelling a running input asks its container, and kills that container when it 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from heapq import heappop, heappush
 from typing import Any, TypeAlias
@@ -76,6 +76,7 @@ from squall.server.inputs import (
     StartFailure,
     Status,
     StopContainer,
+    swept,
 )
 from squall.server.succession import home_of, move_waiting
 
@@ -415,6 +416,13 @@ class Dispatch:
         self._pump(now, function, out)
         return out
 
+    def attend(self, now: float, container_id: str, attended: bool) -> None:
+        """Somebody sits at a terminal in it, or left: the clocks of its timeouts stand still, or begin anew."""
+        container = self.containers.get(container_id)
+        if container is not None:
+            container.attended = attended
+            self._renew(now, container)
+
     # ---- time ---------------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
@@ -542,7 +550,7 @@ class Dispatch:
             input_.container = container
             input_.pushed_at = now
             held[input_] = None
-            running[input_] = None
+            running[input_] = now
         if len(held) >= container.open_slots:
             function.free.pop(container, None)
         if function.options.single_use:
@@ -568,10 +576,10 @@ class Dispatch:
             function.waiting -= 1
         elif before == "queued" and input_.alone:
             function.suspected -= 1
-            function.suspects = _swept(function.suspects, function.suspected)
+            function.suspects = swept(function.suspects, function.suspected)
         elif before == "queued":
             function.queued -= 1
-            function.queue = _swept(function.queue, function.queued)
+            function.queue = swept(function.queue, function.queued)
 
     def _finish(
         self, now: float, input_: Input, status: Status, message: str, hint: str, output: Any, out: Instructions
@@ -685,7 +693,7 @@ class Dispatch:
         """One timer per function, for its oldest running input: a timer per input would pile up by the million."""
         timeout = function.options.timeout
         if timeout > 0 and function.running:
-            due = next(iter(function.running)).pushed_at + timeout
+            due = next(iter(function.running.values())) + timeout
             self._at(due, self._expire_running, function, self._timer_seq + 1)
             function.timeout_timer = self._timer_seq
 
@@ -695,12 +703,15 @@ class Dispatch:
         timeout = function.options.timeout
         function.timeout_timer = 0
         while timeout > 0 and function.running:
-            oldest = next(iter(function.running))
-            if oldest.pushed_at + timeout > now:
+            oldest, since = next(iter(function.running.items()))
+            if since + timeout > now:
                 break
             container = oldest.container
             assert container is not None  # it is in `running`
-            self._expire_container(now, container, timeout, out)
+            if container.attended:
+                self._renew(now, container)
+            else:
+                self._expire_container(now, container, timeout, out)
         if not function.timeout_timer:
             self._arm_timeouts(function)
 
@@ -708,12 +719,23 @@ class Dispatch:
         """Some of its inputs are overdue: they failed, and as nothing less ends a C loop, the container is killed."""
         message = f"one attempt took longer than the function's timeout of {timeout:g} s"
         budget = container.function.options.max_retries
-        for input_ in [input_ for input_ in container.running if input_.pushed_at + timeout <= now]:
+        began = container.function.running
+        for input_ in [input_ for input_ in container.running if began[input_] + timeout <= now]:
             if input_.cancelling:
                 self._finish_cancelled(now, input_, out)
             elif not self._retry(now, input_, budget):
                 self._finish(now, input_, "timeout", message, "", None, out)
         self._kill(now, container, f"an input ran longer than {timeout:g} s", out)
+
+    def _renew(self, now: float, container: Container) -> None:
+        function = container.function
+        for input_ in container.running:
+            del function.running[input_]
+            function.running[input_] = now
+        if container in function.starting:
+            del function.starting[container]
+            function.starting[container] = None
+            container.started_at = now
 
     def _arm_starts(self, function: Function) -> None:
         limit = function.options.startup_timeout
@@ -731,6 +753,9 @@ class Dispatch:
             container = next(iter(function.starting))
             if container.started_at + limit > now:
                 break
+            if container.attended:
+                self._renew(now, container)
+                continue
             reason = f"took longer to start than the function's startup_timeout of {limit:g} s"
             self._begin_drain(container, reason)
             self._start_failed(now, container, reason, "container", "", None, out)
@@ -868,10 +893,3 @@ class Dispatch:
     def _drop_if_empty(self, function: Function) -> None:
         if function.closed and not function.containers:
             self.functions.pop(function.function_id, None)
-
-
-def _swept(queue: deque[Input], alive: int) -> deque[Input]:
-    """The queue without inputs that are done, once they are the greater part: amortised O(1) an ended input."""
-    if len(queue) < 2 * alive + 64:
-        return queue
-    return deque(input_ for input_ in queue if input_.state == "queued")

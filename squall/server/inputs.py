@@ -156,6 +156,7 @@ class Container:
     """A container as dispatch sees it: its slots and what runs in them."""
 
     __slots__ = (
+        "attended",
         "container_id",
         "function",
         "idle_since",
@@ -181,6 +182,8 @@ class Container:
         self.ready_at = 0.0
         self.idle_since = now
         self.stop_asked = False
+        self.attended = False
+        """Somebody sits at a terminal in it: no timeout ends what runs here."""
         self.reason = ""
         """Why it drains."""
 
@@ -243,8 +246,8 @@ class Function:
         self.free: dict[Container, None] = {}
         """Ready containers with room, the most recently used last."""
         self.starting: dict[Container, None] = {}
-        self.running: dict[Input, None] = {}
-        """In the order they were pushed, which with one timeout for all is the order of their deadlines."""
+        self.running: dict[Input, float] = {}
+        """With when the clock of its timeout began, and in that order: with one timeout for all, their deadlines'."""
         self.timeout_timer = 0
         self.start_timer = 0
         self.ask_at = 1
@@ -264,6 +267,13 @@ class Function:
 
     def pending(self) -> int:
         return self.queued + self.suspected + self.waiting
+
+
+def swept(queue: deque[Input], alive: int) -> deque[Input]:
+    """The queue without inputs that are done, once they are the greater part: amortised O(1) an ended input."""
+    if len(queue) < 2 * alive + 64:
+        return queue
+    return deque(input_ for input_ in queue if input_.state == "queued")
 
 
 class StartFailure(NamedTuple):

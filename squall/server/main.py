@@ -45,8 +45,9 @@ from squall.protocol.messages import (
     new_id,
     split_payload,
 )
+from squall.protocol.requests import DeployApp
 from squall.protocol.transport import FrameStream
-from squall.server.api import Api, Dropped, Peer, log_chunk
+from squall.server.api import Api, Dropped, Peer, check_environment, log_chunk
 from squall.server.builds import Builds
 from squall.server.calls import Calls
 from squall.server.containers import ContainerRecord
@@ -95,7 +96,7 @@ class Server:
         self.lock = lock_state(config)
         self.blobs = DirectoryBlobs(config.blobs_dir)
         self.logs = Logs(config.state_dir / "logs")
-        self.database = Database.in_directory(config.state_dir, self.loop)
+        self.database = Database.in_directory(config.state_dir, self.loop, config.database_url)
         self.database.check()
         self.dispatch = Dispatch()
         self.timelines = Timelines()
@@ -128,6 +129,8 @@ class Server:
         """Serve until told to end."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(signum, self.end, f"received {signal.Signals(signum).name}")
+        if self.config.database_url:
+            await self.database.ready()  # what can be wrong with it is known only now, and must be said before serving
         self._close_stale()
         self.nodes.listen(self.config.run_dir / "handoff.sock")
         if self.database.backend.has_deployed_apps():
@@ -451,6 +454,11 @@ class Server:
         for function in app.functions.values():
             self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function)))
         return app
+
+    def check_deploy(self, peer: Peer, message: DeployApp) -> None:
+        if self.ended.is_set():
+            raise ConflictError("the server is ending", hint="try again")
+        check_environment(peer, message)
 
     def _images_in_use(self) -> set[str]:
         return images_of(self._specs_in_use())

@@ -9,6 +9,7 @@ version made for those who insist on it. Tested in `tests/unit/test_objects.py` 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import re
@@ -66,6 +67,8 @@ class AppRecord:
     state: AppState = "running"
     stopped_at: float = 0.0
     reason: str = ""
+    terminal: str = ""
+    """The TERM of its owner's terminal, when containers may ask for it."""
     scope: Scope = MAIN
     deployed: bool = False
     version: int = 0
@@ -161,6 +164,7 @@ class Objects:
     def create_app(self, message: CreateApp, owner: Any, now_wall: float, scope: Scope = MAIN) -> AppRecord:
         check_name(message.name)
         app = AppRecord(new_id("ap"), message.name, message.detach, now_wall, owner, scope=scope)
+        app.terminal = message.terminal[:100]
         check_specs(message.name, message.functions)
         family = family_of(message.functions, lambda tag: stable_id_of(app.app_id, tag))
         for spec in message.functions:
@@ -327,7 +331,8 @@ class Objects:
         for function in app.pools():
             self._dismiss(function)
         app.others.clear()
-        app.variants.clear()
+        if app.deployed:
+            app.variants.clear()
         app_id, reason = app.app_id, app.reason
         self._trim()
         self.database.write_soon(lambda connection: app_rows.set_stopped(connection, app_id, now_wall, reason))
@@ -356,6 +361,25 @@ class Objects:
         """The deployed app of this name, which may have stopped."""
         found = (app for app in self.apps.values() if app.deployed and app.name == name and app.scope == scope)
         return next(found, None)
+
+    def deployed_or_raise(self, ref: str, scope: Scope) -> AppRecord:
+        """A deployed app by name or id. Raises NotFoundError that says what there is."""
+        by_id = self.apps.get(ref)
+        if by_id is not None and by_id.deployed and by_id.scope.workspace == scope.workspace:
+            return by_id
+        app = self.deployed(ref, scope)
+        if app is None:
+            known = sorted(app.name for app in self.apps.values() if app.deployed and app.scope == scope)
+            where = f" in environment `{scope.environment}`" if scope.environment != "main" else ""
+            close = difflib.get_close_matches(ref, known, 1)
+            hint = f"did you mean `{close[0]}`?" if close else f"deployed apps: {', '.join(known[:10])}"
+            raise NotFoundError(
+                f"no deployed app `{ref[:80]}`{where}",
+                hint=hint
+                if known
+                else "`squall deploy FILE` deploys one; one that `squall run` runs has no lasting name",
+            )
+        return app
 
     async def recall(self) -> None:
         """Fill the history with the newest apps of earlier servers, for whoever looks back. Once."""
@@ -434,7 +458,20 @@ class Objects:
                         return NotFoundError(what, hint=f"`squall app history {app.name}` shows which version had it")
                     what = f"app `{app.name}`, whose function `{tag}` is called, was stopped"
                     return NotFoundError(what, hint=f"deploy it again, or `squall app rollback {app.name}`")
+        for app in self.apps.values():
+            for known in app.pools() if app.scope.workspace == scope.workspace else ():
+                if known.stable_id == function_id:
+                    return has_ended(known)
         return NotFoundError(f"no running function `{function_id[:80]}`", hint="its app may have been stopped")
+
+
+def has_ended(function: FunctionRecord) -> NotFoundError:
+    app = function.app
+    why = f" ({app.reason})" if app.reason else ""
+    return NotFoundError(
+        f"function `{function.spec.tag}` has ended with its app `{app.name}`{why}",
+        hint="run the app again: a function can be called while its app runs",
+    )
 
 
 def stable_id_of(app_id: str, tag: str) -> str:

@@ -359,6 +359,7 @@ class Reconciler:
                 function.spec,
                 function.family.ids,
                 function.family.generators,
+                app.terminal,
             ),
             function.parameters,
         )

@@ -473,12 +473,18 @@ def _permanent(request: Request, nodes: list[Node]) -> Refusal:
         if not any(node.gpus for node in nodes):
             return Refusal("no node has a GPU", "leave out `gpu=`, or add a node that has one", permanent=True)
         have = ", ".join(sorted({f"`{kind}:{number}`" for node in nodes for kind, number in node.gpus.items()}))
-        return Refusal(f"no node has GPUs of type {_either(request.gpu)}; the nodes have {have}", "", permanent=True)
+        reason = f"no node has GPUs of type {_either(request.gpu)}; the nodes have {have}"
+        return Refusal(reason, "name one of those", permanent=True)
     cpus = max(node.millicpu for node in nodes) / 1000
     if request.cpu > cpus:
-        return Refusal(f"it asks for {request.cpu:g} CPUs and the largest node has {cpus:g}", "", permanent=True)
+        reason = f"it asks for {request.cpu:g} CPUs and the largest node has {cpus:g}"
+        return Refusal(reason, f"ask for at most `cpu={cpus:g}`, or add a larger node", permanent=True)
     memory = max(node.memory_mib for node in nodes)
     if request.memory_mib > memory:
         reason = f"it asks for {request.memory_mib} MiB of memory and the largest node has {memory} MiB"
-        return Refusal(reason, "", permanent=True)
-    return Refusal("no node alone has all of the CPUs, memory and GPUs it asks for", "", permanent=True)
+        return Refusal(reason, f"ask for at most `memory={memory}`, or add a larger node", permanent=True)
+    return Refusal(
+        "no node alone has all of the CPUs, memory and GPUs it asks for",
+        "ask for less of one of them, or add a larger node",
+        permanent=True,
+    )

@@ -132,13 +132,6 @@ def test_example_says_what_it_promises(shared_home: Path, words: list[str], said
     assert said in run.stdout
 
 
-def test_classify_example_runs_a_real_model_over_real_files(shared_home: Path) -> None:
-    pytest.importorskip("magika")
-    run = squall("run", "examples/classify.py", "--files", "40", "--root", "docs", cwd=ROOT)
-    assert run.returncode == 0, run.stderr
-    assert "Markdown document" in run.stdout
-
-
 @pytest.mark.parametrize("page", ["README.md", "docs/guide/first-steps.md"])
 def test_program_of_the_page_runs_as_the_page_says(shared_home: Path, tmp_path: Path, page: str) -> None:
     program = (ROOT / page).read_text().split("```python\n")[1].split("```")[0]

@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import threading
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from squall.exception import ServiceError
 from squall.server.database import Database
-
-T = TypeVar("T")
-
-
-def with_database(tmp_path: Path, body: Callable[[Database], Awaitable[T]]) -> T:
-    async def main() -> T:
-        database = Database.in_directory(tmp_path, asyncio.get_running_loop())
-        try:
-            return await body(database)
-        finally:
-            await database.close()
-
-    return asyncio.run(main())
+from tests.stores import Place
 
 
 def insert_app(app_id: str) -> Callable[[Any], None]:
@@ -39,47 +24,34 @@ def insert_app(app_id: str) -> Callable[[Any], None]:
     return work
 
 
-def stored_apps(tmp_path: Path) -> set[str]:
-    with sqlite3.connect(tmp_path / "squall.db") as connection:
-        return {row[0] for row in connection.execute("select app_id from apps")}
+def stored_apps(place: Place) -> set[str]:
+    return {row[0] for row in place.execute("select app_id from apps")}
 
 
-def test_an_acknowledged_write_is_on_disk(tmp_path: Path) -> None:
+def test_an_acknowledged_write_is_on_disk(place: Place) -> None:
     async def body(database: Database) -> set[str]:
         await database.write(insert_app("ap-1"))
-        return stored_apps(tmp_path)
+        return stored_apps(place)
 
-    assert with_database(tmp_path, body) == {"ap-1"}
+    assert place.run(body) == {"ap-1"}
 
 
-def test_a_write_that_fails_spoils_no_other_of_its_group(tmp_path: Path) -> None:
+def test_a_write_that_fails_spoils_no_other_of_its_group(place: Place) -> None:
     async def body(database: Database) -> list[Any]:
         writes = [database.write(insert_app(f"ap-{i % 10}")) for i in range(11)]
         return await asyncio.gather(*writes, return_exceptions=True)
 
-    results = with_database(tmp_path, body)
+    results = place.run(body)
     assert [isinstance(result, Exception) for result in results] == [False] * 10 + [True]
-    assert len(stored_apps(tmp_path)) == 10
+    assert len(stored_apps(place)) == 10
 
 
-def test_writes_made_before_the_start_are_committed_at_the_close(tmp_path: Path) -> None:
+def test_writes_made_before_the_start_are_committed_at_the_close(place: Place) -> None:
     async def body(database: Database) -> None:
         database.write_soon(insert_app("ap-soon"))
 
-    with_database(tmp_path, body)
-    assert stored_apps(tmp_path) == {"ap-soon"}
-
-
-def test_a_garbage_file_is_refused_and_left_alone(tmp_path: Path) -> None:
-    garbage = b"this is no database" * 100
-    (tmp_path / "squall.db").write_bytes(garbage)
-
-    async def body(database: Database) -> None:
-        await database.write(insert_app("ap-1"))
-
-    with pytest.raises(ServiceError, match="not a database"):
-        with_database(tmp_path, body)
-    assert (tmp_path / "squall.db").read_bytes() == garbage
+    place.run(body)
+    assert stored_apps(place) == {"ap-soon"}
 
 
 def put_notes(connection: Any, notes: list[str]) -> list[str]:
@@ -96,32 +68,32 @@ def get_notes(connection: Any) -> dict[str, str]:
     from squall.server import tables
 
     table = tables.meta
-    query = table.select().where(table.c.key.not_in(("schema_version", "store_id")))
+    query = table.select().where(table.c.key.not_in(("schema_version", "store_id", "last_group")))
     return {row.key: row.value for row in connection.execute(query)}
 
 
-def test_writes_of_a_kind_are_one_call_for_all_that_wait(tmp_path: Path) -> None:
+def test_writes_of_a_kind_are_one_call_for_all_that_wait(place: Place) -> None:
     async def body(database: Database) -> tuple[list[str], dict[str, str]]:
         answers = await asyncio.gather(*(database.write_item(put_notes, f"n{i}") for i in range(500)))
         return answers, await database.read(get_notes)
 
-    answers, notes = with_database(tmp_path, body)
+    answers, notes = place.run(body)
     assert answers == [f"stored n{i}" for i in range(500)]
     assert len(notes) == 500
     assert set(notes.values()) == {"of 500"}
 
 
-def test_an_item_that_fails_spoils_no_other_of_its_kind(tmp_path: Path) -> None:
+def test_an_item_that_fails_spoils_no_other_of_its_kind(place: Place) -> None:
     async def body(database: Database) -> tuple[list[Any], dict[str, str]]:
         writes = [database.write_item(put_notes, note) for note in ("n1", "bad", "n2")]
         return await asyncio.gather(*writes, return_exceptions=True), await database.read(get_notes)
 
-    answers, notes = with_database(tmp_path, body)
+    answers, notes = place.run(body)
     assert [str(answer) for answer in answers] == ["stored n1", "a bad note", "stored n2"]
     assert notes == {"n1": "of 1", "n2": "of 1"}
 
 
-def test_a_read_sees_the_writes_called_before_it(tmp_path: Path) -> None:
+def test_a_read_sees_the_writes_called_before_it(place: Place) -> None:
     async def body(database: Database) -> list[int]:
         counts = []
         for i in range(20):
@@ -129,7 +101,7 @@ def test_a_read_sees_the_writes_called_before_it(tmp_path: Path) -> None:
             counts.append(len(await database.read(list_apps)))
         return counts
 
-    assert with_database(tmp_path, body) == list(range(1, 21))
+    assert place.run(body) == list(range(1, 21))
 
 
 def list_apps(connection: Any) -> list[str]:
@@ -138,7 +110,7 @@ def list_apps(connection: Any) -> list[str]:
     return [row.app_id for row in connection.execute(tables.apps.select())]
 
 
-def test_a_long_read_holds_up_no_write(tmp_path: Path) -> None:
+def test_a_long_read_holds_up_no_write(place: Place) -> None:
     reading, done = threading.Event(), threading.Event()
 
     def long_look(connection: Any) -> list[str]:
@@ -156,20 +128,20 @@ def test_a_long_read_holds_up_no_write(tmp_path: Path) -> None:
         done.set()
         return await look
 
-    assert with_database(tmp_path, body) == ["ap-1", "ap-1"]
+    assert place.run(body) == ["ap-1", "ap-1"]
 
 
-def test_a_read_can_change_nothing(tmp_path: Path) -> None:
+def test_a_read_can_change_nothing(place: Place) -> None:
     async def body(database: Database) -> None:
         await database.write(insert_app("ap-1"))
         with pytest.raises(Exception, match=r"read.?only"):
             await database.read(insert_app("ap-2"))
 
-    with_database(tmp_path, body)
-    assert stored_apps(tmp_path) == {"ap-1"}
+    place.run(body)
+    assert stored_apps(place) == {"ap-1"}
 
 
-def test_words_that_no_database_takes_are_stored_with_replacements(tmp_path: Path) -> None:
+def test_words_that_no_database_takes_are_stored_with_replacements(place: Place) -> None:
     def work(connection: Any) -> str:
         from squall.server import tables
 
@@ -180,4 +152,4 @@ def test_words_that_no_database_takes_are_stored_with_replacements(tmp_path: Pat
     async def body(database: Database) -> str:
         return await database.write(work)
 
-    assert with_database(tmp_path, body) == "a\ufffdb ? ü"
+    assert place.run(body) == "a\ufffdb ? ü"

@@ -11,11 +11,13 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 
 from squall.exception import Error, VersionError
 from squall.server import schema, tables
 from squall.server.database import Database
-from squall.server.migrations import v0002
+from squall.server.migrations import v0001, v0002
+from tests.stores import Place
 
 FIRST_RELEASE = """
 CREATE TABLE meta (key VARCHAR(64) NOT NULL, value TEXT NOT NULL, PRIMARY KEY (key));
@@ -67,14 +69,7 @@ def rows(path: Path, query: str) -> list[Any]:
 
 
 def open_store(directory: Path) -> None:
-    async def main() -> None:
-        database = Database.in_directory(directory, asyncio.get_running_loop())
-        try:
-            await database.write(lambda connection: None)
-        finally:
-            await database.close()
-
-    asyncio.run(main())
+    Place(directory).touch()
 
 
 def differences(engine: sa.Engine) -> list[Any]:
@@ -82,10 +77,36 @@ def differences(engine: sa.Engine) -> list[Any]:
         return list(compare_metadata(MigrationContext.configure(connection), tables.metadata))
 
 
-def test_steps_from_nothing_make_the_schema_of_the_tables(tmp_path: Path) -> None:
-    engine = sa.create_engine(f"sqlite:///{tmp_path / 'squall.db'}")
+def test_steps_from_nothing_make_the_schema_of_the_tables(place: Place) -> None:
+    engine = place.engine()
     with engine.begin() as connection:
         schema.migrate(connection, 0)
+    assert differences(engine) == []
+    engine.dispose()
+
+
+def test_fresh_store_has_the_schema_of_the_tables(place: Place) -> None:
+    place.touch()
+    engine = place.engine()
+    assert differences(engine) == []
+    engine.dispose()
+
+
+def test_comparison_sees_a_column_that_no_step_makes(place: Place) -> None:
+    place.touch()
+    place.execute("ALTER TABLE apps DROP COLUMN reason")
+    engine = place.engine()
+    assert [change[0] for change in differences(engine)] == ["add_column"]
+    engine.dispose()
+
+
+def test_older_store_is_migrated_in_any_database(place: Place) -> None:
+    engine = place.engine()
+    with engine.begin() as connection, Operations.context(MigrationContext.configure(connection)):
+        v0001.upgrade()
+    place.execute("INSERT INTO meta VALUES ('schema_version', '1')")
+    place.touch()
+    assert place.execute("SELECT value FROM meta WHERE key = 'schema_version'") == [(str(schema.SCHEMA_VERSION),)]
     assert differences(engine) == []
     engine.dispose()
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import squall
 from squall.client import Client
-from squall.exception import CancelledError, InvalidError, ResourceExhaustedError
+from squall.exception import CancelledError, InvalidError, NotFoundError, ResourceExhaustedError
 from squall.protocol.messages import CreateApp, FunctionSpec, RetryPolicy, StopApp
 from tests.conftest import wait_until
 from tests.integration import workload
@@ -51,8 +52,19 @@ def test_calls_under_way_are_cancelled_when_someone_else_stops_the_app() -> None
         assert isinstance(error, CancelledError)
         assert "somebody said so" in error.message
         wait_until(lambda: kept.reasons("stopped") == ["somebody said so"], "its follower was told")
-        with pytest.raises(ResourceExhaustedError, match="no running function"):
+        with pytest.raises(NotFoundError, match=r"has ended with its app `workload` \(somebody said so\)"):
             workload.square.remote(1)
+
+
+def test_a_call_to_a_stopped_app_says_that_it_has_ended() -> None:
+    with workload.app.run(output=Kept()) as app:
+        handle = squall.Function.from_id(workload.square.object_id)
+        assert handle.remote(3) == 9
+        Client.current().link.request(StopApp(app.app_id or "", "somebody said so")).wait(60)
+        for call in (workload.square.remote, handle.remote, handle.spawn):
+            with pytest.raises(NotFoundError, match="has ended with its app `workload`") as caught:
+                call(3)
+            assert "run the app again" in caught.value.hint
 
 
 def test_stopping_an_app_twice_is_harmless_and_one_that_never_was_is_an_error() -> None:
@@ -87,6 +99,7 @@ def test_what_no_node_can_hold_is_refused_with_what_there_is() -> None:
     with workload.scaling.run(output=Kept()), pytest.raises(ResourceExhaustedError) as caught:
         workload.too_wide.remote()
     assert "it asks for 64 CPUs and the largest node has" in caught.value.message
+    assert caught.value.hint.startswith("ask for at most `cpu=")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from squall.protocol.messages import (
     GetBlob,
     GetCall,
     GetOutput,
+    GetStats,
     HasBlobs,
     Hello,
     InputItem,
@@ -33,7 +34,7 @@ from squall.protocol.messages import (
     new_id,
 )
 from squall.protocol.payload import pack_call
-from squall.protocol.requests import GetLogs, GetStats, ListObjects
+from squall.protocol.requests import GetLogs, ListObjects
 from squall.server import main as server_main
 from squall.server.reconciler import UNTAKEN_LIMIT
 from squall.storage.blobs import digest_of

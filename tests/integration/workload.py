@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import squall
+from squall.protocol.messages import Interact
 
 app = squall.App("workload")
 
@@ -32,6 +33,20 @@ def fail(text: str) -> None:
 def nap(seconds: float, x: int = 0) -> int:
     time.sleep(seconds)
     return x
+
+
+@app.function(retries=0)
+def talk(prompt: str) -> str:
+    squall.interact()
+    return input(prompt)
+
+
+@app.function()
+def demand_terminal(times: int) -> None:
+    """Ask the server for a terminal without the SDK's leave, so often."""
+    link = squall.Client.current().link
+    for pending in [link.request(Interact()) for _ in range(times)][::-1]:
+        pending.wait(20)
 
 
 @app.function()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,34 @@ def test_status_and_down_without_a_server_are_harmless(home: Path, capsys: pytes
 def test_completion_prints_the_script_of_the_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.execute(["completion", shell]) == 0
     assert "_SQUALL_COMPLETE" in capsys.readouterr().out
+
+
+COMPLETE = """
+PATH="$1:$PATH"
+compopt() { echo "compopt$1:$2"; }  # which works while bash itself completes only
+eval "$(squall completion bash)"
+shift
+COMP_WORDS=(squall "$@") COMP_CWORD=$#
+_squall_completion squall
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["ru"], ["run"]),
+        (["app", "l"], ["list", "logs"]),
+        (["run", "--inter"], ["--interactive"]),
+        (["run", "hel"], ["compopt-o:default", ""]),
+        (["completion", ""], ["bash", "zsh", "fish"]),
+        (["app", "logs", "x"], [""]),
+    ],
+)
+def test_bash_completes_with_that_script(words: list[str], expected: list[str], home: Path, tmp_path: Path) -> None:
+    squall = tmp_path / "squall"
+    squall.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m squall.cli "$@"\n')
+    squall.chmod(0o755)
+    command = ["bash", "-c", COMPLETE, "bash", str(tmp_path), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == expected, done.stderr

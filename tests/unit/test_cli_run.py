@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from squall._output import Output
 from squall.cli import main, run
-from squall.cli.output import Output
 from squall.exception import Error, InvalidError, NotFoundError
 
 _names = itertools.count()

@@ -287,6 +287,27 @@ def test_each_attempt_has_a_fresh_timeout() -> None:
     assert hand.at(10.9).status() == "" and hand.at(11.0).status() == "timeout"
 
 
+def test_no_timeout_ends_what_runs_where_somebody_sits_at_a_terminal() -> None:
+    hand = Hand(timeout=5.0, concurrency=2).container("co-1").container("co-2").submit(3)
+    hand.dispatch.attend(1.0, "co-1", True)
+    assert [hand.at(60.0).status(idx) for idx in range(3)] == ["timeout", "timeout", ""]
+    hand.dispatch.attend(61.0, "co-1", False)
+    assert hand.at(65.9).status(2) == "" and hand.at(66.0).status(2) == "timeout"
+
+
+def test_no_startup_timeout_ends_where_somebody_sits_at_a_terminal() -> None:
+    hand = Hand(startup_timeout=5.0).submit()
+    hand.do(hand.dispatch.container_starting(0.0, "co-1", FN))
+    hand.dispatch.attend(1.0, "co-1", True)
+    assert not hand.at(60.0).of(KillContainer)
+    hand.dispatch.attend(61.0, "co-1", False)
+    assert hand.at(66.0).of(KillContainer)
+
+
+def test_terminal_in_a_container_that_is_gone_is_nothing() -> None:
+    Hand().dispatch.attend(1.0, "co-9", True)
+
+
 def test_bystanders_of_a_timeout_are_requeued_at_no_cost() -> None:
     hand = Hand(timeout=5.0, concurrency=2).container("co-1").submit()
     hand.now = 3.0

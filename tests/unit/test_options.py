@@ -89,7 +89,7 @@ def test_unknown_option_is_answered_with_all_there_are() -> None:
         read_options({"zzz": 1})
 
 
-@pytest.mark.parametrize("name", ["schedule", "volumes", "region", "enable_memory_snapshot"])
+@pytest.mark.parametrize("name", ["volumes", "region", "enable_memory_snapshot"])
 def test_option_of_a_later_release_says_so(name: str) -> None:
     with pytest.raises(InvalidError, match=f"{name}=.*not available in this release"):
         read_options({name: object()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import importlib
 import linecache
 import pickle
 import subprocess
@@ -13,6 +14,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,6 +82,34 @@ def test_pickles_by_value_load_under_the_private_name_of_our_own_cloudpickle() -
     data = payload.pack(lambda: 1, "it")
     assert b"squall._cloudpickle" in data
     assert b"\x0bcloudpickle" not in data
+
+
+MODULE = """
+import dataclasses
+
+@dataclasses.dataclass
+class Pair:
+    left: int
+
+def double(pair):
+    return Pair(2 * pair.left)
+
+def run():
+    return double(Pair(21)).left
+"""
+
+
+def test_function_of_a_users_module_travels_with_what_its_module_defines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = importlib.import_module("only_here").run
+    packed = payload.pack_by_value(run, "`run`")
+    assert b"only_here" in payload.pack(run, "`run`")  # by reference, as everything else still is
+    load = "import sys; from squall.protocol import payload; print(payload.unpack(sys.stdin.buffer.read(), 'it')())"
+    done = subprocess.run([sys.executable, "-c", load], input=packed, capture_output=True, timeout=60, check=True)
+    assert done.stdout == b"42\n"
 
 
 def test_class_defined_in_main_travels_by_value_unless_main_is_shared() -> None:

@@ -5,20 +5,22 @@ time once several containers write, so that their lines never tear. `LiveOutput`
 line per function below, and a container's unfinished line (a progress bar drawn with carriage returns) in between.
 Called by the client's reader thread and by the main thread, so all state is behind one lock. Must never raise into
 the reader: when the terminal or pipe is gone, output is dropped. rich is imported when the live view first shows,
-which a short run never reaches. Tested in `tests/unit/test_cli_output.py`.
+which a short run never reaches. Tested in `tests/unit/test_output.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
+from squall.exception import InvalidError
 from squall.protocol.messages import LogChunk, Notice
 
 if TYPE_CHECKING:
@@ -44,11 +46,64 @@ def is_terminal(stream: IO[Any]) -> bool:
         return False
 
 
-def make_output(*, quiet: bool = False, timestamps: bool = False) -> Output:
-    """The output that fits where this process writes."""
-    if is_terminal(sys.stderr) and not quiet:
+def make_output(*, quiet: bool = False, timestamps: bool = False, live: bool = True) -> Output:
+    """The output that fits where this process writes; without a live view unless `live`."""
+    if live and not quiet and is_terminal(sys.stderr) and has_rich():
         return LiveOutput(timestamps=timestamps)
     return Output(quiet=quiet, timestamps=timestamps)
+
+
+def has_rich() -> bool:
+    """Whether what draws the live view is installed; it is not loaded to find out."""
+    import importlib.util
+
+    return importlib.util.find_spec("rich") is not None
+
+
+_enabled: list[Output] = []
+"""What `enable_output` has made, the innermost last."""
+
+
+def enabled_output() -> Output | None:
+    """Where the output of apps goes inside `enable_output`, else None."""
+    return _enabled[-1] if _enabled else None
+
+
+@contextlib.contextmanager
+def enable_output(*, show_progress: bool = True, timestamps: bool = False) -> Iterator[None]:
+    """Show what apps do, as `squall run` does: for scripts and notebooks, around `app.run()`.
+
+    On a terminal there is a live view: steps of image builds, output of containers above, a line for each function
+    below. Elsewhere it is plain lines, whole ones where several containers write. Without it `app.run()` passes
+    containers' bytes on as they come. Like `print`, it is for the whole program, not for one thread.
+
+    - `show_progress`: False leaves out the live view and what Squall itself has to say; only containers' output.
+    - `timestamps`: True puts the time before each line of a container.
+
+    Raises InvalidError for an argument that is not a bool. Apps that were running before it keep their output.
+
+    Example:
+
+        @app.function()
+        def square(x):
+            print("squaring", x)
+            return x * x
+
+        if __name__ == "__main__":
+            with squall.enable_output():
+                with app.run():
+                    print(list(square.map(range(3))))
+    """
+    for name, value in (("show_progress", show_progress), ("timestamps", timestamps)):
+        if not isinstance(value, bool):
+            raise InvalidError(f"`squall.enable_output({name}={value!r})` takes True or False")
+    output = make_output(quiet=not show_progress, timestamps=timestamps)
+    _enabled.append(output)
+    try:
+        yield
+    finally:
+        _enabled.remove(output)
+        output.close()
 
 
 @dataclass

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from squall.cli import output
-from squall.cli.output import LiveOutput, Output
+import squall
+from squall import _output as output
+from squall._output import LiveOutput, Output
+from squall.exception import InvalidError
 from squall.protocol.messages import LogChunk, Notice
 
 
@@ -245,3 +247,29 @@ def test_stdout_that_is_no_terminal_gets_its_bytes_as_they_are(monkeypatch: pyte
         out.close()
     assert (tmp_path / "out").read_bytes() == b"\xff\x00\rdatamine\n"
     assert "data" not in terminal.shown()
+
+
+def test_enable_output_is_what_apps_take_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = a_terminal(monkeypatch)
+    assert output.enabled_output() is None
+    with squall.enable_output():
+        outer = output.enabled_output()
+        assert isinstance(outer, LiveOutput)
+        with squall.enable_output(show_progress=False):
+            inner = output.enabled_output()
+            assert isinstance(inner, Output) and inner.quiet
+        assert output.enabled_output() is outer
+    assert output.enabled_output() is None
+    assert sys.stdout is terminal
+
+
+def test_enable_output_ends_with_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_terminal(monkeypatch)
+    with pytest.raises(KeyError), squall.enable_output():
+        raise KeyError
+    assert output.enabled_output() is None
+
+
+def test_enable_output_takes_bools_only() -> None:
+    with pytest.raises(InvalidError, match=r"`squall.enable_output\(timestamps='yes'\)` takes True or False"):
+        squall.enable_output(timestamps="yes").__enter__()  # type: ignore[arg-type]
