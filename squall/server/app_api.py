@@ -209,7 +209,8 @@ class AppApi:
         found = counted(self.server.timelines.inputs, set(by_id), time.time() - since)
         rows = []
         for named, function in by_id.items():
-            row = {"function_id": named, "function": function.spec.tag, "window_s": since}
+            root = function.root.stable_id if function.root is not None else ""
+            row = {"function_id": named, "function": function.spec.tag, "variant_of": root, "window_s": since}
             rows.append({**row, **found[named], **self._load(function)})
         peer.reply(message.id, {"rows": rows})
 
