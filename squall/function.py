@@ -595,7 +595,8 @@ class Function(Handle, Generic[P, R]):
 
     @both
     async def update_autoscaler(self, /, **settings: float | None) -> dict[str, float]:
-        """As `autoscaler.update`: `f.update_autoscaler(min_containers=2)`."""
+        """The same as `autoscaler.update(...)`, in one word: `f.update_autoscaler(min_containers=2)` keeps two containers.
+        """
         return await Autoscaler(self).update.aio(**settings)
 
 
