@@ -63,9 +63,9 @@ def classify(path: str, content: bytes) -> dict[str, object]:
     found = magika.identify_bytes(content)
     return {
         "path": path,
-        "label": found.output.label,
-        "what": found.output.description,
-        "sure": found.score,
+        "label": str(found.output.label),  # plain values: magika need not be installed where they arrive
+        "what": str(found.output.description),
+        "sure": float(found.score),
         "seconds": time.perf_counter() - loaded,
         "loading": loaded - began,
         "container": socket.gethostname(),

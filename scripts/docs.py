@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import squall
-from squall import exception, function
+from squall import exception, function, logs
 from squall._blocking import both, both_generator
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "sdk.md"
@@ -43,6 +43,8 @@ def page() -> str:
         elif callable(value):
             parts.append(entry(f"## `squall.{name}`", f"squall.{name}", value))
     parts += class_parts("FunctionStats", function.FunctionStats, shown="What `Function.get_current_stats` gives")
+    parts += class_parts("Logs", logs.Logs, shown="What `App.logs`, `Function.logs` and `FunctionCall.logs` are")
+    parts += class_parts("LogEntry", logs.LogEntry, shown="What `Logs` gives")
     parts.append(f"## `squall.exception`\n\nThe module of all errors: {', '.join(_error_names())}.\n")
     parts.append(f'## `squall.__version__`\n\nThe release, such as `"{squall.__version__}"`.\n')
     return "\n".join(parts)

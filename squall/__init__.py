@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from squall.client import Client, current_function_call_id, current_input_id, interact, is_local
     from squall.cls import Cls
     from squall.exception import Error, InputCancellation
+    from squall.file_pattern_matcher import FilePatternMatcher
     from squall.function import Function, FunctionCall
     from squall.image import Image
     from squall.options import Retries
@@ -29,6 +30,7 @@ __all__ = [
     "Cls",
     "Cron",
     "Error",
+    "FilePatternMatcher",
     "Function",
     "FunctionCall",
     "Image",
@@ -58,6 +60,7 @@ _HOMES = {
     "Cls": "cls",
     "Cron": "schedule",
     "Error": "exception",
+    "FilePatternMatcher": "file_pattern_matcher",
     "Function": "function",
     "FunctionCall": "function",
     "Image": "image",

@@ -133,7 +133,7 @@ def _directory_of(app: App) -> str:
     import sys
 
     for spec in app._specs.values():
-        file = getattr(sys.modules.get(spec.module), "__file__", None)
+        file: str | None = getattr(sys.modules.get(spec.module), "__file__", None)
         if file:
             return os.path.dirname(os.path.abspath(file))
     return os.getcwd()

@@ -7,52 +7,54 @@ as it was or as it is, never half described. Tested in `tests/unit/test_files.py
 
 from __future__ import annotations
 
-import fnmatch
 import io
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from squall.exception import InvalidError, ResourceExhaustedError
+from squall.file_pattern_matcher import FilePatternMatcher
 
 LIMIT_BYTES = 500 << 20
 LIMIT_FILES = 90_000
 """A little less than a node takes."""
-Ignore = Callable[[str], bool]
+Ignore = Callable[[Any], bool]
 _CLUTTER = ("**/__pycache__", "**/*.pyc", "**/.git", "**/.venv", "**/.mypy_cache", "**/.pytest_cache", "**/.ruff_cache")
 """Left out of Python source, besides what the caller names."""
 
 
-def read_ignore(ignore: Sequence[str] | Ignore | None, *, python: bool = False) -> Ignore:
-    """A predicate on paths relative to the directory. Patterns are those of `.dockerignore`: `**` spans directories,
-    `!` takes back, a pattern without a slash matches at the top."""
-    if callable(ignore):
-        return ignore
+@dataclass(frozen=True)
+class Filter:
+    """What is left out of a directory, by paths relative to it."""
+
+    is_ignored: Callable[[str], bool]
+    is_pruned: Callable[[str], bool]
+    """Of a directory: whether nothing in it is wanted."""
+
+
+def read_ignore(ignore: Sequence[str] | Ignore | None, *, python: bool = False) -> Filter:
+    """From patterns, a matcher, or a function of the path (a `pathlib.Path`) of a file."""
     if isinstance(ignore, (str, bytes)):
         raise InvalidError(f"`ignore={ignore!r:.80}` takes a list of patterns or a function of a path")
-    patterns = [*(_CLUTTER if python else ()), *(ignore or ())]
-    rules = [(not str(p).startswith("!"), _pattern(p)) for p in patterns]
+    clutter = FilePatternMatcher(*(_CLUTTER if python else ()))
+    if isinstance(ignore, FilePatternMatcher):
+        matcher = ignore
+    elif callable(ignore):
+        return _of_function(ignore, clutter)
+    else:
+        matcher, clutter = FilePatternMatcher(*(_CLUTTER if python else ()), *(ignore or ())), FilePatternMatcher()
+    return Filter(
+        lambda path: matcher(path) or clutter(path),
+        lambda path: (matcher.can_prune_directories() and matcher(path)) or clutter(path),
+    )
 
-    def is_ignored(path: str) -> bool:
-        verdict = False
-        for ignored, pattern in rules:
-            if pattern.fullmatch(path):
-                verdict = ignored
-        return verdict
 
-    return is_ignored
+def _of_function(ignore: Ignore, clutter: FilePatternMatcher) -> Filter:
+    from pathlib import Path  # costs 10 ms, and few programs need it
 
-
-def _pattern(text: object) -> re.Pattern[str]:
-    if not isinstance(text, str) or not text.strip("!/ "):
-        raise InvalidError(f"`ignore` holds {text!r:.80}, which is no pattern")
-    parts = []
-    for part in text.removeprefix("!").strip("/ ").split("/"):
-        parts.append("(?:.*/)?" if part == "**" else fnmatch.translate(part)[4:-3].replace(".*", "[^/]*") + "/")
-    body = "".join(parts)
-    body = body[:-1] if body.endswith("/") else f"{body}.*"
-    return re.compile(f"{body}(?:/.*)?", re.DOTALL)  # what lies in an ignored directory is ignored
+    return Filter(lambda path: ignore(Path(path)) or clutter(path), clutter)
 
 
 def pack_file(path: str, name: str) -> bytes:
@@ -63,7 +65,7 @@ def pack_file(path: str, name: str) -> bytes:
     return _pack([(name, path)], path)
 
 
-def pack_directory(path: str, ignore: Ignore, *, prefix: str = "") -> bytes:
+def pack_directory(path: str, ignore: Filter, *, prefix: str = "") -> bytes:
     """A tar of what lies in a directory, or below `prefix` of the tar."""
     if not os.path.isdir(path):
         what = "it is a file" if os.path.exists(path) else "there is no such directory"
@@ -72,7 +74,7 @@ def pack_directory(path: str, ignore: Ignore, *, prefix: str = "") -> bytes:
 
 
 def _walk(
-    directory: str, within: str, prefix: str, ignore: Ignore, above: tuple[str, ...]
+    directory: str, within: str, prefix: str, ignore: Filter, above: tuple[str, ...]
 ) -> Iterator[tuple[str, str]]:
     try:
         names = sorted(os.listdir(directory))
@@ -86,9 +88,9 @@ def _walk(
             continue
         if stat.S_ISDIR(mode):
             real = os.path.realpath(path)
-            if real not in above and not ignore(inner):
+            if real not in above and not ignore.is_pruned(inner):
                 yield from _walk(path, f"{inner}/", prefix, ignore, (*above, real))
-        elif stat.S_ISREG(mode) and not ignore(inner):
+        elif stat.S_ISREG(mode) and not ignore.is_ignored(inner):
             yield f"{prefix}{inner}", path
 
 
@@ -115,8 +117,12 @@ def _pack(files: Sequence[tuple[str, str]] | Iterator[tuple[str, str]], origin: 
 def _read(path: str, limit: int) -> bytes | None:
     """A file's bytes, or None when there are more than `limit`; a large one is not even read."""
     try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size > limit:
+        # Not blocking, in case the file has become a pipe since it was listed.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(None, "it is no file any more")
+            if status.st_size > limit:
                 return None
             data = file.read(limit + 1)
     except OSError as error:

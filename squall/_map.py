@@ -26,7 +26,15 @@ from squall._blocking import run
 from squall.client import Client, check_payload
 from squall.exception import Error, InvalidError, SerializationError
 from squall.protocol import payload as payloads
-from squall.protocol.messages import YIELD_WINDOW, CancelCall, InputItem, OutputItem, Submit, YieldCredit
+from squall.protocol.messages import (
+    YIELD_WINDOW,
+    CancelCall,
+    InputItem,
+    OutputItem,
+    Submit,
+    YieldCredit,
+    encode_header,
+)
 from squall.protocol.transport import Pending, driver
 
 IN_FLIGHT_LIMIT = 1000
@@ -466,7 +474,7 @@ class Mapping(_Stream):
         frame = Submit(
             submit.call_id, submit.function_id, items, submit.kind, submit.parent, sent_at, last, submit.method
         )
-        self.client.link.send(frame, b"".join(parts))
+        self.client.link.send_raw(encode_header(frame), *parts)
 
     def _flush_soon(self) -> None:
         import asyncio

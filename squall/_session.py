@@ -213,10 +213,10 @@ def make_bundle(origin: Origin) -> bytes:
     total = 0
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for count, (name, path) in enumerate(_files_of(origin), 1):
-            data = _read_source(path)
+            data = _read_source(origin, path)
             total += len(data) + 1024
             if total > BUNDLE_LIMIT_BYTES or count > BUNDLE_LIMIT_FILES:
-                raise _too_large(origin)
+                raise _too_large(origin, path)
             info = tarfile.TarInfo(name)
             info.size = len(data)
             info.mode = 0o755 if os.access(path, os.X_OK) else 0o644
@@ -254,9 +254,15 @@ def _walk(directory: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple
             yield f"{prefix}/{name}", path
 
 
-def _read_source(path: str) -> bytes:
+def _read_source(origin: Origin, path: str) -> bytes:
     try:
-        with open(path, "rb") as stream:
+        # Not blocking, in case the file has become a pipe since it was listed.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(None, "it is no file any more")
+            if status.st_size > BUNDLE_LIMIT_BYTES:
+                raise _too_large(origin, path)
             data = stream.read(BUNDLE_LIMIT_BYTES + 1)
     except OSError as error:
         raise InvalidError(
@@ -266,10 +272,11 @@ def _read_source(path: str) -> bytes:
     return data
 
 
-def _too_large(origin: Origin) -> ResourceExhaustedError:
+def _too_large(origin: Origin, at: str) -> ResourceExhaustedError:
     path = os.path.join(origin.root, origin.entry)
     return ResourceExhaustedError(
-        f"the source in `{path}` is more than {BUNDLE_LIMIT_BYTES >> 20} MiB or {BUNDLE_LIMIT_FILES} files",
+        f"the source in `{path}` is more than {BUNDLE_LIMIT_BYTES >> 20} MiB or {BUNDLE_LIMIT_FILES} files; "
+        f"`{at}` is where it was given up",
         hint="keep data out of the package's directory; pass its path, or read it in the function",
     )
 
@@ -395,7 +402,8 @@ async def _build(client: Client, image: Image, output: Output) -> ImageSpec:
         await client.put_blob.aio(data)
     client.follow(spec.image_id, output)
     try:
-        await client.request(BuildImage(spec), timeout=None)  # the node holds each step to its deadline
+        # No timeout: the node holds each step to its deadline.
+        await client.request(BuildImage(spec, image._secrets()), timeout=None)
     finally:
         client.unfollow(spec.image_id)
     return spec

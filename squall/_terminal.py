@@ -135,17 +135,17 @@ class Terminal:
 
     def _pump(self, exec_id: str) -> None:
         """Send keys and sizes until the terminal is taken back."""
-        poll, size = select.poll(), (0, 0)
+        poll = select.poll()
         poll.register(self._wake_r, select.POLLIN)
         try:
+            size = self._send_size(exec_id, (0, 0))
             while self._exec_id == exec_id:
-                if size != (size := terminal_size()):
-                    self.link.send(ExecData(exec_id, "resize", rows=size[0], cols=size[1]))
                 if self._credit > 0:
                     poll.register(0, select.POLLIN)
                 else:
                     poll.register(0, 0)
                 ready = dict(poll.poll(LOOK_MS))
+                size = self._send_size(exec_id, size)  # before keys that were typed at that size
                 if self._wake_r in ready:
                     os.read(self._wake_r, 64)
                 elif 0 in ready and not self._send_keys(exec_id):
@@ -153,9 +153,18 @@ class Terminal:
         except (OSError, ServiceError):  # the terminal or the server is gone: the connection's end takes it back
             return
 
+    def _send_size(self, exec_id: str, known: tuple[int, int]) -> tuple[int, int]:
+        size = terminal_size()
+        if size != known:
+            self.link.send(ExecData(exec_id, "resize", rows=size[0], cols=size[1]))
+        return size
+
     def _send_keys(self, exec_id: str) -> bool:
         """Whether there may be more."""
-        data = os.read(0, min(CHUNK_BYTES, max(1, self._credit)))
+        with self._lock:  # the next container's pump may be there already, and these keys for it
+            if self._exec_id != exec_id:
+                return False
+            data = os.read(0, min(CHUNK_BYTES, max(1, self._credit)))
         if data.count(QUIT_KEY) > 1 or (QUIT_KEY in data and self._credit < EXEC_WINDOW_BYTES):
             # It does not take its keys, so this one would not reach it: code that never lets Python run, mostly.
             self.link.send(ExecData(exec_id, "kill"))

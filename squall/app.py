@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from squall._deploy import AppInfo, Deployment
     from squall._session import AppRun, RunningApp
-    from squall.client import Output
+    from squall.client import Client, Output
+    from squall.logs import Logs
 
 else:
 
@@ -56,7 +57,6 @@ class FunctionDecorator(Protocol):
 _NOT_YET = frozenset(
     {
         "server",
-        "logs",
         "get_dashboard_url",
     }
 )
@@ -187,6 +187,24 @@ class App:
     def app_id(self) -> str | None:
         """Its id while it runs, or once it was deployed or looked up."""
         return self._deployed_id or None if self._running is None else self._running.app_id
+
+    @property
+    def logs(self) -> Logs:
+        """What the app's containers have written: of the run that goes on, else of the latest of its name."""
+        from squall.logs import Logs
+        from squall.protocol.requests import ReadLogs
+
+        async def target() -> tuple[Client, ReadLogs]:
+            from squall.client import Client
+
+            running = self._running
+            if running is not None:
+                return running.client, ReadLogs(app=running.app_id)
+            if self.name is None:
+                raise InvalidError("an app without a name has logs while it runs only", hint="give the `App` a name")
+            return Client.current(), ReadLogs(app=self.name)
+
+        return Logs(target)
 
     # -- registration
 

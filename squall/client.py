@@ -145,7 +145,7 @@ class Client:
         from squall import config as configs  # pathlib, which it needs, would double the SDK's own import time
 
         settings = config or configs.load()
-        sock = _try_connect(str(settings.socket_path))
+        sock = _connect_elsewhere(settings) if settings.server else _try_connect(str(settings.socket_path))
         if sock is None:
             if not autostart:
                 raise ServiceError(
@@ -155,19 +155,24 @@ class Client:
             sock = _start_server(settings)
         client = Client(sock)
         try:
-            client._greet()
+            client._greet(settings)
         except BaseException:
             client.close()
             raise
         client.link.start_background()
         return client
 
-    def _greet(self) -> None:
+    def _greet(self, settings: Config | None = None) -> None:
         """Say hello; the answer is the one message of a connection that neither names a request nor is a push."""
         welcome: Pending[Message] = Pending(self.link)
         self._welcome = welcome
         python = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        self.link.send(Hello("client", python=python, prefix=sys.prefix))
+        hello = Hello("client", python=python, prefix=sys.prefix)
+        if settings is not None:
+            hello.environment = "" if settings.environment == "main" else settings.environment
+            if settings.server and settings.token_id:
+                hello.token = f"{settings.token_id}:{settings.token_secret}"
+        self.link.send(hello)
         answer = welcome.wait(CONNECT_TIMEOUT)
         self._welcome = None
         if not isinstance(answer, Welcome):
@@ -179,6 +184,10 @@ class Client:
                 getattr(answer, "hint", ""),
             )
         self.server_id = answer.server_id
+        if answer.heartbeat:
+            from squall.protocol.remote import keep_alive
+
+            keep_alive(self.link, answer.heartbeat)
 
     @staticmethod
     def current() -> Client:
@@ -292,7 +301,7 @@ class Client:
         digest = blob_digest(data)
         with self._upload_lock:
             others = self._uploads.get(digest)
-            mine: Pending[None] = Pending(self.link)  # each of those who wait has its own: only one thread waits for one
+            mine: Pending[None] = Pending(self.link)  # one for each that waits, as only one thread can wait for one
             if others is not None:
                 others.append(mine)
             else:
@@ -529,6 +538,15 @@ def interact() -> None:
         )
 
 
+def refuse_breakpoint(*args: Any, **kwargs: Any) -> Any:
+    """For the runner: `breakpoint()` where there is no terminal, which else ends in an obscure `BdbQuit`."""
+    if os.environ.get("PYTHONBREAKPOINT"):
+        return sys.__breakpointhook__(*args, **kwargs)  # noqa: T100 - one that needs none, or nothing
+    raise InvalidError(
+        "`breakpoint()`: the app of this container was run without a terminal", hint="run it with `squall run -i`"
+    )
+
+
 def current_input_id() -> str | None:
     """Id of the input this code runs for, such as `in-5f2c19d04be87a36-0`; None outside a container.
 
@@ -553,6 +571,12 @@ def current_function_call_id() -> str | None:
 
 
 # ---- starting a server ------------------------------------------------------------------------------------------
+
+
+def _connect_elsewhere(settings: Config) -> socket.socket:
+    from squall.protocol import remote  # most programs use the server of their own machine
+
+    return remote.connect(settings.server, settings.ca_file, CONNECT_TIMEOUT)
 
 
 def _try_connect(path: str) -> socket.socket | None:

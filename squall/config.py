@@ -1,11 +1,11 @@
 """Every setting of client, server and node: its name, default, environment variable and one line of what it does.
 
 Owns all reading of `SQUALL_*` variables and of the configuration file; nothing else in Squall looks there. A value
-comes from, first that has it: the variable `SQUALL_<NAME>`, the file (TOML, `$SQUALL_CONFIG` or
-`~/.config/squall/config.toml`), the default below. `load` reads both each time and returns a frozen `Config`, which
-is handed on as an argument; nothing is cached or global, so a test makes its own. Must never create a directory or
-start anything. `docs/reference/settings.md` lists the settings (`tests/style/test_documented.py` holds it to that);
-the contract is tested in `tests/unit/test_config.py`.
+comes from, first that has it: the variable `SQUALL_<NAME>`, the profile in force (a table `[profile.NAME]` of the
+file: which server, with what token), the file (TOML, `$SQUALL_CONFIG` or `~/.config/squall/config.toml`), the default
+below. `load` reads them each time and returns a frozen `Config`, which is handed on as an argument; nothing is cached
+or global, so a test makes its own. Must never create a directory or start anything. `docs/reference/settings.md` lists
+the settings (`tests/style/test_documented.py` holds it to that); the contract is tested in `tests/unit/test_config.py`.
 """
 
 from __future__ import annotations
@@ -46,11 +46,17 @@ class Config:
     idle_timeout: float = _setting(
         15.0, "seconds an embedded server stays after the last client and app are gone", minimum=0
     )
+    log_days: float = _setting(30.0, "days that output of containers is kept", minimum=0)
+    log_app_mib: int = _setting(256, "output kept of one app, in MiB; the newest", minimum=16)
+    log_total_gib: float = _setting(4.0, "output kept of all apps together, in GiB; the newest", minimum=0.1)
     start_timeout: float = _setting(20.0, "seconds a client waits for the embedded server it started", minimum=0.1)
     node_cpus: float = _setting(0.0, "cores offered to containers; 0: all of the machine", minimum=0)
     node_memory_mib: int = _setting(0, "memory offered to containers, in MiB; 0: what the machine has", minimum=0)
     build_timeout: float = _setting(3600.0, "seconds one step of an image's build may take", minimum=1)
     force_build: bool = _setting(False, "build every step of an image again, for all who use it from then on")
+    ignore_cache: bool = _setting(
+        False, "build every step of an image for this program alone; what others find built stays as it is"
+    )
     images_gib: float = _setting(
         50.0, "disk for image layers, in GiB; above it, images used longest ago are removed", minimum=0.1
     )
@@ -62,6 +68,24 @@ class Config:
     )
     seal_key: str = _setting(
         "", "32 bytes in base64 that seal secrets in the Store; empty: those in `state/seal.key`", private=True
+    )
+    server: str = _setting("", "URL of a server elsewhere, such as `https://host:7777`; empty: the one of this home")
+    token_id: str = _setting("", "id of the token shown to that server")
+    token_secret: str = _setting("", "secret of that token", private=True)
+    environment: str = _setting("main", "environment of the workspace in which apps and secrets are looked for")
+    profile: str = _setting("", "profile of the configuration file in force: which server, with what token")
+    ca_file: str = _setting("", "certificates that vouch for that server, in PEM; empty: those the system trusts")
+    listen: str = _setting("", "address and port where `squall up` takes clients from elsewhere; empty: nowhere")
+    tls_cert: str = _setting("", "certificate chain in PEM for that address; empty: no TLS")
+    tls_key: str = _setting("", "private key of that certificate, in PEM")
+    max_connections: int = _setting(4096, "connections from elsewhere at a time", minimum=1)
+    heartbeat: float = _setting(
+        10.0,
+        "seconds between two signs of life on a connection from elsewhere; three that are missing end it",
+        minimum=0.1,
+    )
+    drain_timeout: float = _setting(
+        30.0, "seconds that running inputs may take to end when a server of `squall up` is stopped", minimum=0
     )
     traceback: bool = _setting(False, "show Squall's own frames when a command fails, for a bug report")
 
@@ -121,14 +145,115 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
     env = os.environ if environ is None else environ
     path = config_file(env)
     from_file = _read_file(path)
+    profiles = from_file.pop("profile.", {})
+    chosen = env.get("SQUALL_PROFILE") or str(from_file.get("profile", ""))
+    from_profile = _chosen_profile(profiles, chosen, path)
+    if env.get("SQUALL_SERVER", "") not in ("", from_profile.get("server", "")):
+        # What the file holds is for the server it names: another must not be shown this one's token.
+        from_profile = {name: value for name, value in from_profile.items() if not name.startswith("token_")}
+        from_file = {name: value for name, value in from_file.items() if not name.startswith("token_")}
     values: dict[str, Any] = {}
     for setting in settings():
         if setting.env in env:
             values[setting.name] = _parse(setting, env[setting.env], f"variable `{setting.env}`")
+        elif setting.name in from_profile:
+            where = f"`{setting.name}` of profile `{chosen}` in {path}"
+            values[setting.name] = _parse(setting, from_profile[setting.name], where)
         elif setting.name in from_file:
             values[setting.name] = _parse(setting, from_file[setting.name], f"`{setting.name}` in {path}")
     home = values.get("home") or default_home(env)
     return Config(**{**values, "home": _checked_home(Path(home))})
+
+
+PROFILE_SETTINGS = ("server", "token_id", "token_secret", "environment", "ca_file")
+"""What a profile may set."""
+
+
+def _chosen_profile(profiles: Mapping[str, Mapping[str, Any]], chosen: str, path: Path) -> Mapping[str, Any]:
+    if not chosen:
+        return {}
+    if chosen not in profiles:
+        known = ", ".join(f"`{name}`" for name in sorted(profiles))
+        raise InvalidError(
+            f"configuration `{path}` has no profile `{chosen[:80]}`",
+            hint=f"profiles: {known}" if known else "`squall token set --profile NAME --server URL` makes one",
+        )
+    return profiles[chosen]
+
+
+def profiles(environ: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """What each profile of the configuration file sets, by name. Holds token secrets: not to be shown."""
+    env = os.environ if environ is None else environ
+    found: dict[str, dict[str, Any]] = _read_file(config_file(env)).get("profile.", {})
+    return found
+
+
+def choose(*, profile: str = "", environment: str = "") -> None:
+    """Have `load` answer for this profile and environment from now on, in this process and those it starts."""
+    if profile:
+        os.environ["SQUALL_PROFILE"] = profile
+    if environment:
+        os.environ["SQUALL_ENVIRONMENT"] = environment
+
+
+def write(values: Mapping[str, str], *, profile: str = "", environ: Mapping[str, str] | None = None) -> Path:
+    """Set text values in the configuration file, at its top or in a profile; all else in it stays as it is.
+
+    The file is replaced whole and readable by its owner only, since it may hold a token."""
+    env = os.environ if environ is None else environ
+    named = env.get("SQUALL_CONFIG")
+    path = Path(named) if named else config_file(env)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    for name, value in values.items():
+        text = _with_value(text, f"profile.{_toml_key(profile)}" if profile else "", name, value)
+    _parse_toml(path, text)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    os.replace(partial, path)
+    return path
+
+
+def _with_value(text: str, table: str, name: str, value: str) -> str:
+    """A TOML document with `name = "value"` in a table, the empty one being the top."""
+    lines = text.splitlines()
+    heads = [i for i, line in enumerate(lines) if line.lstrip().startswith("[")]
+    begin = 0
+    if table:
+        found = [i for i in heads if lines[i].split("#")[0].strip().strip("[]").replace(" ", "") == table]
+        if not found:
+            lines += [*([""] if lines and lines[-1] else []), f"[{table}]"]
+            found = [len(lines) - 1]
+        begin = found[0] + 1
+    end = next((i for i in heads if i >= begin), len(lines))
+    made = f"{name} = {_toml_text(value)}"
+    for i in range(begin, end):
+        if lines[i].split("=")[0].strip().strip("\"'") == name and "=" in lines[i]:
+            lines[i] = made
+            break
+    else:
+        while end > begin and not lines[end - 1].strip():
+            end -= 1
+        lines.insert(end, made)
+        if not table and end + 1 < len(lines) and lines[end + 1].lstrip().startswith("["):
+            lines.insert(end + 1, "")
+    return "\n".join(lines) + "\n"
+
+
+def _toml_key(name: str) -> str:
+    return name if name and all(c.isascii() and (c.isalnum() or c in "_-") for c in name) else _toml_text(name)
+
+
+def _toml_text(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    if not escaped.isprintable():
+        raise InvalidError("a value for the configuration file holds a line break or a control character")
+    return f'"{escaped}"'
 
 
 def default_home(env: Mapping[str, str]) -> Path:
@@ -187,13 +312,36 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise InvalidError(f"cannot read configuration `{path}`: {error}") from None
     values = _parse_toml(path, text)
     known = {setting.name for setting in settings()}
+    values = _split_profiles(path, values)
     for name in values:
+        if name == "profile.":
+            continue
         if name not in known:
             raise InvalidError(
                 f"configuration `{path}` sets `{name}`, which is no setting",
                 hint=f"settings: {', '.join(sorted(known))}",
             )
     return values
+
+
+def _split_profiles(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """All profiles as `profile.`, the one in force as `profile`. In TOML a name cannot be both a text and a table, so
+    the file calls the latter `active_profile`."""
+    found = values.pop("profile", {})
+    if not isinstance(found, dict) or not all(isinstance(table, dict) for table in found.values()):
+        raise InvalidError(
+            f"configuration `{path}`: `profile` holds the tables of profiles",
+            hint='write `active_profile = "NAME"` for the one in force, `[profile.NAME]` for what it sets',
+        )
+    for name, table in found.items():
+        for key in table:
+            if key not in PROFILE_SETTINGS:
+                raise InvalidError(
+                    f"profile `{name}` in {path} sets `{key}`", hint=f"it may set: {', '.join(PROFILE_SETTINGS)}"
+                )
+    if "active_profile" in values:
+        values["profile"] = values.pop("active_profile")
+    return {**values, "profile.": found} if found else values
 
 
 def _parse_toml(path: Path, text: str) -> dict[str, Any]:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from squall.app import App
+    from squall.logs import Logs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -595,9 +596,20 @@ class Function(Handle, Generic[P, R]):
 
     @both
     async def update_autoscaler(self, /, **settings: float | None) -> dict[str, float]:
-        """The same as `autoscaler.update(...)`, in one word: `f.update_autoscaler(min_containers=2)` keeps two containers.
-        """
+        """The same as `autoscaler.update`: `f.update_autoscaler(min_containers=2)` keeps two containers."""
         return await Autoscaler(self).update.aio(**settings)
+
+    @property
+    def logs(self) -> Logs:
+        """What the function's containers have written; of a class, those of all its methods."""
+        from squall.logs import Logs
+        from squall.protocol.requests import ReadLogs
+
+        async def target() -> tuple[Client, ReadLogs]:
+            found = await self._target()
+            return found.client, ReadLogs(function=found.function_id)
+
+        return Logs(target)
 
 
 def check_batched(raw_f: Any, is_method: bool) -> None:
@@ -709,6 +721,21 @@ class FunctionCall(Handle, Generic[R]):
         """
         await self.num_inputs.aio()
         return self
+
+    @property
+    def logs(self) -> Logs:
+        """What was written while the call's inputs ran, in the containers in which they did.
+
+        Output is told apart by its time: where a container runs several inputs at a time, what the others write
+        meanwhile is here too; and of an input that was tried again, only the last attempt is.
+        """
+        from squall.logs import Logs
+        from squall.protocol.requests import ReadLogs
+
+        async def target() -> tuple[Client, ReadLogs]:
+            return Client.current(), ReadLogs(call=self._object_id)
+
+        return Logs(target)
 
     @both
     async def num_inputs(self) -> int:

@@ -13,15 +13,17 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from squall import _steps
 from squall.exception import InvalidError, VersionError
 from squall.protocol.messages import ImageSpec, ImageStep
 
 if TYPE_CHECKING:
     from squall._files import Ignore
     from squall.client import Output
+    from squall.secret import Secret
 
 _NOT_YET = frozenset(
     {
@@ -32,13 +34,17 @@ _NOT_YET = frozenset(
         "from_name",
         "from_scratch",
         "micromamba",
-        "poetry_install_from_file",
-        "pip_install_private_repos",
         "dockerfile_commands",
         "publish",
     }
 )
-_LATER = ("gpu", "secrets", "volumes", "env")
+_LATER = {
+    "gpu": "builds have no GPU: load what needs one in `@squall.enter()`",
+    "volumes": "builds see no volumes; packages are cached by themselves",
+    "cpu": "builds may use all of the machine's cores",
+    "memory": "builds may use all of the machine's memory",
+}
+"""Options of steps that others know, and what there is in their place."""
 
 
 def _refuse(name: str) -> NoReturn:
@@ -61,6 +67,32 @@ class _Part:
 
     step: ImageStep
     read: Callable[[], bytes] | None = None
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What is a step's alone."""
+
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    env: dict[str, str] = field(default_factory=dict)
+    later: Mapping[str, object] = field(default_factory=dict)
+
+
+_NOTHING = _Own()
+
+
+def _own(secrets: Sequence[Secret] | None, env: Mapping[str, str | None] | None, later: Mapping[str, object]) -> _Own:
+    if not secrets and not env:
+        return _Own(later=later)
+    from squall.secret import Secret, checked_env
+
+    values: dict[str, str] = {}
+    for secret in [secrets] if isinstance(secrets, Secret) else secrets or ():
+        if not isinstance(secret, Secret):
+            raise InvalidError(f"`secrets` of an image step holds {type(secret).__name__!r}, which is no `Secret`")
+        values.update(secret._values)
+    return _Own(values, checked_env(env or {}, "env"), later)
 
 
 class Image(metaclass=_ImageMeta):
@@ -140,26 +172,50 @@ class Image(metaclass=_ImageMeta):
 
     # -- commands
 
-    def run_commands(self, *commands: str | Sequence[str], force_build: bool = False, **later: object) -> Image:
+    def run_commands(
+        self,
+        *commands: str | Sequence[str],
+        force_build: bool = False,
+        secrets: Sequence[Secret] | None = None,
+        env: Mapping[str, str | None] | None = None,
+        **later: object,
+    ) -> Image:
         """Run shell commands, each in a shell of its own, in order; the first that fails ends the build.
 
-        They run as root of the image, reach the internet, and see no file of yours. `force_build=True` runs them
-        again, with all later steps, even though nothing changed.
+        They run as root of the image, reach the internet, and see no file of yours.
+
+        - `force_build`: True runs them again, with all later steps, even though nothing changed.
+        - `secrets`: variables that these commands alone see. Their values are in no layer and no recipe, unless a
+          command writes them down, and are struck out of the output. A new value runs nothing again.
+        - `env`: variables that these commands alone see; `.env()` sets them for all that follows.
+
+        All steps that run something take these three.
 
         Example:
 
             image = squall.Image.debian_slim("3.11").run_commands("echo hello > /etc/greeting")
         """
-        return self._with("run", {"commands": _words("run_commands", commands)}, force_build, later)
+        return self._with(
+            "run", {"commands": _steps.words("run_commands", commands)}, force_build, _own(secrets, env, later)
+        )
 
-    def apt_install(self, *packages: str | Sequence[str], force_build: bool = False, **later: object) -> Image:
+    def apt_install(
+        self,
+        *packages: str | Sequence[str],
+        force_build: bool = False,
+        secrets: Sequence[Secret] | None = None,
+        env: Mapping[str, str | None] | None = None,
+        **later: object,
+    ) -> Image:
         """Install Debian packages, without what they merely recommend.
 
         Example:
 
             image = squall.Image.debian_slim("3.11").apt_install("git", "curl")
         """
-        return self._with("apt", {"packages": _words("apt_install", packages)}, force_build, later)
+        return self._with(
+            "apt", {"packages": _steps.words("apt_install", packages)}, force_build, _own(secrets, env, later)
+        )
 
     # -- Python packages
 
@@ -173,6 +229,8 @@ class Image(metaclass=_ImageMeta):
         pre: bool = False,
         extra_options: str = "",
         force_build: bool = False,
+        secrets: Sequence[Secret] | None = None,
+        env: Mapping[str, str | None] | None = None,
         **later: object,
     ) -> Image:
         """Install Python packages with uv, into the image's Python. Much faster than pip, above all when repeated.
@@ -189,8 +247,8 @@ class Image(metaclass=_ImageMeta):
 
             image = squall.Image.debian_slim("3.11").uv_pip_install("numpy", "pandas")
         """
-        options = _options(index_url, extra_index_url, find_links, pre, extra_options)
-        return self._install("uv", packages, requirements, options, force_build, later)
+        options = _steps.options(index_url, extra_index_url, find_links, pre, extra_options)
+        return self._install("uv", packages, requirements, options, force_build, _own(secrets, env, later))
 
     def pip_install(
         self,
@@ -201,6 +259,8 @@ class Image(metaclass=_ImageMeta):
         pre: bool = False,
         extra_options: str = "",
         force_build: bool = False,
+        secrets: Sequence[Secret] | None = None,
+        env: Mapping[str, str | None] | None = None,
         **later: object,
     ) -> Image:
         """Install Python packages with pip; the arguments are those of `uv_pip_install`.
@@ -209,8 +269,8 @@ class Image(metaclass=_ImageMeta):
 
             image = squall.Image.debian_slim("3.11").pip_install("requests==2.32.3")
         """
-        options = _options(index_url, extra_index_url, find_links, pre, extra_options)
-        return self._install("pip", packages, None, options, force_build, later)
+        options = _steps.options(index_url, extra_index_url, find_links, pre, extra_options)
+        return self._install("pip", packages, None, options, force_build, _own(secrets, env, later))
 
     def pip_install_from_requirements(
         self,
@@ -222,6 +282,8 @@ class Image(metaclass=_ImageMeta):
         pre: bool = False,
         extra_options: str = "",
         force_build: bool = False,
+        secrets: Sequence[Secret] | None = None,
+        env: Mapping[str, str | None] | None = None,
         **later: object,
     ) -> Image:
         """Install what a requirements file of yours names, with pip. Its text is part of the step: a change builds it
@@ -234,19 +296,19 @@ class Image(metaclass=_ImageMeta):
             Path("requirements.txt").write_text("six==1.17.0\\n")
             image = squall.Image.debian_slim("3.11").pip_install_from_requirements("requirements.txt")
         """
-        options = _options(index_url, extra_index_url, find_links, pre, extra_options)
-        return self._install("pip", (), [requirements_txt], options, force_build, later)
+        options = _steps.options(index_url, extra_index_url, find_links, pre, extra_options)
+        return self._install("pip", (), [requirements_txt], options, force_build, _own(secrets, env, later))
 
     def _install(
         self, kind: str, packages: Sequence[Any], files: Sequence[str] | None, options: dict[str, Any], force: bool,
-        later: Mapping[str, object],
+        own: _Own,
     ) -> Image:  # fmt: skip
-        args: dict[str, Any] = {"packages": _words(_METHODS[kind], packages)}
+        args: dict[str, Any] = {"packages": _steps.words(_METHODS[kind], packages)}
         if files:
-            args["requirements"] = "\n".join(_read_text(path) for path in _paths(files))
+            args["requirements"] = "\n".join(_steps.read_text(path) for path in _steps.paths(files))
         if options:
             args["options"] = options
-        return self._with(kind, args, force, later)
+        return self._with(kind, args, force, own)
 
     def pip_install_from_pyproject(
         self,
@@ -259,6 +321,8 @@ class Image(metaclass=_ImageMeta):
         pre: bool = False,
         extra_options: str = "",
         force_build: bool = False,
+        secrets: Sequence[Secret] | None = None,
+        env: Mapping[str, str | None] | None = None,
         **later: object,
     ) -> Image:
         """Install the dependencies of a project of yours, not the project itself, with pip.
@@ -273,9 +337,96 @@ class Image(metaclass=_ImageMeta):
             Path("pyproject.toml").write_text('[project]\\nname = "mine"\\ndependencies = ["six"]\\n')
             image = squall.Image.debian_slim("3.11").pip_install_from_pyproject("pyproject.toml")
         """
-        options = _options(index_url, extra_index_url, find_links, pre, extra_options)
-        packages = _dependencies(os.fspath(pyproject_toml), optional_dependencies)
-        return self._install("pip", packages, None, options, force_build, later)
+        options = _steps.options(index_url, extra_index_url, find_links, pre, extra_options)
+        packages = _steps.dependencies(os.fspath(pyproject_toml), optional_dependencies)
+        return self._install("pip", packages, None, options, force_build, _own(secrets, env, later))
+
+    def pip_install_private_repos(
+        self,
+        *repositories: str,
+        git_user: str,
+        find_links: str | None = None,
+        index_url: str | None = None,
+        extra_index_url: str | None = None,
+        pre: bool = False,
+        extra_options: str = "",
+        force_build: bool = False,
+        secrets: Sequence[Secret] | None = None,
+        env: Mapping[str, str | None] | None = None,
+        **later: object,
+    ) -> Image:
+        """Install Python packages from git repositories that ask for a user and a token, over https, with pip.
+
+        - `repositories`: as `github.com/owner/name@ref`; `@ref` is a branch, tag or commit.
+        - `git_user`: the user the token belongs to.
+        - `secrets`: must hold `GITHUB_TOKEN` for hosts of GitHub, `GITLAB_TOKEN` for those of GitLab, `GIT_TOKEN` for
+          others. A token is told to its own host only and is part of no layer; installing runs code of the package,
+          which can see it.
+
+        git is installed where the image has none. A new token installs nothing again; a new `@ref` does.
+
+        Example:
+
+            image = squall.Image.debian_slim("3.11").pip_install_private_repos(
+                "github.com/owner/name@v1.0",
+                git_user="somebody",
+                secrets=[squall.Secret.from_dict({"GITHUB_TOKEN": "..."})],
+            )
+        """
+        options = _steps.options(index_url, extra_index_url, find_links, pre, extra_options)
+        args: dict[str, Any] = {"repositories": _steps.words("pip_install_private_repos", repositories)}
+        args |= {"git_user": git_user, **({"options": options} if options else {})}
+        return self._with("private", args, force_build, _own(secrets, env, later))
+
+    def poetry_install_from_file(
+        self,
+        poetry_pyproject_toml: str,
+        poetry_lockfile: str | None = None,
+        *,
+        ignore_lockfile: bool = False,
+        with_: Sequence[str] = (),
+        without: Sequence[str] = (),
+        only: Sequence[str] = (),
+        poetry_version: str | None = "latest",
+        force_build: bool = False,
+        secrets: Sequence[Secret] | None = None,
+        env: Mapping[str, str | None] | None = None,
+        **later: object,
+    ) -> Image:
+        """Install the locked dependencies of a Poetry project of yours, not the project itself and not Poetry.
+
+        - `poetry_pyproject_toml`: its file.
+        - `poetry_lockfile`: its lock; `poetry.lock` beside it when left out, which then must exist.
+        - `ignore_lockfile`: True has Poetry choose versions anew, in the build; your lock stays as it is.
+        - `with_`, `without`, `only`: groups of dependencies, as Poetry's options of these names.
+        - `poetry_version`: the Poetry that reads the lock, such as `"1.8.5"`.
+
+        Example:
+
+            from pathlib import Path
+
+            Path("pyproject.toml").write_text(
+                '[tool.poetry]\nname = "mine"\nversion = "1"\ndescription = ""\nauthors = []\n'
+                '[tool.poetry.dependencies]\npython = "^3.11"\nsix = "*"\n'
+            )
+            image = squall.Image.debian_slim("3.11").poetry_install_from_file("pyproject.toml", ignore_lockfile=True)
+        """
+        args: dict[str, Any] = {"pyproject": _steps.read_text(os.fspath(poetry_pyproject_toml))}
+        beside = os.path.join(os.path.dirname(os.path.abspath(poetry_pyproject_toml)), "poetry.lock")
+        lock = beside if poetry_lockfile is None else os.fspath(poetry_lockfile)
+        if not ignore_lockfile:
+            if poetry_lockfile is None and not os.path.exists(beside) and not _steps.is_remote():
+                raise InvalidError(
+                    f"`{poetry_pyproject_toml}` has no `poetry.lock` beside it",
+                    hint="make one with `poetry lock`, or give `ignore_lockfile=True`",
+                )
+            args["lock"] = _steps.read_text(lock)
+        groups = {"with": with_, "without": without, "only": only}
+        options: dict[str, Any] = {n: _steps.words("poetry_install_from_file", [v]) for n, v in groups.items() if v}
+        if poetry_version not in (None, "latest"):
+            options["version"] = poetry_version
+        args |= {"options": options} if options else {}
+        return self._with("poetry", args, force_build, _own(secrets, env, later))
 
     def uv_sync(
         self,
@@ -286,6 +437,8 @@ class Image(metaclass=_ImageMeta):
         frozen: bool = True,
         extra_options: str = "",
         force_build: bool = False,
+        secrets: Sequence[Secret] | None = None,
+        env: Mapping[str, str | None] | None = None,
         **later: object,
     ) -> Image:
         """Install the locked dependencies of a uv project of yours, not the project itself.
@@ -302,14 +455,14 @@ class Image(metaclass=_ImageMeta):
             image = squall.Image.debian_slim("3.11").uv_sync(frozen=False)
         """
         project = os.fspath(uv_project_dir)
-        args: dict[str, Any] = {"pyproject": _read_text(os.path.join(project, "pyproject.toml"))}
+        args: dict[str, Any] = {"pyproject": _steps.read_text(os.path.join(project, "pyproject.toml"))}
         if os.path.exists(os.path.join(project, "uv.lock")):
-            args["lock"] = _read_text(os.path.join(project, "uv.lock"))
-        elif frozen:
+            args["lock"] = _steps.read_text(os.path.join(project, "uv.lock"))
+        elif frozen and not _steps.is_remote():
             raise InvalidError(f"`{project}` has no `uv.lock`", hint="make one with `uv lock`, or give `frozen=False`")
         options = {"groups": list(groups or ()), "extras": list(extras or ()), "extra_options": extra_options}
         args["options"] = {"frozen": bool(frozen), **{name: value for name, value in options.items() if value}}
-        return self._with("uv_sync", args, force_build, later)
+        return self._with("uv_sync", args, force_build, _own(secrets, env, later))
 
     # -- your own files and code
 
@@ -370,8 +523,8 @@ class Image(metaclass=_ImageMeta):
         from squall import _files
 
         image = self
-        for module in _words("add_local_python_source", modules):
-            path, is_package = _module_path(module)
+        for module in _steps.words("add_local_python_source", modules):
+            path, is_package = _steps.module_path(module)
             if is_package:
                 skip = _files.read_ignore(ignore, python=True)
                 name = f"/root/{module}"
@@ -399,6 +552,8 @@ class Image(metaclass=_ImageMeta):
         kwargs: Mapping[str, Any] | None = None,
         timeout: float = 3600.0,
         force_build: bool = False,
+        secrets: Sequence[Secret] | None = None,
+        env: Mapping[str, str | None] | None = None,
         **later: object,
     ) -> Image:
         """Run a function of yours in the image, once, to keep what it writes: a model's weights, say.
@@ -417,11 +572,10 @@ class Image(metaclass=_ImageMeta):
             raise InvalidError(f"`Image.run_function({raw_f!r:.80})` takes a function")
         raw_f = getattr(raw_f, "raw_f", raw_f)
         self._check_python(f"`Image.run_function({getattr(raw_f, '__name__', 'function')})`")
-        packed, tag, read = _pack_function(raw_f, tuple(args), dict(kwargs or {}))
+        packed, tag, read = _steps.pack_function(raw_f, tuple(args), dict(kwargs or {}))
         name = getattr(raw_f, "__qualname__", type(raw_f).__name__)
         step_args = {"name": name, "args": packed.hex(), "tag": tag, "timeout": float(timeout)}
-        self._check_options("function", later)
-        return self._with_step(ImageStep("function", step_args, blob=_UNREAD, force=force_build), read)
+        return self._with("function", step_args, force_build, _own(secrets, env, later), blob=_UNREAD, read=read)
 
     def _check_python(self, what: str) -> None:
         from squall.protocol.images import DEBIAN
@@ -472,25 +626,36 @@ class Image(metaclass=_ImageMeta):
 
             image = squall.Image.debian_slim("3.11").shell(["/bin/bash", "-ec"]).run_commands("[[ 1 < 2 ]]")
         """
-        return self._with("shell", {"words": _words("shell", [shell_commands])}, False, {})
+        return self._with("shell", {"words": _steps.words("shell", [shell_commands])}, False, _NOTHING)
 
     def entrypoint(self, entrypoint_commands: Sequence[str]) -> Image:
-        """A command kept with the image for what runs it as one; functions do not use it.
+        """A program that every container of the image begins with, before Squall's own process and in place of it.
+
+        It is given that process's command as further arguments and must become it, as a script does that ends in
+        `exec "$@"`; one that ends without is a container that could not start. It runs as what the function does, with
+        the image's environment, before a function's own variables and secrets have arrived. Such containers start an
+        interpreter of their own in place of being forked from one that is warm, which costs about 0.2 s each.
+        Build steps run without it.
 
         Example:
 
-            image = squall.Image.debian_slim("3.11").entrypoint(["python3"])
+            image = (
+                squall.Image.debian_slim("3.11")
+                .run_commands("printf '#!/bin/sh\\ndate > /tmp/began\\nexec \"$@\"\\n' > /begin; chmod +x /begin")
+                .entrypoint(["/begin"])
+            )
         """
-        return self._with("entrypoint", {"words": _words("entrypoint", [entrypoint_commands])}, False, {})
+        return self._with("entrypoint", {"words": _steps.words("entrypoint", [entrypoint_commands])}, False, _NOTHING)
 
     def cmd(self, cmd: Sequence[str]) -> Image:
-        """Arguments kept with the image for its entrypoint; functions do not use them.
+        """What runs in a container of the image that is told nothing else to run: `squall shell` without `-c` runs it
+        in place of a shell. Functions do not use it.
 
         Example:
 
-            image = squall.Image.debian_slim("3.11").cmd(["--version"])
+            image = squall.Image.debian_slim("3.11").cmd(["python3"])
         """
-        return self._with("cmd", {"words": _words("cmd", [cmd])}, False, {})
+        return self._with("cmd", {"words": _steps.words("cmd", [cmd])}, False, _NOTHING)
 
     def env(self, variables: Mapping[str, str]) -> Image:
         """Set environment variables for later steps and for containers. Not for secrets: they become part of the
@@ -502,7 +667,7 @@ class Image(metaclass=_ImageMeta):
         """
         if not isinstance(variables, Mapping) or not variables:
             raise InvalidError(f"`Image.env({variables!r:.80})` takes a dict of strings")
-        return self._with("env", {"variables": dict(variables)}, False, {})
+        return self._with("env", {"variables": dict(variables)}, False, _NOTHING)
 
     def workdir(self, path: str) -> Image:
         """The directory that later steps and containers start in; made when it is missing.
@@ -511,7 +676,7 @@ class Image(metaclass=_ImageMeta):
 
             image = squall.Image.debian_slim("3.11").workdir("/work")
         """
-        return self._with("workdir", {"path": str(path)}, False, {})
+        return self._with("workdir", {"path": str(path)}, False, _NOTHING)
 
     # -- building
 
@@ -546,32 +711,49 @@ class Image(metaclass=_ImageMeta):
             return self._fixed, {}
         steps: list[ImageStep] = []
         blobs: dict[str, bytes] = {}
-        forced = self._kind != "host" and load().force_build
+        config = load()
+        forced = self._kind != "host" and config.force_build
         for part in self._parts:
             step = part.step
             if part.read is not None:
                 data = part.read()
                 step = ImageStep(step.kind, step.args, blob_digest(data), step.force)
                 blobs[step.blob] = data
-            steps.append(replace(step, force=True) if forced and not steps else step)
+            if config.ignore_cache and step.kind == "debian":
+                step = replace(step, args={**step.args, "nonce": _nonce()}, force=False)
+            elif forced and not steps:
+                step = replace(step, force=True)
+            steps.append(step)
         spec = ImageSpec(self._kind, steps, image_id_of(steps) if steps else "")
         check_image(spec)
         return spec, blobs
 
-    def _with(self, kind: str, args: dict[str, Any], force: bool, later: Mapping[str, object]) -> Image:
-        self._check_options(kind, later)
-        return self._with_step(ImageStep(kind, args, force=force))
+    def _secrets(self) -> dict[str, dict[str, str]]:
+        """Values of the steps' secrets, by the step's number."""
+        return {str(number): dict(part.secrets) for number, part in enumerate(self._parts, 1) if part.secrets}
+
+    def _with(
+        self, kind: str, args: dict[str, Any], force: bool, own: _Own, *, blob: str = "",
+        read: Callable[[], bytes] | None = None,
+    ) -> Image:  # fmt: skip
+        self._check_options(kind, own.later)
+        if own.env:
+            args["env"] = own.env
+        if own.secrets:
+            args["secrets"] = sorted(own.secrets)
+        return self._with_step(ImageStep(kind, args, blob, force), read, own.secrets)
 
     def _check_options(self, kind: str, later: Mapping[str, object]) -> None:
         method = _METHODS.get(kind, kind)
-        for name in later:
-            known = name in _LATER
-            raise InvalidError(
-                f"`Image.{method}` has no option `{name}`{' in this release' if known else ''}",
-                hint="`.env()` sets variables for later steps" if name == "env" else "",
-            )
+        for name, value in later.items():
+            if name not in _LATER:
+                raise InvalidError(f"`Image.{method}` has no option `{name}`")
+            if value:
+                raise InvalidError(f"`Image.{method}({name}=...)` is not available yet", hint=_LATER[name])
 
-    def _with_step(self, step: ImageStep, read: Callable[[], bytes] | None = None) -> Image:
+    def _with_step(
+        self, step: ImageStep, read: Callable[[], bytes] | None = None, secrets: Mapping[str, str] = _NOTHING.secrets
+    ) -> Image:
         from squall.protocol.images import HOST_HINT
 
         method = _METHODS.get(step.kind, step.kind)
@@ -580,7 +762,7 @@ class Image(metaclass=_ImageMeta):
         parts = self._parts
         if self._fixed is not None:
             parts = tuple(_Part(step) for step in self._fixed.steps)
-        return Image((*parts, _Part(_checked(step), read)), kind=self._kind)
+        return Image((*parts, _Part(_checked(step), read, secrets)), kind=self._kind)
 
     def __getattr__(self, name: str) -> Any:
         _refuse(name)
@@ -602,132 +784,26 @@ _METHODS = {
     "copy": "add_local_…",
     "mount": "add_local_…",
     "function": "run_function",
+    "poetry": "poetry_install_from_file",
+    "private": "pip_install_private_repos",
 }
 _UNREAD = "0" * 64
 """Stands for the digest of what is read when the image is built."""
 
 
+@functools.cache
+def _nonce() -> str:
+    """Sets all images that this program builds with `SQUALL_IGNORE_CACHE` apart from those of others."""
+    import secrets
+
+    return secrets.token_hex(8)
+
+
 def _checked(step: ImageStep) -> ImageStep:
+    if _steps.is_remote():  # it was checked where it was built, and the files it names need not be here
+        return step
     # Imported with the first step: its patterns and hashes cost more than all that `Image.host()` needs.
     from squall.protocol.images import check_step
 
     check_step(step)
     return step
-
-
-def _words(method: str, values: Sequence[Any]) -> list[str]:
-    """Arguments given one by one, in lists, or both."""
-    found: list[str] = []
-    for value in values:
-        if isinstance(value, (list, tuple)):
-            found += _words(method, value)
-        elif isinstance(value, str):
-            found.append(value)
-        else:
-            raise InvalidError(f"`Image.{method}` takes strings, not {value!r:.80}")
-    return found
-
-
-def _options(
-    index_url: str | None, extra_index_url: str | None, find_links: str | None, pre: bool, extra_options: str
-) -> dict[str, Any]:
-    options = {
-        "index_url": index_url,
-        "extra_index_url": extra_index_url,
-        "find_links": find_links,
-        "pre": pre,
-        "extra_options": extra_options,
-    }
-    return {name: value for name, value in options.items() if value}
-
-
-def _paths(files: Sequence[str]) -> list[str]:
-    if isinstance(files, str):
-        raise InvalidError(f"`requirements={files!r:.80}` takes a list of paths")
-    return [os.fspath(path) for path in files]
-
-
-def _read_text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidError(f"cannot read the requirements in `{path}`: {error}") from None
-
-
-def _dependencies(path: str, extras: Sequence[str]) -> list[str]:
-    """What a `pyproject.toml` says its project needs."""
-    from squall.config import parse_toml  # pathlib, which it needs, is not for every program
-
-    try:
-        project = parse_toml(_read_text(path)).get("project", {})
-    except ValueError as error:
-        raise InvalidError(f"cannot read the dependencies in `{path}`: {error}") from None
-    found = list(project.get("dependencies", []))
-    optional = project.get("optional-dependencies", {})
-    for extra in [extras] if isinstance(extras, str) else extras:
-        if extra not in optional:
-            raise InvalidError(
-                f"`{path}` has no optional dependencies `{extra}`", hint=f"it has: {', '.join(optional) or 'none'}"
-            )
-        found += optional[extra]
-    return found
-
-
-def _module_path(module: str) -> tuple[str, bool]:
-    """Where a module's source is, and whether it is a package."""
-    import importlib.util
-
-    if not module.isidentifier():
-        raise InvalidError(
-            f"`{module[:80]}` is not the name of a module", hint="give the top-level name, as in `import helpers`"
-        )
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is not None and spec.submodule_search_locations:
-        return next(iter(spec.submodule_search_locations)), True
-    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
-        raise InvalidError(f"there is no Python source of module `{module}` on the import path")
-    return spec.origin, False
-
-
-def _pack_function(
-    raw_f: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]
-) -> tuple[bytes, str, Callable[[], bytes]]:
-    """The packed arguments, a digest of all that decides what the function does, and how to pack the function."""
-    from squall.client import blob_digest
-    from squall.protocol import payload as payloads
-
-    name = f"`{getattr(raw_f, '__name__', 'function')}`"
-    packed = payloads.pack_by_value((args, kwargs), f"the arguments of {name}")
-    tag = blob_digest(packed + _essence(raw_f, set()))
-    return packed, tag, functools.partial(payloads.pack_by_value, raw_f, f"function {name}")
-
-
-def _essence(function: Any, seen: set[int]) -> bytes:
-    """Source of a function and of the functions it refers to, and the values of its other globals."""
-    import inspect
-
-    from squall.protocol import payload as payloads
-
-    if id(function) in seen:
-        return b""
-    seen.add(id(function))
-    try:
-        source = inspect.getsource(function).encode()
-    except (OSError, TypeError):
-        return payloads.pack_by_value(function, "a function")
-    parts = [source]
-    code = getattr(function, "__code__", None)
-    named = {name: function.__globals__[name] for name in code.co_names if name in function.__globals__} if code else {}
-    for name, value in sorted(named.items()):
-        if inspect.isfunction(value) or inspect.isclass(value):  # by value a class is never the same bytes twice
-            parts.append(_essence(value, seen))
-        elif inspect.ismodule(value):
-            parts.append(value.__name__.encode())
-        else:
-            with contextlib.suppress(Exception):  # what cannot be packed is told when the function is
-                parts.append(name.encode() + payloads.pack_by_value(value, name))
-    return b"\0".join(parts)

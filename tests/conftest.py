@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -108,6 +109,51 @@ def shared_home() -> Iterator[Path]:
     """A Squall that the tests of a module share, where none of them depends on what another left."""
     with temporary_home() as path:
         yield path
+
+
+class Debian:
+    """The layers of `debian_slim("3.11")`: built by the first home that wants them, and lent to the next ones."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def lend(self, home: Path) -> None:
+        """To a home whose server has not started yet."""
+        (home / "node").mkdir(mode=0o711, exist_ok=True)
+        (home / "node/layers").mkdir(exist_ok=True)
+        self._copy(self._path, home / "node/layers")
+
+    def keep(self, home: Path) -> None:
+        """From a home that has built it."""
+        if any(self._path.iterdir()):
+            return
+        wait_until(lambda: all(map(_is_settled, self._layers(home))), "the base is written out", 120.0)
+        self._copy(home / "node/layers", self._path)
+
+    def _layers(self, home: Path) -> list[Path]:
+        return _of_base(home / "node/layers")
+
+    @staticmethod
+    def _copy(source: Path, target: Path) -> None:
+        for layer in _of_base(source):  # copied, not linked: some tests damage a layer
+            subprocess.run(["cp", "-a", layer, target], check=True, timeout=120)
+
+
+def _of_base(layers: Path) -> list[Path]:
+    """The base has two layers, one key with and without `-files`."""
+    keys = [path.name.partition("-files-")[0] for path in layers.glob("*-files-*")]
+    return [path for key in keys for path in layers.glob(f"{key}-*")]
+
+
+def _is_settled(layer: Path) -> bool:
+    return bool(json.loads((layer / "meta.json").read_text())["settled"])
+
+
+@pytest.fixture(scope="session")
+def debian_layers() -> Iterator[Debian]:
+    """One Debian for the whole run."""
+    with tempfile.TemporaryDirectory(prefix="squall-debian-") as path:
+        yield Debian(Path(path))
 
 
 def _stop_server(home: Path) -> None:

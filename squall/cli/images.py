@@ -15,15 +15,14 @@ from typing import Any
 import click
 
 from squall import _blocking
+from squall.cli.logs import Printer, log_options
 from squall.cli.main import Group
 from squall.cli.manage import (
-    LogPrinter,
     ago,
     ask,
     complete,
     connect,
     json_option,
-    log_options,
     print_json,
     resolve,
     show_list,
@@ -33,7 +32,7 @@ from squall.client import Client
 from squall.exception import InvalidError, NotFoundError
 from squall.protocol.images import title_of
 from squall.protocol.messages import GetImage, ImageSpec, ImageStep, PruneImages, VerifyImage
-from squall.protocol.requests import GetLogs, ListObjects
+from squall.protocol.requests import ListObjects
 
 PRUNE_SECONDS = 600.0
 DAY_SECONDS = 86400.0
@@ -75,11 +74,10 @@ def image_info(image_id: str, as_json: bool) -> None:
 @image.command("logs")
 @click.argument("image_id", metavar="IMAGE", shell_complete=complete("image"))
 @log_options
-def image_logs(image_id: str, follow: bool, tail: int, timestamps: bool, as_json: bool) -> None:
+def image_logs(image_id: str, printer: Printer) -> None:
     """Print what the builds of an image have written."""
     client = connect()
-    found = resolve(client.link, "image", image_id)
-    LogPrinter(client.link, GetLogs(image_id=found, tail=0), tail, timestamps, as_json).run()
+    printer.show(client, image_id=resolve(client.link, "image", image_id))
 
 
 @image.command("prune")

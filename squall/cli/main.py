@@ -26,10 +26,13 @@ COMMANDS = {
     "shell": "squall.cli.shell:shell",
     "app": "squall.cli.manage:app",
     "container": "squall.cli.manage:container",
+    "call": "squall.cli.calls:call",
+    "schedule": "squall.cli.schedules:schedule",
     "image": "squall.cli.images:image",
     "trace": "squall.cli.manage:trace",
     "status": "squall.cli.admin:status",
     "down": "squall.cli.admin:down",
+    "backup": "squall.cli.backup:backup",
     "doctor": "squall.cli.admin:doctor",
     "completion": "squall.cli.admin:completion",
 }

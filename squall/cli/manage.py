@@ -13,7 +13,6 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +20,8 @@ from typing import Any
 import click
 
 from squall import config
-from squall._output import Output
 from squall._terminal import make_raw, terminal_size, write_all
+from squall.cli.logs import Printer, log_options
 from squall.cli.main import Group, did_you_mean
 from squall.client import Client
 from squall.exception import InvalidError, NotFoundError, ServiceError
@@ -30,14 +29,12 @@ from squall.protocol.messages import (
     EXEC_WINDOW_BYTES,
     ExecData,
     ExecExit,
-    LogChunk,
     Message,
-    Notice,
     StartExec,
     StopApp,
     StopContainer,
 )
-from squall.protocol.requests import GetLogs, GetTrace, ListObjects
+from squall.protocol.requests import GetTrace, ListObjects
 from squall.protocol.transport import Link
 
 ANSWER_SECONDS = 60.0
@@ -85,6 +82,17 @@ def ago(at: float, now: float | None = None) -> str:
         if seconds >= 2 * size:
             return f"{int(seconds // size)} {unit} ago"
     return f"{int(seconds)} s ago"
+
+
+def until(at: float | None, now: float | None = None) -> str:
+    """`in 3 min`, from seconds since 1970; empty for None."""
+    if at is None:
+        return ""
+    seconds = max(0.0, at - (time.time() if now is None else now))
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"in {int(seconds // size)} {unit}"
+    return f"in {int(seconds)} s"
 
 
 def size_of(size_bytes: int) -> str:
@@ -153,6 +161,34 @@ NOUNS = {
             _age("CREATED", "created_at"),
             _age("USED", "used_at"),
             Column("LAST STEP", lambda row: last_title(row)),
+        ),
+    ),
+    "call": Noun(
+        "calls",
+        "no call has ended since the server was started",
+        (
+            _field("CALL", "call_id"),
+            _field("FUNCTION", "function"),
+            _field("KIND", "kind"),
+            _field("INPUTS", "inputs"),
+            _field("FAILED", "failed"),
+            _age("STARTED", "started_at"),
+            _age("ENDED", "ended_at"),
+        ),
+    ),
+    "schedule": Noun(
+        "schedules",
+        "no schedules (`squall deploy` an app with `schedule=` functions)",
+        (
+            _field("SCHEDULE", "schedule_id"),
+            _field("APP", "app"),
+            _field("FUNCTION", "function"),
+            _field("WHEN", "schedule"),
+            Column("NEXT", lambda row: "paused" if row.get("paused") else until(row.get("next_at"))),
+            _age("LAST", "last_at"),
+            _field("FIRED", "fired"),
+            _field("LEFT OUT", "skipped"),
+            _field("RUNNING", "running"),
         ),
     ),
     "container": Noun(
@@ -248,28 +284,14 @@ def app_list(include_all: bool, as_json: bool) -> None:
     show_list("app", app="", include_all=include_all, as_json=as_json)
 
 
-_log_options = [
-    click.option("-f", "--follow", is_flag=True, help="Go on until the app has stopped."),
-    click.option("-n", "--tail", type=click.IntRange(0), default=0, help="Only the newest so many lines; 0 means all."),
-    click.option("--timestamps", is_flag=True, help="Put the time before each line."),
-    click.option("--json", "as_json", is_flag=True, help="One JSON object per piece of output."),
-]
-
-
-def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_log_options):
-        command = option(command)
-    return command
-
-
 @app.command("logs")
 @click.argument("app_ref", metavar="APP", shell_complete=complete("app"))
+@click.option("--function", "function_ref", default="", metavar="FUNCTION", help="Only what this function wrote.")
 @log_options
-def app_logs(app_ref: str, follow: bool, tail: int, timestamps: bool, as_json: bool) -> None:
+def app_logs(app_ref: str, function_ref: str, printer: Printer) -> None:
     """Print what the containers of an app have written. APP is its name or id."""
     client = connect(start=True)  # the output of ended apps is kept longer than servers run
-    app = resolve(client.link, "app", app_ref)
-    LogPrinter(client.link, GetLogs(app=app, follow=follow), tail, timestamps, as_json).run()
+    printer.show(client, app=resolve(client.link, "app", app_ref), function=function_ref)
 
 
 @app.command("stop")
@@ -280,55 +302,6 @@ def app_stop(app_ref: str) -> None:
     ref = resolve(client.link, "app", app_ref)
     ask(client.link, StopApp(ref, reason="`squall app stop`"))
     click.echo(f"app `{ref}` is stopped", err=True)
-
-
-class LogPrinter:
-    """Prints log chunks as they are pushed, until the server says that there are no more."""
-
-    def __init__(self, link: Link, request: GetLogs, tail: int, timestamps: bool, as_json: bool) -> None:
-        self.link = link
-        self.request = request
-        self.as_json = as_json
-        self._output = Output(timestamps=timestamps)
-        self._ended = threading.Event()
-        self._kept: deque[tuple[LogChunk, bytes]] | None = deque(maxlen=tail) if tail else None
-        """The newest lines of what was written before now; None once they are printed, or when all are wanted."""
-
-    def run(self) -> None:
-        self.link.on_push = self._on_push
-        self.link.on_close = lambda reason: self._ended.set()
-        try:
-            data = ask(self.link, self.request, timeout=None)
-            kept, self._kept = self._kept or (), None
-            for chunk, line in kept:
-                self._print(chunk, line)
-            if self.request.follow and data.get("state") != "stopped":
-                self._ended.wait()
-        finally:
-            self._output.close()
-
-    def _on_push(self, message: Message, payload: bytes) -> None:
-        if isinstance(message, Notice) and is_last(message, self.request.container_id):
-            self._ended.set()
-        if not isinstance(message, LogChunk) or self.request.container_id not in ("", message.container_id):
-            return
-        if self._kept is not None:
-            self._kept.extend((message, line) for line in payload.splitlines(keepends=True))
-        else:
-            self._print(message, payload)
-
-    def _print(self, chunk: LogChunk, data: bytes) -> None:
-        if not self.as_json:
-            self._output.log(chunk, data)
-            return
-        fields = {"at": chunk.at, "container_id": chunk.container_id, "function": chunk.function}
-        click.echo(json.dumps({**fields, "stream": chunk.stream, "text": data.decode("utf-8", "replace")}))
-
-
-def is_last(notice: Notice, container_id: str) -> bool:
-    """After this notice nothing more is written by the app, or by the one container that is followed."""
-    gone = notice.kind == "container" and notice.data.get("state") == "exited"
-    return notice.kind == "stopped" or (gone and notice.data.get("container_id") == container_id)
 
 
 # ---- container ----------------------------------------------------------------------------------------------------
@@ -351,11 +324,10 @@ def container_list(app_ref: str, include_all: bool, as_json: bool) -> None:
 @container.command("logs")
 @click.argument("container_id", metavar="CONTAINER", shell_complete=complete("container"))
 @log_options
-def container_logs(container_id: str, follow: bool, tail: int, timestamps: bool, as_json: bool) -> None:
+def container_logs(container_id: str, printer: Printer) -> None:
     """Print what a container has written."""
     client = connect()
-    found = resolve(client.link, "container", container_id)
-    LogPrinter(client.link, GetLogs(container_id=found, follow=follow), tail, timestamps, as_json).run()
+    printer.show(client, container_id=resolve(client.link, "container", container_id))
 
 
 @container.command("stop")

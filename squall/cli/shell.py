@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 from typing import Any
 
@@ -23,6 +24,7 @@ from squall.cli.run import apps_of, complete_file, import_script
 from squall.client import Client
 from squall.exception import NotFoundError, ServiceError
 from squall.function import Function
+from squall.protocol.images import settings_of
 from squall.protocol.messages import CreateApp, FunctionSpec, RetryPolicy, StopApp
 from squall.protocol.requests import ListObjects
 from squall.runner.profile import PROFILE
@@ -48,7 +50,8 @@ def shell(ctx: click.Context, ref: str, cmd: str, as_module: bool, pty: bool | N
     """Open a shell in a container.
 
     REF is a running container (its id or the beginning of it), or a function or class in a file (hello.py::square): a
-    container with its image, source, environment and limits is made. Without REF, one of `Image.host()`.
+    container with its image, source, environment and limits is made. Without REF, one of `Image.host()`. Where the
+    image has a command of its own (`Image.cmd`), that runs in place of a shell.
     """
     use_pty = pty if pty is not None else sys.stdin.isatty() and sys.stdout.isatty()
     if ref.startswith("co-"):
@@ -56,7 +59,7 @@ def shell(ctx: click.Context, ref: str, cmd: str, as_module: bool, pty: bool | N
         found = resolve(client.link, "container", ref)
         ctx.exit(Exec(client.link, found, ["/bin/sh", "-c", cmd or SHELL], pty=use_pty, workdir="").run())
     spec, blobs = spec_for(ref, as_module) if ref else (FunctionSpec("shell"), [])
-    ctx.exit(run_in(Client.current(), shell_spec(spec), blobs, cmd or SHELL, use_pty))
+    ctx.exit(run_in(Client.current(), shell_spec(spec), blobs, cmd or default_command(spec), use_pty))
 
 
 def spec_for(ref: str, as_module: bool) -> tuple[FunctionSpec, list[bytes]]:
@@ -70,6 +73,12 @@ def spec_for(ref: str, as_module: bool) -> tuple[FunctionSpec, list[bytes]]:
         what = f"has no function or class `{tag}`" if name else "has several functions and classes"
         raise NotFoundError(f"`{ref}` {what}", hint=did_you_mean(tag if name else "", found))
     return _prepared(found[tag], tag)
+
+
+def default_command(spec: FunctionSpec) -> str:
+    """What runs when nothing was asked for: the command of the image, or a shell."""
+    words = settings_of(spec.image.steps).cmd
+    return f"exec {shlex.join(words)}" if words else SHELL
 
 
 def _prepared(app: App, tag: str) -> tuple[FunctionSpec, list[bytes]]:

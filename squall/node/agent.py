@@ -56,7 +56,7 @@ from squall.protocol.messages import (
     Welcome,
     decode,
 )
-from squall.protocol.transport import FrameStream, widen
+from squall.protocol.transport import FrameStream, payload_for, widen
 
 log = Logger("agent")
 
@@ -212,7 +212,7 @@ class Agent:
     def _on_frame(self, stream: FrameStream, header: bytes, payload: bytes) -> None:
         message = decode(header)
         try:
-            self._handle(message, payload)
+            self._handle(message, payload_for(message, payload))
         except Exception:  # a bug of ours: it costs this message, not the connection and with it every container
             log.error("a message failed", tag=message.TAG, error=traceback.format_exc())
 
@@ -394,7 +394,7 @@ class Agent:
                     f"build image `{image_id}`: the `{self.runtime.name}` runtime has no images but `Image.host()`",
                     hint="`squall doctor` says what the native runtime lacks here",
                 )
-            layers = await self.builder.ensure(message.image)
+            layers = await self.builder.ensure(message.image, message.secrets)
             done.layers = [layer.row() | {"was_built": was_built} for layer, was_built in layers]
         except Error as error:
             done.code, done.message, done.hint = error.code, error.message, error.hint

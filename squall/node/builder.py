@@ -4,7 +4,8 @@ Owns the builds under way. A step whose layer is there costs nothing; the same s
 and both hear of it. A layer appears whole, by one rename, or not at all: a step that fails, is killed or runs into a
 limit leaves nothing. Every step has a deadline, and the disk is watched while it writes. A build container has the
 walls of any container, less the few capabilities that package managers need within their user namespace; it gets no
-secret and no runner socket. What the steps run is said in `recipes.py`. Tested in `tests/integration/test_images.py`.
+runner socket, and of secrets only those its step names, whose values are struck out of what it writes. What the steps
+run is said in `recipes.py`. Tested in `tests/unit/test_builder.py` and `tests/integration/test_images.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from squall.node.layers import Layer, Layers, total_size
 from squall.node.native import NativeRuntime
 from squall.node.runtime import Build, Exit
 from squall.node.sources import unpack
-from squall.protocol.images import Settings, check_image, image_id_of, layer_keys, title_of
+from squall.protocol.images import Settings, check_image, check_secrets, image_id_of, layer_keys, title_of
 from squall.protocol.messages import BuildOutput, ContainerSpec, ImageSpec, ImageStep, Message, new_id
 
 OUTPUT_CHUNK_BYTES = 1 << 16
@@ -56,6 +57,8 @@ class _Work:
     parents: tuple[Layer, ...]
     """The topmost first."""
     image: ImageSpec
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Values of the variables that the step asks for."""
 
 
 @dataclass
@@ -92,9 +95,12 @@ class Builder:
 
     # -- images
 
-    async def ensure(self, image: ImageSpec) -> list[tuple[Layer, bool]]:
+    async def ensure(
+        self, image: ImageSpec, secrets: Mapping[str, Mapping[str, str]] | None = None
+    ) -> list[tuple[Layer, bool]]:
         """Build what is missing of an image. Each layer, lowest first, and whether it was made just now."""
         check_image(image)
+        check_secrets(image, secrets or {})
         image_id = image_id_of(image.steps)
         made: list[tuple[Layer, bool]] = []
         settings = Settings()
@@ -107,7 +113,8 @@ class Builder:
                 forced = forced or step.force
                 for key in [key for key, owner in keys if owner is step]:
                     parents = tuple(reversed([layer for layer, _ in made]))
-                    work = _Work(key, step, number, _copy_of(settings), parents, image)
+                    values = (secrets or {}).get(str(number), {})
+                    work = _Work(key, step, number, _copy_of(settings), parents, image, values)
                     layer, was_made = await self._layer(work, image_id, forced)
                     self.layers.hold([layer])
                     held.append(layer)
@@ -196,6 +203,7 @@ class Builder:
 
     async def _make(self, work: _Work) -> Layer:
         began = time.monotonic()
+        check_told(work)
         self.layers.hold(work.parents)
         building = self.layers.begin()
         try:
@@ -282,8 +290,8 @@ class Builder:
 
         container = await self.runtime.build(
             Build(
-                spec, root, recipe.command, recipe.environment, work.settings.workdir or "/root", mounts,
-                output.write_end, harvest,
+                spec, root, recipe.command, {**recipe.environment, **work.secrets}, work.settings.workdir or "/root",
+                mounts, output.write_end, harvest,
             )
         )  # fmt: skip
         output.begin()
@@ -338,6 +346,38 @@ class Builder:
                 return
 
 
+MASKED_BYTES = 4
+"""Shorter values than this are not struck out: they would be found in everything."""
+
+
+class Mask:
+    """Strikes secrets out of a stream. What may be the beginning of one is held back until more has come."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        said = {line.strip().encode() for value in values for line in value.splitlines()}
+        self._values = sorted((value for value in said if len(value) >= MASKED_BYTES), key=len, reverse=True)
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        data = self._struck(self._held + data)
+        longest = len(self._values[0]) - 1 if self._values else 0
+        for length in range(min(longest, len(data)), 0, -1):
+            if any(value.startswith(data[-length:]) for value in self._values):
+                self._held = data[-length:]
+                return data[:-length]
+        self._held = b""
+        return data
+
+    def rest(self) -> bytes:
+        data, self._held = self._held, b""
+        return data
+
+    def _struck(self, data: bytes) -> bytes:
+        for value in self._values:
+            data = data.replace(value, b"***")
+        return data
+
+
 class _Output:
     """What a step's command writes: sent on as it comes, kept in the layer's log, its end kept for an error."""
 
@@ -347,6 +387,7 @@ class _Output:
         self._log = log.open("wb", buffering=0)
         self._logged = 0
         self._tail = bytearray()
+        self._mask = Mask(work.secrets.values())
         self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
         self._ended = asyncio.Event()
         self._open = True
@@ -366,6 +407,12 @@ class _Output:
         if not data:
             self._ended.set()
             asyncio.get_running_loop().remove_reader(self._read_end)
+            self._take(self._mask.rest())
+            return
+        self._take(self._mask.feed(data))
+
+    def _take(self, data: bytes) -> None:
+        if not data:
             return
         if self._logged < LOG_LIMIT_BYTES:
             self._logged += self._log.write(data)
@@ -398,7 +445,7 @@ def _copy_of(settings: Settings) -> Settings:
 
 def uv_mount(step: ImageStep) -> list[tuple[str, str]]:
     """The uv that came with Squall, for the steps that use it."""
-    if step.kind not in ("uv", "uv_sync"):
+    if step.kind not in ("uv", "uv_sync", "poetry"):
         return []
     path = Path(sys.prefix, "bin", "uv")
     if not path.is_file():
@@ -442,6 +489,7 @@ def _tidy(building: Path) -> None:
 # ---- what failed --------------------------------------------------------------------------------------------------
 
 TAIL_LINES = 30
+_UNREACHED = ("Temporary failure resolving", "Could not resolve", "dns error", "Failed to fetch", "Connection refused")
 _HINTS = (
     (("No space left on device",), "the disk or a limit of the build is full: `squall image prune` frees some"),
     (
@@ -457,11 +505,21 @@ _HINTS = (
     ),
     (("Unable to locate package", "has no installation candidate"), "check the name at https://packages.debian.org"),
     (
-        ("Temporary failure resolving", "Could not resolve", "dns error", "Failed to fetch", "Connection refused"),
+        _UNREACHED,
         "a build reaches the internet and this machine's proxies and indexes, nothing else of its network",
     ),
     (("command not found", ": not found"), "install the command in an earlier step: `.apt_install(...)`"),
 )  # fmt: skip
+
+
+def check_told(work: _Work) -> None:
+    """Whether all secrets are there. A layer that is built again for a container comes without: nobody keeps them."""
+    missing = [name for name in work.step.args.get("secrets", []) if name not in work.secrets]
+    if missing:
+        raise BuildError(
+            f"{_which(work)} needs the secret `{missing[0]}`, which only the program that defines the image has",
+            hint="run or deploy that program again, or call `image.build()` in it",
+        )
 
 
 def _which(work: _Work) -> str:
@@ -473,6 +531,8 @@ def failure(work: _Work, end: Exit, tail: str) -> BuildError:
     what = "ran out of memory" if end.oom else "failed: " + end.reason
     shown = "\n".join(f"    {line}" for line in tail.splitlines()[-TAIL_LINES:])
     hint = next((hint for marks, hint in _HINTS if any(mark in tail for mark in marks)), "")
+    if work.step.kind == "debian" and any(mark in tail for mark in _UNREACHED):
+        hint = "the Debian mirror was not reached; `SQUALL_DEBIAN_MIRROR` names another"
     if end.oom:
         hint = "the node's containers together reached the memory they have"
     return BuildError(f"{_which(work)} {what}" + (f"\n{shown}" if shown else ""), hint=hint)

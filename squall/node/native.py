@@ -30,6 +30,7 @@ from squall._observe import Logger
 from squall.exception import ConflictError, Error, InternalError, InvalidError
 from squall.node import linux, privileges, rootfs
 from squall.node.cgroups import Hierarchies, parent_name, sweep
+from squall.node.empty_network import EmptyNetwork
 from squall.node.layers import Damaged, Layer, Layers
 from squall.node.linux import StepError
 from squall.node.removal import CLOSE_SECONDS, Removals
@@ -57,6 +58,7 @@ from squall.node.zygote import (
     ZygotePlan,
     check_walls,
     fork_shell,
+    image_bootstrap,
     join_and_exec,
 )
 from squall.protocol.images import Settings, check_image, settings_of
@@ -66,99 +68,16 @@ PARALLEL_CREATIONS = 8
 SPARE_SHELLS = 2
 """Made ahead of need per zygote: joining a group after a pause costs 6-28 ms, which no call should wait for."""
 REFILL_DELAY = 0.05
-SPARE_NETWORKS = 4
 IMAGE_ZYGOTES = 8
 """Of images that were built, kept alive; the one that was used longest ago makes room for another."""
 _LOCK_TIMEOUT = 10.0
 SOURCE = "/src"
 """Where a container finds the bundle of its function's source."""
+RUNNER_FD = 3
+"""A container's runner finds its socket there."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 _log = Logger("native")
-
-
-class EmptyNetwork:
-    """The network of containers that get none: a fresh namespace with nothing but `lo`, made ahead in a helper."""
-
-    def __init__(self) -> None:
-        self._pools: dict[str, _NetworkPool] = {}
-
-    async def lease(self, workspace: str, userns_fd: int) -> Lease:
-        pool = self._pools.get(workspace)
-        if pool is None:
-            pool = self._pools[workspace] = _NetworkPool(userns_fd)
-        return Lease(await pool.take(), "# this container has no network\n", "127.0.1.1")
-
-    def release(self, lease: Lease) -> None:
-        linux.close_fds([lease.netns_fd])
-
-    def close(self) -> None:
-        for pool in self._pools.values():
-            pool.close()
-        self._pools.clear()
-
-
-class _NetworkPool:
-    def __init__(self, userns_fd: int) -> None:
-        self._maker = linux.NetworkMaker(userns_fd)
-        self._ready: deque[int] = deque()
-        self._waiting: deque[asyncio.Future[int]] = deque()
-        self._asked = 0
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._maker.socket.fileno(), self._receive)
-        self._ask()
-
-    def _ask(self) -> None:
-        # Bounded by what is wanted now, so the helper's socket never fills.
-        while self._asked + len(self._ready) < SPARE_NETWORKS + len(self._waiting) and self._asked < 64:
-            self._maker.ask()
-            self._asked += 1
-
-    def _receive(self) -> None:
-        while True:
-            try:
-                fd = self._maker.receive()
-            except BlockingIOError:
-                break
-            except (StepError, OSError) as error:
-                self._fail(error)
-                break
-            self._asked -= 1
-            while self._waiting:
-                waiter = self._waiting.popleft()
-                if not waiter.done():
-                    waiter.set_result(fd)
-                    break
-            else:
-                self._ready.append(fd)
-        if self._maker.socket.fileno() >= 0:
-            self._ask()
-
-    def _fail(self, error: Exception) -> None:
-        self._asked = max(0, self._asked - 1)
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_exception(StepError("make-network-namespace", error))
-        self._waiting.clear()
-
-    async def take(self) -> int:
-        if self._ready:
-            fd = self._ready.popleft()
-            self._ask()
-            return fd
-        waiter: asyncio.Future[int] = self._loop.create_future()
-        self._waiting.append(waiter)
-        self._ask()
-        try:
-            return await asyncio.wait_for(waiter, SHELL_TIMEOUT)
-        except (TimeoutError, asyncio.TimeoutError):
-            raise StepError("make-network-namespace", f"no answer within {SHELL_TIMEOUT:g} s") from None
-
-    def close(self) -> None:
-        self._loop.remove_reader(self._maker.socket.fileno())
-        self._maker.close()
-        linux.close_fds(list(self._ready))
-        self._ready.clear()
 
 
 class _Workspace:
@@ -509,7 +428,8 @@ class NativeRuntime(Runtime):
         layers = self.layers.resolve(image)
         settings = settings_of(image.steps)
         # Local files that are only shown are no part of it: an edit costs no new zygote.
-        name = json.dumps([[layer.path.name for layer in layers], settings.env, settings.workdir], sort_keys=True)
+        seen = [settings.env, settings.workdir, settings.entrypoint]
+        name = json.dumps([[layer.path.name for layer in layers], *seen], sort_keys=True)
         found = workspace.nurseries.get(name)
         if found is None:
             self._make_room(workspace)
@@ -785,10 +705,23 @@ class NativeRuntime(Runtime):
                 "files": _files(nursery.root.overrides, lease, hostname),
                 "workdir": nursery.settings.workdir,
                 "trees": [[f"tree-{n}", target] for n, (_, target) in enumerate(trees) if target != SOURCE],
+                "wrapped": self._wrapped(nursery, source=SOURCE if "source" in fds else None),
             }
             return await self._seal(shell, message, list(fds.values()))
         finally:
             linux.close_fds(opened)
+
+    def _wrapped(self, nursery: _Nursery, source: str | None) -> list[str]:
+        """The command that becomes the runner, by way of the image's entrypoint; nothing where it has none."""
+        if not nursery.settings.entrypoint:
+            return []
+        call = f"process({RUNNER_FD}, {source!r}, {self._entry!r})"
+        return [
+            *nursery.settings.entrypoint,
+            nursery.root.python,
+            "-c",
+            image_bootstrap(nursery.root.import_paths, call),
+        ]
 
     async def _seal(self, shell: Shell, message: Mapping[str, object], fds: list[int]) -> float:
         try:
@@ -827,6 +760,7 @@ class NativeRuntime(Runtime):
                 shell.group.limit(spec)
                 await self._dress_build(nursery, shell, build, lease, opened)
                 check_walls(shell, zygote, lease.netns_fd, privileges.BUILD_CAPABILITIES)
+                _begin(shell)
         except BaseException:
             await self.undo(shell)
             if lease is not None:
@@ -872,6 +806,14 @@ class NativeRuntime(Runtime):
             "command": build.command,
         }
         await self._seal(shell, message, list(fds.values()))
+
+
+def _begin(shell: Shell) -> None:
+    """Let a build run its command. It waits for this: a short one would be over before its walls were looked at."""
+    try:
+        shell.channel.send({"begin": True})
+    except OSError as error:
+        raise StepError("begin", f"it takes no message: {error}") from error
 
 
 def _files(targets: Mapping[str, str], lease: Lease, hostname: str) -> dict[str, str]:

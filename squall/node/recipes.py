@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from squall import config
+from squall.exception import InvalidError
 from squall.node.rootfs import INSIDE
 from squall.node.settings import HostSettings
-from squall.protocol.images import Settings
+from squall.protocol.images import Settings, token_of
 from squall.protocol.messages import ImageStep
 
 INPUTS = f"{INSIDE}/inputs"
@@ -41,7 +43,8 @@ def script(*lines: str) -> list[str]:
 def recipe_of(step: ImageStep, settings: Settings, host: HostSettings) -> Recipe:
     """How to carry a step out."""
     recipe: Recipe = _RECIPES[step.kind](step.args, settings, host)
-    recipe.environment = {**_COMMON, **host.environment, **settings.env, **recipe.environment}
+    own = {str(name): str(value) for name, value in step.args.get("env", {}).items()}
+    recipe.environment = {**_COMMON, **host.environment, **settings.env, **own, **recipe.environment}
     return recipe
 
 
@@ -150,6 +153,64 @@ def _uv_sync(args: Mapping[str, Any], settings: Settings, host: HostSettings) ->
     return Recipe(script(*lines), inputs)
 
 
+def _poetry(args: Mapping[str, Any], settings: Settings, host: HostSettings) -> Recipe:
+    """By what poetry itself exports from its lock; poetry lives in a place of its own and leaves nothing behind."""
+    options: Mapping[str, Any] = args.get("options", {})
+    version = options.get("version", "latest")
+    poetry = [UV, "tool", "run", "--quiet", "--from", "poetry" if version == "latest" else f"poetry=={version}"]
+    poetry += ["--with", "poetry-plugin-export", "poetry", "--no-interaction"]
+    export = [*poetry, "export", "--format", "requirements.txt", "--output", "/tmp/squall-requirements.txt"]
+    for name, groups in _poetry_groups(args["pyproject"], options).items():
+        export += [f"--{name}", ",".join(groups)] if groups else []
+    install = [UV, "pip", "install", "--system", "--quiet", "-r", "/tmp/squall-requirements.txt"]
+    lines = [
+        f"cp -R {INPUTS} /tmp/squall-project && cd /tmp/squall-project",
+        *([] if args.get("lock") else [f"{shlex.join([*poetry, 'lock'])} > /dev/null"]),
+        f"{shlex.join(export)} > /dev/null",
+        shlex.join(install),
+        "cd / && rm -rf /tmp/squall-project /tmp/squall-requirements.txt",
+        _COMPILE,
+    ]
+    inputs = {"pyproject.toml": args["pyproject"], **({"poetry.lock": args["lock"]} if args.get("lock") else {})}
+    home = {"HOME": "/tmp/squall-home", "POETRY_CACHE_DIR": f"{CACHE}/poetry"}
+    return Recipe(script(*lines), inputs, home)
+
+
+def _poetry_groups(pyproject: str, options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What to export so that it is what `poetry install` installs: without a word, all groups but the optional ones."""
+    if options.get("only"):
+        return {"only": options["only"]}
+    try:
+        said = config.parse_toml(pyproject)
+    except ValueError as error:
+        raise InvalidError(f"cannot read the `pyproject.toml` of a Poetry project: {error}") from None
+    tool = said.get("tool", {}).get("poetry", {})
+    groups = {**{name: {} for name in said.get("dependency-groups", {})}, **tool.get("group", {})}
+    groups |= {"dev": {}} if "dev-dependencies" in tool else {}
+    wanted = [name for name, group in groups.items() if not group.get("optional")]
+    without = options.get("without", [])
+    wanted = [name for name in dict.fromkeys([*wanted, *options.get("with", [])]) if name not in without]
+    return {"with": wanted, "without": [name for name in without if name in ("main", *groups)]}
+
+
+_GIT_HELPER = 'f() { test "$1" != get || printf "username=%s\\npassword=%s\\n" "$SQUALL_GIT_USER" "$%s"; }; f'
+
+
+def _private(args: Mapping[str, Any], settings: Settings, host: HostSettings) -> Recipe:
+    """git asks a helper for the token, each host for its own: it is on no command line, in no URL and in no file."""
+    hosts = dict(token_of(repository) for repository in args["repositories"])
+    environment = {"SQUALL_GIT_USER": args["git_user"], "GIT_TERMINAL_PROMPT": "0"}
+    environment["GIT_CONFIG_COUNT"] = str(len(hosts))
+    for number, (name, token) in enumerate(sorted(hosts.items())):
+        environment[f"GIT_CONFIG_KEY_{number}"] = f"credential.https://{name}.helper"
+        environment[f"GIT_CONFIG_VALUE_{number}"] = "!" + _GIT_HELPER.replace("$%s", f"${token}")
+    words = ["python3", "-m", "pip", "install", "--no-compile", "--progress-bar", "off", *_options(args, uv=False)]
+    words += ["--", *(f"git+https://{repository}" for repository in args["repositories"])]
+    apt = _apt({"packages": ["git"]}, settings, host)
+    lines = [f"command -v git > /dev/null || {shlex.join(apt.command)}", shlex.join(words), _COMPILE]
+    return Recipe(script(*lines), apt.inputs, {**apt.environment, **environment})
+
+
 # ---- files, functions ---------------------------------------------------------------------------------------------
 
 
@@ -182,7 +243,8 @@ def base_files(step: ImageStep, host: HostSettings) -> Recipe:
         "a=/tmp/apt; mkdir -p $a/lists/partial $a/archives/partial $a/etc",
         ": > $a/status",
         f"cp {INPUTS}/sources.list {INPUTS}/apt.conf $a/etc/",
-        "apt-get -qq update",
+        "apt-get -qq update",  # to which a mirror that is not there is worth a warning
+        "ls $a/lists/*Packages* > /dev/null 2>&1 || { echo 'no list of packages was fetched'; exit 3; }",
         "mkdir -p $a/essential/partial",
         "apt-get -qq -y -o Dir::Cache::archives=$a/essential --download-only install '?essential'",
         "cp $a/essential/*.deb $a/archives/",
@@ -223,6 +285,9 @@ def _debian(args: Mapping[str, Any], settings: Settings, host: HostSettings) -> 
         "rm -f /etc/passwd- /etc/group-",
         "test -e /etc/passwd || cp /usr/share/base-passwd/passwd.master /etc/passwd",
         "test -e /etc/group || cp /usr/share/base-passwd/group.master /etc/group",
+        # Neither now nor by later steps: what only people read is many of the files of a package.
+        "printf 'path-exclude=/usr/share/%s/*\\n' doc info locale man > /etc/dpkg/dpkg.cfg.d/slim",
+        "echo 'path-include=/usr/share/doc/*/copyright' >> /etc/dpkg/dpkg.cfg.d/slim",
         "dpkg --force-unsafe-io --force-depends --force-confnew --install /var/cache/squall/*.deb > /tmp/dpkg.log 2>&1"
         " || { cat /tmp/dpkg.log; exit 1; }",
         "rm -rf /var/cache/squall /tmp/dpkg.log /usr/lib/python3*/EXTERNALLY-MANAGED",
@@ -240,6 +305,8 @@ _RECIPES: dict[str, Any] = {
     "uv": _uv,
     "pip": _pip,
     "uv_sync": _uv_sync,
+    "poetry": _poetry,
+    "private": _private,
     "copy": _copy,
     "function": _function,
 }

@@ -7,17 +7,23 @@ see. The client, the server and the agent check a recipe alike, as none of them 
 Tested in `tests/unit/test_images.py`.
 
     kind      args                                              what it does
-    debian    suite                                             first only: a Debian of that release, with Python
+    debian    suite, nonce                                      first only: a Debian of that release, with Python;
+                                                                `nonce` sets its image and all on it apart
     run       commands                                          each command by the shell
     apt       packages                                          apt-get install
     pip       packages, requirements, options                   pip install
     uv        packages, requirements, options                   uv pip install
     uv_sync   pyproject, lock, options                          uv sync of a project, without the project
+    poetry    pyproject, lock, options                          poetry install of a project, without the project
+    private   repositories, git_user, options                   pip install from git repositories, with a token
     copy      target, python; the blob is a tar                 local files; `python`: what to put on the import path
     function  name, args (hex), tag, timeout                    runs it; the blob is the function by value, `args` its
                                                                 pickled arguments, and the key is made of `tag`
     env       variables        workdir   path        shell, entrypoint, cmd   words
     mount     target, entry, python                             local files, shown when a container starts; last only
+
+The steps that run something may also hold `env`, variables of theirs alone, and `secrets`, the *names* of variables
+whose values travel beside the recipe, never in it: a key depends on the names and not on the values.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,14 +46,16 @@ MAX_STEPS = 100
 MAX_TEXT_BYTES = 1 << 20
 DEFAULT_SHELL = ["/bin/sh", "-c"]
 
-LAYER_KINDS = frozenset({"debian", "run", "apt", "pip", "uv", "uv_sync", "copy", "function"})
+LAYER_KINDS = frozenset({"debian", "run", "apt", "pip", "uv", "uv_sync", "poetry", "private", "copy", "function"})
 _ARGS: dict[str, dict[str, type]] = {
-    "debian": {"suite": str},
+    "debian": {"suite": str, "nonce": str},
     "run": {"commands": list},
     "apt": {"packages": list},
     "pip": {"packages": list, "requirements": str, "options": dict},
     "uv": {"packages": list, "requirements": str, "options": dict},
     "uv_sync": {"pyproject": str, "lock": str, "options": dict},
+    "poetry": {"pyproject": str, "lock": str, "options": dict},
+    "private": {"repositories": list, "git_user": str, "options": dict},
     "copy": {"target": str, "python": str},
     "function": {"name": str, "args": str, "tag": str, "timeout": float},
     "env": {"variables": dict},
@@ -57,10 +65,14 @@ _ARGS: dict[str, dict[str, type]] = {
     "cmd": {"words": list},
     "mount": {"target": str, "entry": str, "python": str},
 }
+WITH_ENV = frozenset({"run", "apt", "pip", "uv", "uv_sync", "poetry", "private", "function"})
+"""Kinds that may hold `env` and `secrets`."""
+_ENV_ARGS = {"env": dict, "secrets": list}
+_MAY_LACK = frozenset({"python", "options", "nonce", "lock"})
 _WITH_BLOB = frozenset({"copy", "function", "mount"})
 _OPTIONS: dict[str, type] = {
     "index_url": str, "extra_index_url": str, "find_links": str, "pre": bool, "extra_options": str, "frozen": bool,
-    "groups": list, "extras": list,
+    "groups": list, "extras": list, "with": list, "without": list, "only": list, "version": str,
 }  # fmt: skip
 
 
@@ -72,11 +84,15 @@ def chain(steps: Iterable[ImageStep]) -> Iterator[tuple[str, ImageStep]]:
     parent = ""
     for step in steps:
         # A function's pickle differs with the line it stands on; what counts of it is in its tag.
-        args = {"tag": step.args.get("tag")} if step.kind == "function" else step.args
+        args = {name: step.args.get(name) for name in _function_args(step)} if step.kind == "function" else step.args
         blob = "" if step.kind == "function" else step.blob
         said = json.dumps([RECIPE_VERSION, parent, step.kind, args, blob], sort_keys=True)
         parent = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
         yield parent, step
+
+
+def _function_args(step: ImageStep) -> list[str]:
+    return ["tag", *(name for name in _ENV_ARGS if name in step.args)]
 
 
 def image_id_of(steps: Iterable[ImageStep]) -> str:
@@ -144,12 +160,14 @@ def _installed(step: ImageStep) -> str:
 
 
 _TITLES: dict[str, Any] = {
-    "debian": lambda step: f"debian_slim {step.args['suite']}",
+    "debian": lambda step: f"debian_slim {step.args['suite']}{' without the cache' if 'nonce' in step.args else ''}",
     "run": lambda step: "run " + "; ".join(step.args["commands"]),
     "apt": lambda step: "apt install " + " ".join(step.args["packages"]),
     "pip": lambda step: "pip install " + _installed(step),
     "uv": lambda step: "uv pip install " + _installed(step),
     "uv_sync": lambda step: "uv sync",
+    "poetry": lambda step: "poetry install",
+    "private": lambda step: "pip install from " + " ".join(step.args["repositories"]),
     "copy": lambda step: f"copy local files to {step.args['target']}",
     "function": lambda step: f"run function {step.args['name']}",
     "env": lambda step: "env " + " ".join(f"{k}={v}" for k, v in step.args["variables"].items()),
@@ -199,16 +217,30 @@ def check_step(step: ImageStep) -> None:
     fields = _ARGS.get(step.kind)
     if fields is None:
         raise InvalidError(f"image step `{step.kind[:40]}` is unknown")
+    allowed = {**fields, **_ENV_ARGS} if step.kind in WITH_ENV else fields
     for name, value in step.args.items():
-        kind = fields.get(name)
+        kind = allowed.get(name)
         if kind is None or not isinstance(value, (int, float) if kind is float else kind):
             raise InvalidError(f"image step `{step.kind}`: `{name[:40]}` cannot be {value!r:.80}")
-    missing = [name for name, kind in fields.items() if name not in (*step.args, "python", "options")]
-    if missing and step.kind not in ("pip", "uv", "uv_sync"):
+    missing = [name for name, kind in fields.items() if name not in step.args and name not in _MAY_LACK]
+    if missing and step.kind not in ("pip", "uv"):
         raise InvalidError(f"image step `{step.kind}` lacks `{missing[0]}`")
     if (step.kind in _WITH_BLOB) != bool(step.blob):
         raise InvalidError(f"image step `{step.kind}`: its files are {'missing' if not step.blob else 'unexpected'}")
+    _check_variables(step.args.get("env", {}))
+    for name in step.args.get("secrets", []):
+        if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
+            raise InvalidError(f"image step `{step.kind}`: {name!r:.80} cannot name a secret's variable")
     _CHECKS.get(step.kind, lambda _: None)(step)
+
+
+def check_secrets(image: ImageSpec, secrets: Mapping[str, Mapping[str, str]]) -> None:
+    """Values for the steps' secrets, by the step's number from 1: each must be asked for by that step."""
+    for number, values in secrets.items():
+        at = int(number) - 1 if number.isascii() and number.isdigit() else -1
+        if not 0 <= at < len(image.steps) or not set(values) <= set(image.steps[at].args.get("secrets", [])):
+            raise InvalidError(f"secrets for step `{number[:40]}` of an image, which asks for none of these")
+        _check_variables(values, "secret")
 
 
 def _check_debian(step: ImageStep) -> None:
@@ -247,14 +279,15 @@ def _check_packages(step: ImageStep) -> None:
     for name, value in options.items():
         if not isinstance(value, _OPTIONS.get(name, ())):
             raise InvalidError(f"package option `{name[:40]}` cannot be {value!r:.80}")
-        if isinstance(value, str) and (not value.strip() or not value.isprintable()):
-            raise InvalidError(f"package option `{name}` cannot be {value!r:.80}")
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, bool) and (not isinstance(text, str) or not text.strip() or not text.isprintable()):
+                raise InvalidError(f"package option `{name}` cannot be {text!r:.80}")
     for requirement in step.args.get("packages", []):
         check_requirement(requirement)
     if len(step.args.get("requirements", "")) > MAX_TEXT_BYTES:
         raise InvalidError(f"the requirements are longer than {MAX_TEXT_BYTES} bytes")
     check_requirements_text(step.args.get("requirements", ""))
-    if step.kind != "uv_sync" and not step.args.get("packages") and not step.args.get("requirements"):
+    if step.kind in ("pip", "uv") and not step.args.get("packages") and not step.args.get("requirements"):
         raise InvalidError("installing packages needs a package", hint='as in `uv_pip_install("numpy")`')
 
 
@@ -334,9 +367,48 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def _check_env(step: ImageStep) -> None:
-    for name, value in step.args["variables"].items():
+    _check_variables(step.args["variables"])
+
+
+def _check_variables(variables: Mapping[str, object], what: str = "environment variable") -> None:
+    for name, value in variables.items():
         if not _VARIABLE.fullmatch(name) or not isinstance(value, str) or "\0" in value:
-            raise InvalidError(f"environment variable {name!r:.80} cannot be {value!r:.80}")
+            shown = "what it is" if what == "secret" else f"{value!r:.80}"
+            raise InvalidError(f"{what} {name!r:.80} cannot be {shown}")
+
+
+_REPOSITORY = re.compile(
+    r"(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?)(/[A-Za-z0-9_~][A-Za-z0-9._~-]*){2,}(@[A-Za-z0-9][A-Za-z0-9._/+-]*)?"
+    r"(#(subdirectory|egg)=[A-Za-z0-9._/-]+)?"
+)
+
+
+def token_of(repository: str) -> tuple[str, str]:
+    """The host of a private repository, and the variable that its token is read from. Raises InvalidError."""
+    found = _REPOSITORY.fullmatch(repository) if isinstance(repository, str) else None
+    if found is None or "/.." in repository:
+        raise InvalidError(
+            f"{repository!r:.200} is not the name of a git repository",
+            hint="as in `github.com/owner/name` or `gitlab.com/owner/name@v1.2`",
+        )
+    host = found["host"]
+    kind = next((name for name in ("github", "gitlab") if name in host.lower()), "git")
+    return host, f"{kind.upper()}_TOKEN"
+
+
+def _check_private(step: ImageStep) -> None:
+    if not step.args["repositories"]:
+        raise InvalidError("`pip_install_private_repos` needs a repository")
+    if not re.fullmatch(r"[A-Za-z0-9._@+-]+", step.args["git_user"]):
+        raise InvalidError(f"{step.args['git_user']!r:.80} is not the name of a git user")
+    for repository in step.args["repositories"]:
+        _, token = token_of(repository)
+        if token not in step.args.get("secrets", []):
+            raise InvalidError(
+                f"`{repository}` is read with a token, and no secret of the step has `{token}`",
+                hint=f'as in `secrets=[squall.Secret.from_local_environ(["{token}"])]`',
+            )
+    _check_packages(step)
 
 
 def _check_workdir(step: ImageStep) -> None:
@@ -356,6 +428,8 @@ _CHECKS: dict[str, Any] = {
     "pip": _check_packages,
     "uv": _check_packages,
     "uv_sync": _check_packages,
+    "poetry": _check_packages,
+    "private": _check_private,
     "copy": _check_target,
     "mount": _check_mount,
     "env": _check_env,

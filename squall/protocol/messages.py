@@ -89,6 +89,8 @@ class Hello(Message):
     """Whose objects the client wants to see; empty: that of its token, or `main` on the machine's own socket."""
     environment: str = ""
     """Which environment of it; empty: `main`."""
+    client_id: str = ""
+    """Random, the same in all connections of a client: by it a client that comes back is known."""
 
 
 @dataclass(eq=False, repr=False)
@@ -97,6 +99,9 @@ class Welcome(Message):
     server_id: str
     version: int = PROTOCOL_VERSION
     pid: int = 0
+    heartbeat: float = 0.0
+    """Seconds between two `Ping` that each side sends, asked for no answer, on a connection from elsewhere; 0: none.
+    Who hears nothing at all for three of them takes the other for dead."""
 
 
 @dataclass(eq=False, repr=False)
@@ -254,6 +259,9 @@ class CreateApp(Message):
     detach: bool = False
     follow: bool = True
     """Push `LogChunk` and `Notice` of the app to this connection."""
+    app_id: str = ""
+    """Chosen by the client, which names it again when it comes back after its connection or the server was lost: then
+    the app goes on, with the function ids it had. Empty: the server chooses."""
     terminal: str = ""
     """The TERM of the terminal that the app's containers may ask this connection for (`Interact`); empty: none."""
 
@@ -318,11 +326,13 @@ class Notice(Message):
 class BuildImage(Message):
     """Build what of an image's layers is missing. From a client: `BuildOutput` pushes follow while layers are built,
     then `Reply.data`: `{"image_id": str, "built": number of layers}`. From the server to an agent,
-    which answers with `BuildDone`."""
+    which answers with `BuildDone`. `secrets`: values for the steps that ask for some, by the step's number from 1; they
+    are part of no recipe and kept by nobody."""
 
     TAG = "build_image"
     NESTED = {"image": ImageSpec}
     image: ImageSpec
+    secrets: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(eq=False, repr=False)
@@ -434,6 +444,10 @@ class Submit(Message):
     """No further `Submit` of this call follows."""
     method: str = ""
     """Which of `FunctionSpec.methods`, for a class."""
+    key: str = ""
+    """With `kind="spawn"`: if a call was made under this key within 7 days, that call is meant and nothing is added;
+    `Reply.data` is `{"call_id": str}`. `digest` stands for the arguments: other ones under the same key are refused."""
+    digest: str = ""
 
 
 @dataclass
@@ -865,14 +879,22 @@ def decode(header: bytes | bytearray | memoryview) -> Message:
         raise ValueError(f"message `{cls.TAG}`: {error}") from None
 
 
-def split_payload(items: list[Any], payload: bytes) -> list[bytes]:
+SLICE_BYTES = 1 << 14
+"""An item of a large payload from here on stays in it; a smaller one is copied, and does not keep the rest alive."""
+
+
+def split_payload(items: list[Any], payload: Any) -> list[Any]:
     """The bytes of each of a message's `items`, in order. Raises ValueError when the sizes do not add up."""
-    parts, offset = [], 0
+    parts: list[Any] = []
+    offset = 0
+    in_place = type(payload) is memoryview
     for item in items:
-        if item.size < 0:
-            raise ValueError(f"an item announces {item.size} bytes")
-        parts.append(payload[offset : offset + item.size])
-        offset += item.size
+        size = item.size
+        if size < 0:
+            raise ValueError(f"an item announces {size} bytes")
+        part = payload[offset : offset + size]
+        parts.append(bytes(part) if in_place and size < SLICE_BYTES else part)
+        offset += size
     if offset != len(payload):
         raise ValueError(f"payload has {len(payload)} bytes, its items announce {offset}")
     return parts

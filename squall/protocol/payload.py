@@ -1,8 +1,8 @@
 """User values as bytes: arguments, results and exceptions with tracebacks, on both sides of a call.
 
-A packed value is one tag byte and data: `p` plain pickle (protocol 5), `c` cloudpickle (by value: lambdas, local
-and `__main__` definitions), `e` an exception. Plain pickle is tried first, it is ten times faster. The copy of
-cloudpickle used is a private one, so that what users pin, patch or register there never meets ours.
+A packed value is a plain pickle (protocol 5, whose first byte is 0x80), or one tag byte and data: `c` cloudpickle (by
+value: lambdas, local and `__main__` definitions), `e` an exception. Plain pickle is tried first, it is ten times
+faster. The copy of cloudpickle used is a private one, so that what users pin, patch or register never meets ours.
 
 An exception travels as its own pickle, plus what pickle drops: notes, causes, and its traceback as plain lines, from
 which `unpack_exception` builds traceback objects that print the user's source. What cannot be rebuilt becomes a
@@ -25,7 +25,7 @@ from typing import Any
 
 from squall.exception import Error, RemoteError, SerializationError
 
-PLAIN, BY_VALUE, EXCEPTION = b"p", b"c", b"e"
+PLAIN, BY_VALUE, EXCEPTION = b"\x80", b"c", b"e"
 
 TEXT_LIMIT = 64 << 10
 """Characters of an exception's message or formatted traceback that travel."""
@@ -45,6 +45,8 @@ _OWN_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _IMPORT_SYSTEM = ("<frozen importlib", os.path.join(os.path.dirname(os.__file__), "importlib", ""))
 """Files whose frames say nothing to anybody; Python leaves them out of what it prints, too."""
 _MAIN = b"__main__"
+_ATOMS = frozenset((bytes, str, int, float, bool, type(None)))
+"""What cannot hold anything of `__main__`: looking for the name in 100 KB takes as long as pickling them."""
 
 
 # ---- values -----------------------------------------------------------------------------------------------------
@@ -59,12 +61,12 @@ def pack(value: Any, what: str, *, main_by_value: bool = True) -> bytes:
         data = pickle.dumps(value, 5)
     except Exception:
         return BY_VALUE + _dumps_by_value(value, what)
-    if main_by_value and _MAIN in data:
+    if main_by_value and type(value) not in _ATOMS and _MAIN in data:
         try:
             return BY_VALUE + bytes(_cloudpickle().dumps(value, 5))
         except Exception:  # only the text `__main__` was in there, beside something plain pickle alone can do
-            return PLAIN + data
-    return PLAIN + data
+            return data
+    return data
 
 
 def _dumps_by_value(value: Any, what: str) -> bytes:
@@ -83,7 +85,7 @@ def unpack(data: bytes | memoryview, what: str) -> Any:
     elif tag != PLAIN:
         raise SerializationError(f"cannot load {what}: it is not a packed value (tag {bytes(tag)!r})")
     try:
-        return pickle.loads(view[1:])
+        return pickle.loads(view if tag == PLAIN else view[1:])
     except Exception as error:
         raise SerializationError(f"cannot load {what}: {_reason(error)}", hint=_loading_hint(error)) from error
 
@@ -112,9 +114,9 @@ def pack_call(
         data = pickle.dumps((args, kwargs), 5)
     except Exception:
         return _pack_call_by_value(args, kwargs, name, parameters)
-    if main_by_value and _MAIN in data:
+    if main_by_value and not (_ATOMS.issuperset(map(type, args)) and not kwargs) and _MAIN in data:
         return pack((args, kwargs), f"the arguments of `{name}`")
-    return PLAIN + data
+    return data
 
 
 def _pack_call_by_value(args: tuple[Any, ...], kwargs: dict[str, Any], name: str, parameters: Sequence[str]) -> bytes:
@@ -171,7 +173,7 @@ _loading = _thread.allocate_lock()
 
 def _cloudpickle() -> Any:
     """Our own copy of the installed cloudpickle, under a private module name that its pickles refer to."""
-    module = sys.modules.get(_PRIVATE_NAME)
+    module: Any = sys.modules.get(_PRIVATE_NAME)
     if module is None or not hasattr(module, "dumps"):
         with _loading:
             module = sys.modules.get(_PRIVATE_NAME) or _load_cloudpickle()

@@ -25,20 +25,6 @@ class ListObjects(Message):
 
 
 @dataclass(eq=False, repr=False)
-class GetLogs(Message):
-    """Past output of an app or a container as `LogChunk` pushes carrying this request's id in `re`, then the `Reply`.
-    With `follow`, pushes go on until the app stops or the connection closes."""
-
-    TAG = "get_logs"
-    app: str = ""
-    container_id: str = ""
-    follow: bool = False
-    tail: int = 0
-    image_id: str = ""
-    """What the builds of this image said, instead."""
-
-
-@dataclass(eq=False, repr=False)
 class GetTrace(Message):
     """`call` is a call or input id, or empty for the latest. `Reply.data`: call_id, function, inputs: [{idx, status,
     attempts, spans: [{name, start, end, note}], events}], total_ms."""
@@ -151,10 +137,69 @@ class DeleteSecret(Message):
 
 @dataclass(eq=False, repr=False)
 class GetServer(Message):
-    """What `squall status` shows. `Reply.data`: server_id, version, home, pid, started_at, stays (whether it was started
-    to stay), listens (its TCP address or empty), tls, draining, workspace, environment, admin, connections."""
+    """What `squall status` shows. `Reply.data`: server_id, version, home, pid, started_at, stays (whether it was
+    started to stay), listens (its URL or empty), draining, workspace, environment, admin, connections."""
 
     TAG = "get_server"
+
+
+# ---- logs -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, repr=False)
+class ReadLogs(Message):
+    """Look through the kept output of what is named (an app, a function by id or as a tag of `app`, a container, a call
+    or input, or what the builds of an image said), within what else is given. Times are seconds since 1970.
+
+    `Reply.data` is a page: `{"entries": [[at, container_id, function, source, size], ...], "done": bool, "gap": bool,
+    "reader": id, "app_id": id}`; the payload are the entries' bytes. Until a page is `done`, `MoreLogs` of `reader`
+    brings the next; a `gap` means that output was deleted, being too old or too much, before it was read.
+    """
+
+    TAG = "read_logs"
+    app: str = ""
+    function: str = ""
+    container_id: str = ""
+    call: str = ""
+    """A call's id, or an input's."""
+    image_id: str = ""
+    since: float = 0.0
+    until: float = 0.0
+    """0: without end."""
+    search: str = ""
+    """Only lines that hold this text."""
+    source: str = ""
+    """`stdout`, `stderr` or `system`."""
+    tail: int = 0
+    """Only the newest so many of the lines that are there now."""
+    lines: bool = False
+    """An entry is a whole line, instead of what was written at a time; so it is with `search` and `tail` too."""
+    follow: bool = False
+    """Go on with what comes, until nothing more can come."""
+
+
+@dataclass(eq=False, repr=False)
+class MoreLogs(Message):
+    """The next page of a reader; an empty one after `wait` seconds in which nothing came. Answered as `ReadLogs`."""
+
+    TAG = "more_logs"
+    reader: str
+    wait: float = 10.0
+    close: bool = False
+    """No more is wanted: forget the reader."""
+
+
+# ---- schedules --------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, repr=False)
+class ChangeSchedule(Message):
+    """`action`: `pause`, `resume`, or `run`, which makes a call now, beside the schedule's own. `Reply.data`:
+    `{"call_id": str}`, empty where none was made. Lists: `ListObjects` of `schedules`."""
+
+    TAG = "change_schedule"
+    schedule_id: str
+    action: str
 
 
 # ---- deployed apps and their functions --------------------------------------------------------------------------

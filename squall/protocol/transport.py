@@ -15,6 +15,7 @@ Nothing here knows what a message means. Tested in `tests/unit/test_transport.py
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import socket
@@ -25,7 +26,18 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from squall.exception import Error, OutputTimeoutError, ServiceError, from_wire
-from squall.protocol.messages import FRAME_LIMIT_BYTES, Failure, Message, Reply, decode, encode_header
+from squall.protocol.messages import (
+    FRAME_LIMIT_BYTES,
+    Failure,
+    Message,
+    Outputs,
+    PutBlob,
+    Reply,
+    Run,
+    Submit,
+    decode,
+    encode_header,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -33,7 +45,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 HEAD_BYTES = 8
-RECEIVE_BYTES = 1 << 18
+RECEIVE_BYTES = 1 << 16
+"""Of one read of what is not known to be large; the rest of a large payload is read at once."""
+JOIN_BYTES = 1 << 18
+"""Up to here the frames of one turn leave as one buffer."""
 SEND_TIMEOUT = 120.0
 QUIET_S = 0.02
 """How long the foreground must have been quiet before the background thread takes the lead."""
@@ -45,8 +60,13 @@ LARGE_FRAME_BYTES = 1 << 16
 
 SOCKET_BUFFER_BYTES = 4 << 20
 """A large payload then leaves in few pieces; each piece more is two switches between processes."""
+IOV_LIMIT = 1000
+"""Pieces that one call of the kernel's takes, and a little less."""
 SO_SNDBUFFORCE = 32
 """Linux: as SO_SNDBUF, beyond the limit for ordinary users; needs a privilege."""
+
+IN_PLACE = (Outputs, Run, Submit, PutBlob)
+"""Whose large payloads are worked on where they lie; all other messages have bytes."""
 
 driver = threading.local()
 """`driver.blocking` is true while a thread drives a coroutine with `squall._blocking.run`."""
@@ -172,34 +192,79 @@ class _Within(Generic[T]):
             raise OutputTimeoutError(f"no answer within {self.timeout:g} s")
 
 
-class FrameReader:
-    """Cuts a byte stream into frames. `feed` returns complete `(header, payload)` pairs; raises ValueError on abuse."""
+Frame = tuple[bytes, Any]
+"""Header and payload; a large payload is a memoryview."""
 
-    __slots__ = ("_chunks", "_have", "_need", "_since_join", "limit")
+
+class FrameReader:
+    """Cuts a byte stream into frames, `(header, payload)` pairs; raises ValueError on abuse.
+
+    `feed` takes bytes that came. A large payload is received where it will lie: while one is under way, `room` is
+    what is missing of it, and `filled` says how much of that has come. Such a payload is a `memoryview`, any other
+    `bytes`.
+    """
+
+    __slots__ = ("_chunks", "_filled", "_have", "_header", "_need", "_payload", "_since_join", "limit")
 
     def __init__(self, limit: int = FRAME_LIMIT_BYTES) -> None:
         self._chunks: list[bytes] = []
         self._since_join = 0
         self._have = 0
         self._need = HEAD_BYTES
+        self._header = b""
+        self._payload: memoryview | None = None
+        """Of the large frame under way, of which `_filled` bytes are there."""
+        self._filled = 0
         self.limit = limit
 
-    def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
+    def room(self) -> memoryview | None:
+        """Where the next bytes belong, when they are the rest of a large payload."""
+        return None if self._payload is None else self._payload[self._filled :]
+
+    def filled(self, count: int) -> list[Frame]:
+        """`count` bytes were written to `room()`."""
+        payload = self._payload
+        assert payload is not None
+        self._filled += count
+        if self._filled < len(payload):
+            return []
+        self._payload = None
+        return [(self._header, payload.toreadonly())]
+
+    def feed(self, data: bytes) -> list[Frame]:
+        frames: list[Frame] = []
+        room = self.room()
+        if room is not None:
+            count = min(len(room), len(data))
+            room[:count] = data[:count]
+            frames = self.filled(count)
+            data = data[count:]
+        return frames + self._feed(data) if data else frames
+
+    def feed_view(self, data: memoryview) -> list[Frame]:
+        """As `feed`, for a buffer that is written to again afterwards: only what is kept of it is copied, once."""
+        if not self._have and self._payload is None and len(data) >= LARGE_FRAME_BYTES // 2:
+            header_len = int.from_bytes(data[:4], "little")
+            payload_len = int.from_bytes(data[4:HEAD_BYTES], "little")
+            body = HEAD_BYTES + header_len
+            if body <= len(data) < body + payload_len and LARGE_FRAME_BYTES <= payload_len <= self.limit - body:
+                self._begin_large(bytes(data[HEAD_BYTES:body]), payload_len, data[body:])
+                return []
+        return self.feed(bytes(data))
+
+    def _feed(self, data: bytes) -> list[Frame]:
         self._have += len(data)
-        if self._have < self._need:
+        if self._have < self._need and self._chunks:
             self._chunks.append(data)
             self._since_join += 1
             if self._since_join > CHUNK_LIMIT:
                 self._join_latest()
             return []
-        if not self._chunks:
-            return self._cut(data)
-        self._chunks.append(data)
-        if self._need > LARGE_FRAME_BYTES:
-            return self._take_large()
-        data = b"".join(self._chunks)
-        self._chunks.clear()
-        self._since_join = 0
+        if self._chunks:
+            self._chunks.append(data)
+            data = b"".join(self._chunks)
+            self._chunks.clear()
+            self._since_join = 0
         return self._cut(data)
 
     def _join_latest(self) -> None:
@@ -208,25 +273,8 @@ class FrameReader:
         self._chunks[-self._since_join :] = [b"".join(self._chunks[-self._since_join :])]
         self._since_join = 0
 
-    def _take_large(self) -> list[tuple[bytes, bytes]]:
-        """A large frame is complete, its beginning is in the first chunk: copy its payload once, not twice."""
-        chunks, self._chunks = self._chunks, []
-        self._since_join = 0
-        first = chunks[0]
-        header_len = int.from_bytes(first[:4], "little")
-        body = HEAD_BYTES + header_len
-        if len(first) < body:  # cut within its header, which is rare: as if it came in one piece
-            return self._cut(b"".join(chunks))
-        extra = self._have - self._need
-        last = chunks.pop()
-        payload = b"".join([memoryview(first)[body:], *chunks[1:], memoryview(last)[: len(last) - extra]])
-        frame = (first[HEAD_BYTES:body], payload)
-        self._have, self._need = 0, HEAD_BYTES
-        rest = last[len(last) - extra :] if extra else b""
-        return [frame, *self.feed(rest)] if rest else [frame]
-
-    def _cut(self, data: bytes) -> list[tuple[bytes, bytes]]:
-        frames: list[tuple[bytes, bytes]] = []
+    def _cut(self, data: bytes) -> list[Frame]:
+        frames: list[Frame] = []
         offset, end = 0, len(data)
         need = HEAD_BYTES
         while end - offset >= HEAD_BYTES:
@@ -235,9 +283,16 @@ class FrameReader:
             need = HEAD_BYTES + header_len + payload_len
             if need > self.limit or header_len > HEADER_LIMIT_BYTES:
                 raise ValueError(f"frame announces {need} bytes, the limit is {self.limit}")
-            if end - offset < need:
-                break
             body = offset + HEAD_BYTES + header_len
+            if end - offset < need:
+                if payload_len < LARGE_FRAME_BYTES:
+                    break
+                if end >= body:
+                    self._begin_large(data[offset + HEAD_BYTES : body], payload_len, data[body:])
+                    offset, need = end, HEAD_BYTES
+                    break
+                need = HEAD_BYTES + header_len  # look again when the header is there
+                break
             frames.append((data[offset + HEAD_BYTES : body], data[body : offset + need]))
             offset += need
             need = HEAD_BYTES
@@ -247,8 +302,19 @@ class FrameReader:
             self._chunks.append(rest)
         return frames
 
+    def _begin_large(self, header: bytes, size: int, beginning: bytes | memoryview) -> None:
+        self._header = header
+        self._payload = memoryview(bytearray(size))
+        self._payload[: len(beginning)] = beginning
+        self._filled = len(beginning)
 
-Push = Callable[[Message, bytes], None]
+
+def payload_for(message: Message, payload: Any) -> Any:
+    """A large payload is a memoryview only for messages that are worked on where they lie; others get bytes."""
+    return payload if type(payload) is bytes or isinstance(message, IN_PLACE) else bytes(payload)
+
+
+Push = Callable[[Message, Any], None]
 
 
 class Link:
@@ -272,7 +338,7 @@ class Link:
         self._reader = FrameReader()
         # One buffer for good: `recv` would take this much from the allocator, and mostly give it back, for each frame.
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
-        self._frames: deque[tuple[bytes, bytes]] = deque()
+        self._frames: deque[Frame] = deque()
         self._send_lock = threading.Lock()
         self._unsent: deque[memoryview] = deque()
         self._lead = threading.Lock()
@@ -280,9 +346,12 @@ class Link:
         self._requests: dict[int, Pending[tuple[Reply, bytes]]] = {}
         self._next_id = 0
         self._waiting = 0
+        self.received = 0
+        """Pieces that came, of whatever: where it stands still, nothing comes."""
         self._last_wait = 0.0
         self._parked = False
         self._kick = threading.Event()
+        self.ended = threading.Event()
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
@@ -299,26 +368,43 @@ class Link:
         """Put one message on the wire; blocks while the other side does not read. Raises ServiceError when closed."""
         self.send_raw(encode_header(message), payload)
 
-    def send_raw(self, header: bytes, payload: bytes = b"") -> None:
-        """`send` for a header that is encoded already."""
-        head = len(header).to_bytes(4, "little") + len(payload).to_bytes(4, "little") + header
+    def send_raw(self, header: bytes, *payload: bytes) -> None:
+        """`send` for a header that is encoded already, and a payload in pieces."""
+        size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
+        head = len(header).to_bytes(4, "little") + size.to_bytes(4, "little") + header
         with self._send_lock:
             if self.closed:
                 raise ServiceError(f"connection to the server is closed: {self.closed}")
             try:
-                self._send_all(head, payload)
+                self._send_all(head, payload, size)
             except OSError as error:
                 reason = f"sending failed: {error}"
                 raise ServiceError(f"connection to the server broke: {reason}") from None
 
-    def _send_all(self, head: bytes, payload: bytes) -> None:
+    def send_nowait(self, message: Message) -> None:
+        """Send, unless somebody else is sending or would have to wait: then something is under way anyway."""
+        if not self._send_lock.acquire(blocking=False):
+            return
+        try:
+            if not self.closed and not self._unsent:
+                header = encode_header(message)
+                frame = len(header).to_bytes(4, "little") + bytes(4) + header
+                sent = self.sock.send(frame)
+                if sent < len(frame):
+                    self._unsent.append(memoryview(frame)[sent:])
+        except OSError:  # full, or gone: both are noticed by what does not come back
+            pass
+        finally:
+            self._send_lock.release()
+
+    def _send_all(self, head: bytes, payload: tuple[bytes, ...], size: int) -> None:
         """A small frame is one buffer; of a large one the payload is not copied behind its head.
 
         Ctrl-C, a cancelled input or a silent peer may end this within a frame. Its rest then leaves before what is
         sent next, which the other side would take for a part of it; a frame of which nothing left is forgotten.
         """
         unsent, is_first = self._unsent, not self._unsent
-        parts = [head, payload] if len(payload) >= LARGE_FRAME_BYTES else [head + payload if payload else head]
+        parts = [head, *payload] if size >= LARGE_FRAME_BYTES else [b"".join((head, *payload)) if size else head]
         unsent.extend(map(memoryview, parts))
         begun = len(unsent[0])
         try:
@@ -332,7 +418,8 @@ class Link:
     def _send_some(self) -> None:
         unsent = self._unsent
         try:
-            sent = self.sock.send(unsent[0]) if len(unsent) == 1 else self.sock.sendmsg(unsent)
+            few = unsent if len(unsent) <= IOV_LIMIT else itertools.islice(unsent, IOV_LIMIT)
+            sent = self.sock.send(unsent[0]) if len(unsent) == 1 else self.sock.sendmsg(few)
         except BlockingIOError:
             writable = select.poll()
             writable.register(self.sock.fileno(), select.POLLOUT)
@@ -436,8 +523,9 @@ class Link:
     # -- reading (only the leader)
 
     def _read(self) -> None:
+        room = self._reader.room()
         try:
-            received = self.sock.recv_into(self._buffer)
+            received = self.sock.recv_into(self._buffer if room is None else room)
         except BlockingIOError:
             return
         except OSError as error:
@@ -446,8 +534,10 @@ class Link:
         if not received:
             self._break("the other side closed it")
             return
+        self.received += 1
         try:
-            self._frames.extend(self._reader.feed(bytes(self._buffer[:received])))
+            reader = self._reader
+            self._frames.extend(reader.feed_view(self._buffer[:received]) if room is None else reader.filled(received))
             self._deliver_all()
         except ValueError as error:
             self._break(f"received garbage: {error}")
@@ -459,7 +549,8 @@ class Link:
             header, payload = frames.popleft()
             self._deliver(decode(header), payload)
 
-    def _deliver(self, message: Message, payload: bytes) -> None:
+    def _deliver(self, message: Message, payload: Any) -> None:
+        payload = payload_for(message, payload)
         if message.re and isinstance(message, (Reply, Failure)):
             pending = self._requests.pop(message.re, None)
             if pending is None:
@@ -523,6 +614,7 @@ class Link:
         if self.closed:
             return
         self.closed = reason
+        self.ended.set()
         self._fail_requests()
         self._ask_lead()
         self._kick.set()
@@ -537,6 +629,12 @@ class Link:
             pending = self._requests.pop(key, None)
             if pending is not None:
                 pending.fail(error)
+
+    def abort(self, reason: str) -> None:
+        """Give the connection up; whoever waits gets a ServiceError with the reason. From any thread."""
+        self._break(reason)
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection; whoever waits gets a ServiceError. Idempotent."""
@@ -553,6 +651,17 @@ class Link:
                 os.close(fd)
 
 
+_scratches = threading.local()
+
+
+def _scratch() -> memoryview:
+    """The buffer of this thread's loop: what is read to it is copied before anything else is read."""
+    buffer: memoryview | None = getattr(_scratches, "buffer", None)
+    if buffer is None:
+        buffer = _scratches.buffer = memoryview(bytearray(RECEIVE_BYTES))
+    return buffer
+
+
 class FrameStream:
     """One connection in an event loop. `on_frame(stream, header, payload)` gets raw frames in order; `on_lost(stream,
     reason)` comes once. Writes of one loop turn leave as one.
@@ -560,14 +669,14 @@ class FrameStream:
     With `hold_above` set, an end that does not read is not listened to: what it asks for would fill our memory."""
 
     __slots__ = (
-        "_held", "_loop", "_on_frame", "_on_lost", "_out", "_out_bytes", "_reader", "closing", "hold_above", "owner",
-        "paused", "transport", "waiters",
+        "_held", "_in_room", "_loop", "_on_frame", "_on_lost", "_out", "_out_bytes", "_reader", "closing", "hold_above",
+        "owner", "paused", "received", "transport", "waiters",
     )  # fmt: skip
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        on_frame: Callable[[FrameStream, bytes, bytes], None],
+        on_frame: Callable[[FrameStream, bytes, Any], None],
         on_lost: Callable[[FrameStream, str], None],
         limit: int = FRAME_LIMIT_BYTES,
     ) -> None:
@@ -577,7 +686,8 @@ class FrameStream:
         self._reader = FrameReader(limit)
         self._out: list[bytes] = []
         self._out_bytes = 0
-        self._held: list[tuple[bytes, bytes]] = []
+        self._held: list[Frame] = []
+        self._in_room = False
         self.transport: Any = None
         self.closing = ""
         self.paused = False
@@ -587,6 +697,12 @@ class FrameStream:
         self.owner: Any = None
         """Whatever the user of the stream wants to find again from it."""
         self.waiters: list[asyncio.Future[None]] = []
+        self.received = 0
+        """Pieces that came, of whatever: where it stands still, nothing comes."""
+
+    def allow(self, limit: int) -> None:
+        """Take frames of up to `limit` bytes from now on."""
+        self._reader.limit = limit
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -597,18 +713,38 @@ class FrameStream:
         if self._out:  # queued before there was a connection to write to
             self._loop.call_soon(self.flush)
 
+    def get_buffer(self, hint: int) -> memoryview:
+        """uvloop asks where to read to; whoever does not ask calls `data_received`."""
+        room = self._reader.room()
+        self._in_room = room is not None
+        return _scratch() if room is None else room
+
+    def buffer_updated(self, count: int) -> None:
+        self.received += 1
+        if self._in_room:
+            self._take_or_hold(self._reader.filled(count))
+        else:
+            self._received(self._reader.feed_view, _scratch()[:count])
+
     def data_received(self, data: bytes) -> None:
+        self.received += 1
+        self._received(self._reader.feed, data)
+
+    def _received(self, feed: Callable[[Any], list[Frame]], data: Any) -> None:
         try:
-            frames = self._reader.feed(data)
+            frames = feed(data)
         except ValueError as error:
             self.abort(f"received garbage: {error}")
             return
+        self._take_or_hold(frames)
+
+    def _take_or_hold(self, frames: list[Frame]) -> None:
         if self._held:
             self._held += frames
         else:
             self._take(frames)
 
-    def _take(self, frames: list[tuple[bytes, bytes]]) -> None:
+    def _take(self, frames: list[Frame]) -> None:
         for taken, (header, payload) in enumerate(frames):
             if self.closing:
                 return
@@ -686,7 +822,7 @@ class FrameStream:
         size, self._out_bytes = self._out_bytes, 0
         if self.closing or not out:
             return
-        if size < RECEIVE_BYTES:
+        if size < JOIN_BYTES:
             self.transport.write(b"".join(out))
         else:
             self.transport.writelines(out)

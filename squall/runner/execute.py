@@ -199,6 +199,8 @@ class Runner:
         sdk.set_app(message.app_name, message.app_id)
         if message.terminal:
             self._offer_terminal(message.terminal)
+        else:
+            sys.breakpointhook = sdk.refuse_breakpoint
         try:
             self.code = loader.load(message, parameters, self.source, self.read_blob)
             self._enter()

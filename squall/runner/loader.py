@@ -27,7 +27,7 @@ ReadBlob = Callable[[str], bytes]
 
 TEXT_LIMIT = 2000
 
-PLACE = {"SQUALL_ENVIRONMENT": "main", "SQUALL_REGION": "local", "SQUALL_CLOUD_PROVIDER": "self-hosted"}
+PLACE = {"SQUALL_REGION": "local", "SQUALL_CLOUD_PROVIDER": "self-hosted"}
 """Where a container runs, under the names that programs written for a cloud look at."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -56,7 +56,7 @@ class UserCode:
 def load(message: Load, parameters: bytes, source: str | None, read_blob: ReadBlob) -> UserCode:
     """Import what `message` names. Raises whatever the user's code raises, or a `squall.exception.Error`."""
     spec = message.spec
-    apply_environment(spec)
+    apply_environment(spec, message.environment)
     started = time.perf_counter()
     if source and source not in sys.path:
         sys.path.insert(0, source)
@@ -112,12 +112,12 @@ def what_failed(error: BaseException) -> tuple[str, str]:
     return f"{type(error).__name__}: {text}"[:TEXT_LIMIT] if text else type(error).__name__, ""
 
 
-def apply_environment(spec: FunctionSpec) -> None:
+def apply_environment(spec: FunctionSpec, environment: str = "main") -> None:
     """The function's variables, and thread counts that fit the CPUs it asked for unless it sets them itself."""
     threads = str(max(1, int(spec.cpu_limit or spec.cpu or 1)))
     for name in THREAD_VARIABLES:
         os.environ[name] = threads
-    os.environ.update(PLACE)
+    os.environ.update(PLACE, SQUALL_ENVIRONMENT=environment)
     os.environ["SQUALL_IMAGE_ID"] = spec.image.image_id or "im-host"
     os.environ.update(spec.env)
 

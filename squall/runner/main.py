@@ -8,7 +8,8 @@ or applied and checked from outside. Must hold nothing the tenant may not know.
 
 Order of a container's life, as read in this file: `_root_steps`, `_dress`, `_linux.seal`, `_run_init`, `_run_runner`.
 A *build container* differs in three points: its root is made of layers that came as descriptors, it keeps the few
-capabilities that installing packages needs, and pid 1 forks a command in place of the runner.
+capabilities that installing packages needs, and pid 1 forks a command in place of the runner. Where an image has an
+*entrypoint*, pid 1 forks that, and it becomes an interpreter that calls `process`.
 Tested in `tests/kernel/test_native.py` and, from inside, by `tests/security`.
 """
 
@@ -55,9 +56,10 @@ WARM_MODULES = (
     "json", "pickle", "socket", "struct", "threading", "traceback", "linecache", "signal", "inspect", "queue",
     "selectors", "tempfile", "squall", "squall.app", "squall.function", "squall.runner.execute", "squall.runner.loader",
     "cloudpickle",
+    # What most people's modules import first; in a fork each of them would cost milliseconds and pages of its own.
+    "argparse", "asyncio", "concurrent.futures.thread", "csv", "datetime", "glob", "hashlib", "logging", "pathlib",
+    "statistics", "subprocess",
 )  # fmt: skip
-_OPTIONAL = {"cloudpickle"}
-"""What an image may lack; all else is ours and must be there."""
 
 
 # ---- zygote -----------------------------------------------------------------------------------------------------
@@ -87,7 +89,7 @@ def _warm_up(entry: str) -> Callable[[int, str | None], int]:
         try:
             importlib.import_module(name)
         except ImportError:
-            if name not in _OPTIONAL and not name.startswith("squall."):
+            if name.startswith("squall"):  # ours; of the rest an image may lack what it likes
                 raise
     module, _, function = entry.partition(":")
     serve: Callable[[int, str | None], int] = getattr(importlib.import_module(module), function)
@@ -188,6 +190,8 @@ def _be_container(
         _send(control, error=f"{steps.name}: {error}")
         return 1
     _send(control, sealed=True, steps=steps.done)
+    if dress.command and not control.recv(MESSAGE_LIMIT):  # the walls are checked while nothing of a build has run
+        return 1
     return _run_init(control, dress, entry)
 
 
@@ -299,6 +303,8 @@ class _Dress:
         self.workdir: str = message.get("workdir", "")
         self.command: list[str] = message.get("command", [])
         """What a build container runs in place of the runner."""
+        self.wrapped: list[str] = message.get("wrapped", [])
+        """The image's entrypoint with the command that becomes the runner, where it has one."""
 
 
 def _dress(control: socket.socket, steps: _Steps) -> _Dress | None:
@@ -409,6 +415,8 @@ def _run_runner(dress: _Dress, entry: Callable[[int, str | None], int]) -> int:
     _enter_workdir(dress.workdir)
     if dress.command:
         return _execute(dress.command)
+    if dress.wrapped:
+        return _execute(dress.wrapped)
     os.set_inheritable(RUNNER_FD, False)
     gc.enable()
     return _serve(entry, RUNNER_FD, dress.source)
@@ -457,7 +465,8 @@ def _serve(entry: Callable[[int, str | None], int], fd: int, source: str | None)
 
 
 def process(fd: int, source: str | None, entry: str) -> None:
-    """The runner as a plain process: no walls, the same loop."""
+    """The runner as a process that was not forked from a zygote: the same loop. What has walls has them already."""
+    os.set_inheritable(fd, False)
     module, _, function = entry.partition(":")
     serve: Callable[[int, str | None], int] = getattr(importlib.import_module(module), function)
     _end_with(lambda: _serve(serve, fd, source))

@@ -1,4 +1,5 @@
-"""`python -m squall.server`: the server of `$SQUALL_HOME`, in the foreground."""
+"""`python -m squall.server`: the server of `$SQUALL_HOME`, in the foreground. With `--stay` it does not end by idleness
+and listens where the setting `listen` says."""
 
 from __future__ import annotations
 
@@ -15,12 +16,12 @@ from squall.exception import Error
 from squall.server.main import Server
 
 
-async def serve() -> None:
+async def serve(stays: bool) -> None:
     settings = config.load()
     tune_collector()
     allow_descriptors()
     _observe.configure(settings.log_level, format=settings.log_format)
-    await Server(settings).run()
+    await Server(settings, stays=stays).run()
 
 
 def tune_collector() -> None:
@@ -40,7 +41,7 @@ def allow_descriptors() -> None:
 def main() -> int:
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     try:
-        asyncio.run(serve())
+        asyncio.run(serve("--stay" in sys.argv[1:]))
     except Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -56,18 +56,20 @@ from squall.protocol.messages import (
     to_dict,
 )
 from squall.protocol.requests import (
+    ChangeSchedule,
     DeployApp,
     GetApp,
     GetFunctionStats,
-    GetLogs,
     GetTrace,
     ListObjects,
     ListVersions,
     LookupApp,
     LookupFunction,
+    MoreLogs,
+    PutSecret,
+    ReadLogs,
     RedeployApp,
     SetLabels,
-    StopServer,
     UpdateAutoscaler,
 )
 from squall.protocol.transport import FrameStream
@@ -76,7 +78,7 @@ from squall.server.demand import Demand
 from squall.server.logs import Record
 from squall.server.objects import AppRecord, Scope
 from squall.server.terminals import Terminals
-from squall.server.timelines import spans
+from squall.server.timelines import parse_call, spans
 from squall.server.wire import Outbox, refuse, reply
 from squall.storage.blobs import Upload, check_digest
 
@@ -92,8 +94,6 @@ UPLOAD_LIMIT_BYTES = 16 << 30
 """What they may come to, as far as it has arrived and they are not yet whole."""
 DIGEST_LIMIT = 10_000
 """Blobs one message may ask for: each is a look at the disk, and everybody else waits."""
-CATCH_UP_ROUNDS = 50
-"""Times a follower of logs is sent what was written while it was being sent the rest, before a gap is accepted."""
 EXEC_BUFFER_BYTES = 64 << 20
 """Output of an exec that may wait here for a client that does not read."""
 
@@ -116,8 +116,16 @@ class Peer:
         self.is_runner = is_runner
         self.scope = Scope()
         """What it may see: set from its token, or, on the machine's own socket, from what its hello names."""
+        self.is_admin = not is_runner
+        """Whether it may manage tokens and workspaces and end the server: everybody on the machine's own socket."""
+        self.token_id = ""
+        self.remote = ""
+        """Address of a client from elsewhere; it came in by that token."""
         self.prefix = ""
         """`sys.prefix` of the client."""
+        self.client_id = ""
+        """The same in every connection of a client; known to it alone."""
+        self.python = ""
         self.apps: set[str] = set()
         self.uploads: dict[str, Upload] = {}
         self.tasks: set[asyncio.Task[None]] = set()
@@ -194,13 +202,15 @@ class Api:
             GetFunctionStats: self.apps.get_function_stats,
             GetImage: self.get_image,
             StopContainer: self.stop_container,
+            PutSecret: server.access.put_secret,
         }
         self._client_slow: dict[type[Message], Callable[[Peer, Any], Any]] = {
             **self._slow,
             StopApp: self.stop_app,
-            GetLogs: self.get_logs,
+            ReadLogs: server.readers.read,
+            MoreLogs: server.readers.more,
+            ChangeSchedule: self.change_schedule,
             ListObjects: self.list_objects,
-            StopServer: self.stop_server,
             BuildImage: self.build_image,
             PruneImages: self.prune_images,
             VerifyImage: self.verify_image,
@@ -210,6 +220,7 @@ class Api:
             LookupApp: self.apps.lookup_app,
             GetApp: self.apps.get_app,
             SetLabels: self.apps.set_labels,
+            **server.access.handlers,
         }
 
     def handle(self, peer: Peer, message: Message, payload: bytes) -> None:
@@ -222,11 +233,15 @@ class Api:
             slow = (self._slow if peer.is_runner else self._client_slow).get(kind)
             if slow is None:
                 raise InvalidError(f"message `{message.TAG}` is not taken on this connection")
-            task = self.loop.create_task(self._run(peer, message, slow))
-            peer.tasks.add(task)
-            task.add_done_callback(peer.tasks.discard)
+            self.run_slowly(peer, message, slow)
         except Exception as error:
             self._failed(peer, message, error)
+
+    def run_slowly(self, peer: Peer, message: Message, body: Callable[[Peer, Any], Any]) -> None:
+        """Answer a request in a task of its own, which ends with the connection."""
+        task = self.loop.create_task(self._run(peer, message, body))
+        peer.tasks.add(task)
+        task.add_done_callback(peer.tasks.discard)
 
     async def _run(self, peer: Peer, message: Message, body: Callable[[Peer, Any], Any]) -> None:
         try:
@@ -269,10 +284,6 @@ class Api:
         await self.server.stop_app(app, message.reason, asked_by=peer)
         peer.reply(message.id)
 
-    async def stop_server(self, peer: Peer, message: StopServer) -> None:
-        peer.reply(message.id)
-        self.server.end(message.reason or "asked to stop")
-
     # -- images
 
     async def build_image(self, peer: Peer, message: BuildImage) -> None:
@@ -287,6 +298,12 @@ class Api:
 
     async def verify_image(self, peer: Peer, message: VerifyImage) -> None:
         peer.reply(message.id, await self.server.builds.verify(message.image.image_id))
+
+    # -- schedules
+
+    async def change_schedule(self, peer: Peer, message: ChangeSchedule) -> None:
+        call_id = await self.server.firings.change(message.schedule_id, message.action, peer.scope)
+        peer.reply(message.id, {"call_id": call_id})
 
     # -- calls
 
@@ -434,17 +451,25 @@ class Api:
             "calls": self._calls,
             "nodes": lambda _: self.server.nodes.inventory(),
             "images": lambda _: self.server.builds.rows(),
+            "schedules": lambda asked: self._schedules(peer, asked),
         }
         rows = makers.get(message.kind)
+        if rows is None and message.kind in self.server.access.lists:
+            await self.server.access.ready()
+            peer.reply(message.id, {"rows": self.server.access.lists[message.kind](peer)})
+            return
         if rows is None:
-            raise InvalidError(
-                f"cannot list `{message.kind[:40]}`", hint="apps, containers, functions, calls, nodes or images"
-            )
+            known = ", ".join([*makers, *self.server.access.lists])
+            raise InvalidError(f"cannot list `{message.kind[:40]}`", hint=f"what can be listed: {known}")
         peer.reply(message.id, {"rows": rows(message)[-max(1, message.limit) :]})
 
     def _apps(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
         apps = [app for app in self.server.objects.apps.values() if app.scope == peer.scope]
         return [self.apps.app_row(app) for app in apps if message.all or app.state != "stopped"]
+
+    def _schedules(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
+        app = self.server.objects.find_app(message.app, peer.scope) if message.app else None
+        return self.server.firings.rows(peer.scope, app)
 
     def _containers(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
         reconciler = self.server.reconciler
@@ -530,51 +555,6 @@ class Api:
             },
         )
 
-    async def get_logs(self, peer: Peer, message: GetLogs) -> None:
-        if message.image_id:
-            await self._get_image_logs(peer, message)
-            return
-        await self.server.objects.recall()
-        app = self._logs_app(peer, message)
-        end = await self._send_logs(peer, message, app, 0)
-        if message.follow:
-            for _ in range(CATCH_UP_ROUNDS):  # what was written meanwhile; then, without a gap, what comes
-                if app.state == "stopped" or self.server.logs.written(app.app_id) == end:
-                    break
-                end = await self._send_logs(peer, message, app, end)
-            if app.state != "stopped":
-                app.followers.add(peer)
-        peer.reply(message.id, {"app_id": app.app_id, "state": app.state})
-
-    async def _get_image_logs(self, peer: Peer, message: GetLogs) -> None:
-        image_id = self.server.builds.find(message.image_id).image_id
-        kept = self.server.logs.snapshot(image_id)
-        for record in (await self.loop.run_in_executor(None, lambda: list(kept.records())))[-message.tail :]:
-            await peer.stream.drained()
-            chunk = LogChunk(image_id, image_id, record.function, record.stream, record.at, re=message.id)
-            peer.stream.send(chunk, record.data)
-        peer.reply(message.id, {"app_id": image_id, "state": "stopped"})
-
-    async def _send_logs(self, peer: Peer, message: GetLogs, app: AppRecord, since: int) -> int:
-        """Send the output kept after `since`; how far that is."""
-        kept = self.server.logs.snapshot(app.app_id, since)
-        records = await self.loop.run_in_executor(
-            None, lambda: [r for r in kept.records() if message.container_id in ("", r.container_id)]
-        )
-        for record in records[-message.tail :] if message.tail and not since else records:
-            await peer.stream.drained()
-            peer.stream.send(log_chunk(app, record, message.id), record.data)
-        return kept.end
-
-    def _logs_app(self, peer: Peer, message: GetLogs) -> AppRecord:
-        if message.app:
-            return self.server.objects.find_app(message.app, peer.scope)
-        reconciler = self.server.reconciler
-        record = reconciler.containers.get(message.container_id) or reconciler.history.get(message.container_id)
-        if record is None or record.function.app.scope.workspace != peer.scope.workspace:
-            raise NotFoundError(f"no container `{message.container_id[:80]}`", hint="see `squall container list --all`")
-        return record.function.app
-
 
 def check_environment(peer: Peer, message: CreateApp | DeployApp) -> None:
     """`Image.host()` shows containers this server's Python environment, so a program of another would miss its own."""
@@ -594,8 +574,8 @@ def no_container(container_id: str) -> NotFoundError:
     return NotFoundError(f"no running container `{container_id[:80]}`", hint="see `squall container list`")
 
 
-def log_chunk(app: AppRecord, record: Record, re: int = 0) -> LogChunk:
-    return LogChunk(app.app_id, record.container_id, record.function, record.stream, record.at, re=re)
+def log_chunk(app: AppRecord, record: Record) -> LogChunk:
+    return LogChunk(app.app_id, record.container_id, record.function, record.stream, record.at)
 
 
 def stats_of(demand: Demand) -> dict[str, Any]:
@@ -610,12 +590,3 @@ def stats_of(demand: Demand) -> dict[str, Any]:
 def output_head_of(out: OutputItem) -> str:
     """A result without payload for a call whose id was not checked: encoded the slow, safe way."""
     return json.dumps(to_dict(out))
-
-
-def parse_call(ref: str) -> tuple[str, int | None]:
-    """`fc-…` is a call, `in-…-3` its input 3."""
-    if ref.startswith("in-"):
-        body, _, idx = ref[3:].rpartition("-")
-        if body and idx.isdigit():
-            return f"fc-{body}", int(idx)
-    return ref, None

@@ -1,9 +1,10 @@
 """The Store's rows of apps: their versions with sealed definitions, their functions, and how they are read back.
 
-Every app that is run or deployed is here, with all that is needed to start its functions again. Definitions hold
-environment values, which may be secrets, so they are sealed; what people may see of a function stands beside them in
-the clear. Functions of a connection, run in the Store's threads; only `objects` and `deploys` call them. Nobody else
-writes `apps`, `versions` and `functions`. Tested in `tests/contract/test_app_rows.py`.
+Every app that was run or deployed is here, and of the deployed ones all that is needed to start their functions again;
+of the others that is `kept`'s. Definitions hold environment values, which may be secrets, so they are sealed; what
+people may see of a function stands beside them in the clear. Functions of a connection, run in the Store's threads;
+only `objects` and `deploys` call them. Nobody else writes `apps`, `versions` and `functions`. Tested in
+`tests/integration/test_deploys.py`.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from squall._observe import Logger
+from squall.exception import Error
 from squall.protocol.messages import FunctionSpec
 from squall.server.sealing import Seal
 from squall.server.versions import KEPT_VERSIONS, Version, pack_specs, unpack_specs
 
 if TYPE_CHECKING:
     from squall.server.objects import AppRecord, FunctionRecord
+
+log = Logger("server")
 
 Variant = tuple[str, dict[str, Any], bytes]
 """What it varies (by what callers name), its options and parameters."""
@@ -62,8 +66,8 @@ def packed_labels(labels: dict[str, str]) -> str:
     return json.dumps(labels)
 
 
-def put_app(connection: Any, row: dict[str, Any], version: Version | None, seal: Seal) -> None:
-    """Write an app, perhaps over the row it has, and its newest version."""
+def put_app(connection: Any, row: dict[str, Any], specs: list[FunctionSpec]) -> None:
+    """Write an app, perhaps over the row it has, and what people may see of its functions."""
     from squall.server import tables
     from squall.server.objects import stable_id_of
 
@@ -72,11 +76,8 @@ def put_app(connection: Any, row: dict[str, Any], version: Version | None, seal:
     done = connection.execute(table.update().where(table.c.app_id == app_id).values(values))
     if not done.rowcount:
         connection.execute(table.insert(), row)
-    if version is None:
-        return
-    _put_version(connection, app_id, version, seal)
     functions = tables.functions
-    named = {stable_id_of(app_id, spec.tag): spec for spec in version.specs}
+    named = {stable_id_of(app_id, spec.tag): spec for spec in specs}
     for start in range(0, len(named), 500):
         some = list(named)[start : start + 500]
         connection.execute(functions.delete().where(functions.c.function_id.in_(some)))
@@ -86,6 +87,12 @@ def put_app(connection: Any, row: dict[str, Any], version: Version | None, seal:
     ]
     if rows:
         connection.execute(functions.insert(), rows)
+
+
+def put_version(connection: Any, row: dict[str, Any], version: Version, seal: Seal) -> None:
+    """Write a deployed app with its newest version, which settings laid over the one before do not outlive."""
+    put_app(connection, row, version.specs)
+    _put_version(connection, row["app_id"], version, seal)
 
 
 def _put_version(connection: Any, app_id: str, version: Version, seal: Seal) -> None:
@@ -119,12 +126,14 @@ def variant_row(variant: FunctionRecord) -> dict[str, Any]:
     }
 
 
-def put_variant(connection: Any, row: dict[str, Any], seal: Seal) -> None:
+def put_variant(connection: Any, row: dict[str, Any], seal: Seal | None) -> None:
+    """Without a seal only for history."""
     from squall.server import tables
 
     table = tables.functions
     connection.execute(table.delete().where(table.c.function_id == row["function_id"]))
-    connection.execute(table.insert(), {**row, "box": seal.seal(row["box"], row["function_id"])})
+    box = seal.seal(row["box"], row["function_id"]) if seal is not None else None
+    connection.execute(table.insert(), {**row, "box": box})
 
 
 def set_stopped(connection: Any, app_id: str, now_wall: float, reason: str) -> None:
@@ -161,21 +170,18 @@ def newest(connection: Any, limit: int) -> list[Any]:
 
 
 def deployed(connection: Any, seal: Seal) -> list[KeptApp]:
-    """All deployed apps, also those that were stopped: their names can be deployed again, and their history told."""
+    """All deployed apps, also those that were stopped: their names can be deployed again, and their history told. One
+    that does not open is left out, and logged: the others are not to suffer for it."""
     from squall.server import tables
 
-    table = tables.apps
+    table, found = tables.apps, []
     rows = connection.execute(table.select().where(table.c.deployed).order_by(table.c.created_at))
-    return [_kept(connection, row, seal) for row in rows.all()]
-
-
-def some(connection: Any, app_ids: Iterable[str], seal: Seal) -> list[KeptApp]:
-    """Apps by their ids, whatever they are; those that are unknown are left out."""
-    from squall.server import tables
-
-    table = tables.apps
-    found = (connection.execute(table.select().where(table.c.app_id == app_id)).first() for app_id in app_ids)
-    return [_kept(connection, row, seal) for row in found if row is not None]
+    for row in rows.all():
+        try:
+            found.append(_kept(connection, row, seal))
+        except (Error, ValueError) as error:
+            log.error("a deployed app could not be taken up again", app=row.name, error=str(error))
+    return found
 
 
 def _kept(connection: Any, row: Any, seal: Seal) -> KeptApp:

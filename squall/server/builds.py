@@ -20,7 +20,7 @@ from typing import Any
 
 from squall._observe import Logger
 from squall.exception import ConflictError, Error, InvalidError, NotFoundError, ServiceError, from_wire
-from squall.protocol.images import check_image, image_id_of, layer_keys
+from squall.protocol.images import check_image, check_secrets, image_id_of, layer_keys
 from squall.protocol.messages import (
     BuildDone,
     BuildImage,
@@ -90,11 +90,12 @@ class Builds:
     async def build(self, peer: Any, message: BuildImage) -> dict[str, Any]:
         """Have the image built, or find that it is; `Reply.data` of `BuildImage`."""
         record = self._record(message.image)
+        check_secrets(message.image, message.secrets)
         record.image = message.image
         record.waiting.add(peer)
         try:
             for _ in range(NODE_TRIES):
-                done = await asyncio.shield(record.done or self._begin(record))
+                done = await asyncio.shield(record.done or self._begin(record, message.secrets))
                 if done.code != ServiceError.code:
                     break
         finally:
@@ -118,24 +119,26 @@ class Builds:
             record = self.images[image_id] = ImageRecord(image_id, image, time.time())
         return record
 
-    def _begin(self, record: ImageRecord) -> asyncio.Future[BuildDone]:
+    def _begin(self, record: ImageRecord, secrets: dict[str, dict[str, str]]) -> asyncio.Future[BuildDone]:
         """Start a build. Its future ends with its node's answer, or with that node."""
         done: asyncio.Future[BuildDone] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda _: self._ended(record, done))
         record.done = done
-        task = asyncio.ensure_future(self._send(record, done))
+        task = asyncio.ensure_future(self._send(record, done, secrets))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
         return done
 
-    async def _send(self, record: ImageRecord, done: asyncio.Future[BuildDone]) -> None:
+    async def _send(
+        self, record: ImageRecord, done: asyncio.Future[BuildDone], secrets: dict[str, dict[str, str]]
+    ) -> None:
         try:
             await asyncio.wait_for(self.nodes.changed.wait(), NODE_TIMEOUT)
         except asyncio.TimeoutError:
             done.set_result(_failed(record, ServiceError(f"no node registered within {NODE_TIMEOUT:g} s")))
             return
         record.node = next(iter(self.nodes.nodes.values()))
-        record.node.send(BuildImage(record.image))
+        record.node.send(BuildImage(record.image, secrets))
 
     def _ended(self, record: ImageRecord, done: asyncio.Future[BuildDone]) -> None:
         if record.done is done:

@@ -145,8 +145,7 @@ class Deploys:
                 return app
             app = app or self._new_app(name, scope)
             row = {**app_rows.app_row(app), "state": "running"}
-            seal = self.objects.seal
-            await self.database.write(lambda connection: app_rows.put_app(connection, row, None, seal))
+            await self.database.write(lambda connection: app_rows.put_app(connection, row, []))
             app.state, app.reason, app.stopped_at = "running", "", 0.0
             return app
 
@@ -266,7 +265,7 @@ class Deploys:
         row["labels"] = app_rows.packed_labels(labels)
         seal = self.objects.seal
         try:
-            await self.database.write(lambda connection: app_rows.put_app(connection, row, version, seal))
+            await self.database.write(lambda connection: app_rows.put_version(connection, row, version, seal))
         except BaseException:
             self._withdraw(app, pools)
             raise

@@ -1,20 +1,33 @@
-"""Container output: kept in append-only segments per app, pushed live to whoever follows.
+"""Container output as it is kept: append-only segments per app, within limits of days, bytes and free disk.
 
 A record is one line `at container_id function stream length` and then that many raw bytes. A segment that is full is
-kept as the older of two, so an app keeps at least SEGMENT_BYTES of its newest output. A reader that falls behind loses
-lines and is told how many; nobody else waits for it. The last line may be lost in a crash. Tested in
+closed and the next one begun; the oldest are deleted when an app, or all together, have more than they may, and when
+the disk has less room than is left to others. What cannot be written is dropped, counted and told of once there is room
+again: output never fills a disk and never fails a call. A crash may lose the last records and cut one off, which
+ends its segment: an earlier life's segment is never appended to. Who reads is `reading`. Tested in
 `tests/unit/test_logs.py`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-SEGMENT_BYTES = 32 << 20
+from squall._observe import Logger, count
+
+log = Logger("server")
+
+SEGMENT_BYTES = 8 << 20
+BUFFER_BYTES = 64 << 10
+ROOM_CHECK_BYTES = 1 << 20
+"""How much is written between two looks at the room on the disk."""
+ROOM_RETRY_S = 1.0
+NOBODY = "-"
+"""Stands for no container and no function in a record's head."""
 
 
 @dataclass(frozen=True)
@@ -23,133 +36,312 @@ class Record:
     container_id: str
     function: str
     stream: str
+    """`stdout`, `stderr`, or `system` for what the platform has to say."""
     data: bytes
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What may be kept."""
+
+    days: float = 30.0
+    app_bytes: int = 256 << 20
+    total_bytes: int = 4 << 30
+    free_bytes: int = 256 << 20
+    """Room on the disk that is left to others."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One file of an app's output; `number` counts them, over all lives of the server."""
+
+    number: int
+    path: Path
+
+
+@dataclass
+class _Closed:
+    app_id: str
+    path: Path
+    size: int
+
+
 class Logs:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, limits: Limits | None = None) -> None:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.directory = directory
-        self._open: dict[str, _Segment] = {}
+        self.limits = limits or Limits()
+        self._open: dict[str, _Writer] = {}
+        self._closed: deque[_Closed] = deque()
+        """The oldest first."""
+        self._kept: dict[str, int] = {}
+        """App id -> bytes of its closed segments."""
+        self._total = 0
+        self._unchecked = ROOM_CHECK_BYTES
+        """Bytes written since the room on the disk was looked at."""
+        self._full_until = 0.0
+        self._lost: dict[str, int] = {}
+        """App id -> bytes that were dropped and not told of yet."""
+        self._wakers: dict[str, list[Callable[[], None]]] = {}
+        _adopt_older_files(directory)
+        self._load()
+
+    def _load(self) -> None:
+        found = []
+        for path in self.directory.glob("*/*.log"):
+            status = path.stat()
+            found.append((status.st_mtime, _Closed(path.parent.name, path, status.st_size)))
+        for _, closed in sorted(found, key=lambda pair: (pair[0], pair[1].path)):
+            self._add_closed(closed)
+
+    def _add_closed(self, closed: _Closed) -> None:
+        self._closed.append(closed)
+        self._kept[closed.app_id] = self._kept.get(closed.app_id, 0) + closed.size
+        self._total += closed.size
+
+    # -- writing
 
     def append(self, app_id: str, record: Record) -> None:
-        segment = self._open.get(app_id)
-        if segment is None:
-            segment = self._open[app_id] = _Segment(self._path(app_id))
-        segment.append(record)
+        if not self._has_room(record):
+            self._drop(app_id, record)
+            return
+        if app_id in self._lost:
+            self._tell_lost(app_id, record)
+        if not self._write(app_id, record):
+            self._drop(app_id, record)
+        for wake in self._wakers.pop(app_id, ()):
+            wake()
+
+    def _write(self, app_id: str, record: Record) -> bool:
+        try:
+            writer = self._open.get(app_id)
+            if writer is None:
+                writer = self._open[app_id] = _Writer(self._next_path(app_id))
+            elif writer.size > SEGMENT_BYTES:
+                self._close(app_id)
+                writer = self._open[app_id] = _Writer(self._next_path(app_id))
+                self._shrink(app_id)
+            writer.append(record)
+        except OSError as error:
+            self._full(record.at, str(error))
+            return False
+        self._unchecked += len(record.data)
+        return True
+
+    def _has_room(self, record: Record) -> bool:
+        if record.at < self._full_until < record.at + 2 * ROOM_RETRY_S:  # else the clock was set back
+            return False
+        if self._unchecked < ROOM_CHECK_BYTES:
+            return True
+        self._unchecked = 0
+        while (free := shutil.disk_usage(self.directory).free) < self.limits.free_bytes:
+            if not self._closed:
+                self._full(
+                    record.at, f"{free >> 20} MiB are free, {self.limits.free_bytes >> 20} MiB are left to others"
+                )
+                return False
+            self._remove_oldest()
+        return True
+
+    def _full(self, at: float, reason: str) -> None:
+        if not self._lost:
+            log.error("output of containers cannot be kept and is dropped", reason=reason)
+        self._full_until = at + ROOM_RETRY_S
+        self._unchecked = ROOM_CHECK_BYTES
+
+    def _drop(self, app_id: str, record: Record) -> None:
+        self._lost[app_id] = self._lost.get(app_id, 0) + len(record.data)
+        count("log_bytes_dropped", len(record.data))
+
+    def _tell_lost(self, app_id: str, record: Record) -> None:
+        text = f"[{self._lost[app_id]} bytes of output were not kept: the disk was full]\n"
+        if self._write(app_id, Record(record.at, record.container_id, record.function, "system", text.encode())):
+            del self._lost[app_id]
 
     def flush(self) -> None:
-        for segment in self._open.values():
-            segment.flush()
+        """Write out what is buffered. Raises nothing: what a full disk does not take is counted."""
+        for app_id in self._open:
+            self.flush_app(app_id)
 
-    def prune(self, older_than: float) -> None:
-        """Delete the output of apps that wrote nothing since that moment (seconds of the wall clock)."""
-        for path in self.directory.iterdir():
-            if path.stem not in self._open and path.stat().st_mtime < older_than:
-                path.unlink(missing_ok=True)
+    def flush_app(self, app_id: str) -> None:
+        writer = self._open.get(app_id)
+        if writer is None:
+            return
+        waiting = writer.waiting
+        try:
+            writer.flush()
+        except OSError as error:
+            self._lost[app_id] = self._lost.get(app_id, 0) + waiting
+            count("log_bytes_dropped", waiting)
+            log.error("output of containers cannot be kept and is dropped", reason=str(error))
 
     def close_app(self, app_id: str) -> None:
-        segment = self._open.pop(app_id, None)
-        if segment is not None:
-            segment.close()
+        if app_id in self._open:
+            self._close(app_id)
+            self._shrink(app_id)
+        self._lost.pop(app_id, None)
+        for wake in self._wakers.pop(app_id, ()):
+            wake()
 
-    def remove(self, app_id: str) -> None:
-        """Delete all that is kept of one."""
-        self.close_app(app_id)
-        for path in (self._path(app_id), self._path(app_id).with_suffix(".old")):
-            path.unlink(missing_ok=True)
+    def _close(self, app_id: str) -> None:
+        self.flush_app(app_id)
+        writer = self._open.pop(app_id)
+        writer.close()
+        self._add_closed(_Closed(app_id, writer.path, writer.size))
 
     def close(self) -> None:
         for app_id in list(self._open):
             self.close_app(app_id)
 
-    def read(self, app_id: str, container_id: str = "") -> Iterator[Record]:
-        """Kept records of an app in order, oldest first."""
-        for record in self.snapshot(app_id).records():
-            if container_id in ("", record.container_id):
-                yield record
+    def _next_path(self, app_id: str) -> Path:
+        directory = self.directory / app_id
+        directory.mkdir(exist_ok=True, mode=0o700)
+        numbers = [int(path.stem) for path in directory.glob("*.log") if path.stem.isdigit()]
+        return directory / f"{max(numbers, default=-1) + 1:010d}.log"
 
-    def snapshot(self, app_id: str, since: int = 0) -> Snapshot:
-        """What is kept now, from the `end` of an earlier snapshot on; to be read in another thread if one likes."""
-        segment = self._open.get(app_id)
-        if segment is not None:
-            segment.flush()
-        path = self._path(app_id)
-        return Snapshot([path.with_suffix(".old"), path], since, None if segment is None else segment.begin)
+    # -- retention
 
-    def written(self, app_id: str) -> int:
-        """The `end` that a snapshot of a running app would have now."""
-        segment = self._open.get(app_id)
-        return 0 if segment is None else segment.end
+    def _shrink(self, app_id: str) -> None:
+        while self._kept.get(app_id, 0) > self.limits.app_bytes:
+            self._remove(next(closed for closed in self._closed if closed.app_id == app_id))
+        while self._total > self.limits.total_bytes and self._closed:
+            self._remove_oldest()
 
-    def _path(self, app_id: str) -> Path:
-        return self.directory / f"{app_id}.log"
+    def prune(self, now: float) -> None:
+        """Delete segments that were last written to longer ago than output is kept (seconds of the wall clock)."""
+        older_than = now - self.limits.days * 86400
+        for closed in list(self._closed):
+            if modified(closed.path) < older_than:
+                self._remove(closed)
+
+    def _remove_oldest(self) -> None:
+        self._remove(self._closed[0])
+
+    def _remove(self, closed: _Closed) -> None:
+        closed.path.unlink(missing_ok=True)
+        self._closed.remove(closed)
+        self._total -= closed.size
+        self._kept[closed.app_id] -= closed.size
+        if self._kept[closed.app_id] <= 0 and closed.app_id not in self._open:
+            del self._kept[closed.app_id]
+            shutil.rmtree(closed.path.parent, ignore_errors=True)
+
+    def remove(self, app_id: str) -> None:
+        """Delete all that is kept of one."""
+        self.close_app(app_id)
+        for closed in [closed for closed in self._closed if closed.app_id == app_id]:
+            self._remove(closed)
+
+    # -- for readers
+
+    def segments(self, app_id: str) -> list[Segment]:
+        """What is kept of an app, the oldest first; all that was appended is in these files now."""
+        self.flush_app(app_id)
+        paths = sorted((self.directory / app_id).glob("*.log"))
+        return [Segment(int(path.stem), path) for path in paths if path.stem.isdigit()]
+
+    def wake_on_append(self, app_id: str, wake: Callable[[], None]) -> None:
+        """Call `wake` once, when more comes or the app is closed. Taken back by `forget_waker`."""
+        self._wakers.setdefault(app_id, []).append(wake)
+
+    def forget_waker(self, app_id: str, wake: Callable[[], None]) -> None:
+        wakers = self._wakers.get(app_id, [])
+        if wake in wakers:
+            wakers.remove(wake)
+        if not wakers:
+            self._wakers.pop(app_id, None)
+
+    def usage(self) -> tuple[int, int]:
+        """Bytes kept, and files."""
+        open_bytes = sum(writer.size for writer in self._open.values())
+        return self._total + open_bytes, len(self._closed) + len(self._open)
 
 
-class _Segment:
+class _Writer:
+    """The segment that is written to. What a full disk took by half is taken back, so that records stay whole."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("ab", buffering=1 << 16)
-        self._size = self._file.tell()
-        self.begin = path.with_suffix(".old").stat().st_size if path.with_suffix(".old").exists() else 0
-        """How much was written before what is in this file."""
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._written = os.fstat(self._fd).st_size
+        self._parts: list[bytes] = []
+        self.waiting = 0
 
     @property
-    def end(self) -> int:
-        return self.begin + self._size
+    def size(self) -> int:
+        return self._written + self.waiting
 
     def append(self, record: Record) -> None:
-        if self._size > SEGMENT_BYTES:
-            self._rotate()
-        head = f"{record.at:.6f} {record.container_id} {record.function} {record.stream} {len(record.data)}\n"
-        self._size += self._file.write(head.encode()) + self._file.write(record.data)
-
-    def _rotate(self) -> None:
-        self._file.close()
-        self.begin += self._size
-        self.path.replace(self.path.with_suffix(".old"))
-        self._file = self.path.open("ab", buffering=1 << 16)
-        self._size = 0
+        head = (
+            f"{record.at:.6f} {record.container_id or NOBODY} {record.function or NOBODY} {record.stream} "
+            f"{len(record.data)}\n"
+        ).encode()
+        self._parts += (head, record.data)
+        self.waiting += len(head) + len(record.data)
+        if self.waiting >= BUFFER_BYTES:
+            self.flush()
 
     def flush(self) -> None:
-        self._file.flush()
+        data, self._parts, self.waiting = b"".join(self._parts), [], 0
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError:
+            os.ftruncate(self._fd, self._written)
+            raise
+        self._written += len(data)
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._fd)
 
 
-class Snapshot:
-    """An app's output up to `end`. The files are open already, so a rotation meanwhile takes nothing away."""
+@dataclass
+class Cursor:
+    """How far a reader has come: all before `offset` of segment `number`, and all segments before it."""
 
-    def __init__(self, paths: list[Path], since: int, newest_begin: int | None) -> None:
-        self._files: list[tuple[BinaryIO, int, int]] = []
-        found = [path.open("rb") for path in paths if path.exists()]
-        sizes = [os.fstat(file.fileno()).st_size for file in found]
-        begin = 0 if newest_begin is None else newest_begin - sum(sizes[:-1])
-        for file, size in zip(found, sizes, strict=True):
-            self._files.append((file, max(0, since - begin), size))
-            begin += size
-        self.end = max(begin, since)
-        """How much the app has written in all."""
-
-    def records(self) -> Iterator[Record]:
-        """Once only."""
-        try:
-            for file, offset, size in self._files:
-                file.seek(offset)
-                yield from _read_records(file, size)
-        finally:
-            for file, _, _ in self._files:
-                file.close()
+    number: int = -1
+    offset: int = 0
+    gaps: int = 0
+    """Segments that were deleted before they were read."""
 
 
-def _read_records(file: BinaryIO, end: int) -> Iterator[Record]:
-    while file.tell() < end and (head := file.readline(4096)):
-        try:
-            at, container_id, function, stream, length = head.decode().split()
-            data = file.read(int(length))
-        except ValueError:
-            return  # a crash cut the last record
-        if len(data) < int(length):
-            return
-        yield Record(float(at), container_id, function, stream, data)
+def records_of(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+    """The whole records of a segment from `offset` on, each with where the next one begins."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            while head := file.readline(4096):
+                try:
+                    at, container_id, function, stream, length = head.decode().split()
+                    size = int(length)
+                    data = file.read(size)
+                    stamp = float(at)
+                except ValueError:
+                    return  # a crash cut the last record
+                if len(data) < size:
+                    return
+                offset += len(head) + size
+                yield Record(stamp, _named(container_id), _named(function), stream, data), offset
+    except FileNotFoundError:  # deleted meanwhile: it was the oldest
+        return
+
+
+def _named(word: str) -> str:
+    return "" if word == NOBODY else word
+
+
+def modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _adopt_older_files(directory: Path) -> None:
+    """The first release kept two files an app, the older as `.old`, side by side."""
+    for number, suffix in enumerate((".old", ".log")):
+        for path in directory.glob(f"*{suffix}"):
+            if path.is_file():
+                (directory / path.stem).mkdir(exist_ok=True, mode=0o700)
+                path.replace(directory / path.stem / f"{number:010d}.log")

@@ -20,7 +20,7 @@ from typing import Any
 from squall._observe import Logger
 from squall.config import Config
 from squall.engines.provider import EmbeddedProvider, NodeProvider
-from squall.exception import ConflictError, Error, InternalError, NotFoundError, VersionError
+from squall.exception import ConflictError, Error, InternalError, NotFoundError, ServiceError
 from squall.protocol.messages import (
     SUPPORTED_VERSIONS,
     BindFunction,
@@ -41,12 +41,12 @@ from squall.protocol.messages import (
     Outputs,
     Pruned,
     Register,
-    Welcome,
     new_id,
     split_payload,
 )
 from squall.protocol.requests import DeployApp
-from squall.protocol.transport import FrameStream
+from squall.protocol.transport import FrameStream, payload_for
+from squall.server.access import Access, Greeting
 from squall.server.api import Api, Dropped, Peer, check_environment, log_chunk
 from squall.server.builds import Builds
 from squall.server.calls import Calls
@@ -54,15 +54,20 @@ from squall.server.containers import ContainerRecord
 from squall.server.database import Database
 from squall.server.deploys import Deploys
 from squall.server.dispatch import Dispatch
-from squall.server.logs import Logs, Record
+from squall.server.door import Visitor
+from squall.server.firings import Firings
+from squall.server.journal import awaited_blobs
+from squall.server.kept import KeptApp, KeptApps, has_any
+from squall.server.logs import Limits, Logs, Record
 from squall.server.metering import Metering
 from squall.server.nodes import Node, Nodes
-from squall.server.objects import AppRecord, FunctionRecord, Objects, options_of
+from squall.server.objects import AppRecord, FunctionRecord, Objects, Scope, options_of
+from squall.server.readers import Readers
 from squall.server.reconciler import Reconciler
 from squall.server.sealing import Seal
 from squall.server.timelines import Timelines
 from squall.server.versions import blobs_of, images_of
-from squall.server.wire import decode, refuse, reply
+from squall.server.wire import check_id, decode, refuse, reply
 from squall.storage.blobs import DirectoryBlobs
 
 log = Logger("server")
@@ -74,10 +79,12 @@ STOP_GRACE = 1.0
 STOP_TIMEOUT = 30.0
 """Seconds beyond that grace until a container is no longer waited for."""
 DRAIN_TIMEOUT = 5.0
+DRAIN_LOOK_S = 0.05
 HELLO_TIMEOUT = 10.0
 PRUNE_AFTER = 30.0
 PRUNE_EVERY = 3600.0
-LOG_DAYS = 30
+RESUME_GRACE = 30.0
+"""Seconds that an app waits for its client after a restart, or after the connection of a remote one broke."""
 BLOB_DAYS = 8
 """One more than results are kept."""
 UNREAD_LIMIT_BYTES = 64 << 20
@@ -87,21 +94,25 @@ LOCK_TIMEOUT = 2.0
 
 
 class Server:
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, stays: bool = False) -> None:
         self.config = config
+        self.stays = stays
+        """Started by somebody to stay: it does not end by idleness, and takes connections from elsewhere."""
+        self.draining = False
         self.loop = asyncio.get_running_loop()
         self.server_id = new_id("sv")
         for directory in (config.home, config.run_dir, config.state_dir):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.lock = lock_state(config)
         self.blobs = DirectoryBlobs(config.blobs_dir)
-        self.logs = Logs(config.state_dir / "logs")
+        self.logs = Logs(config.state_dir / "logs", limits_of(config))
         self.database = Database.in_directory(config.state_dir, self.loop, config.database_url)
         self.database.check()
         self.dispatch = Dispatch()
         self.timelines = Timelines()
-        self.seal = Seal(config.state_dir / "seal.key", config.seal_key)
-        self.objects = Objects(self.database, self.seal)
+        seal = Seal(config.state_dir / "seal.key", config.seal_key)
+        self.objects = Objects(self.database, seal)
+        self.kept = KeptApps(self.database, seal)
         self.metering = Metering(self.database)
         self.nodes = Nodes(self.loop)
         quota = int(config.images_gib * (1 << 30))
@@ -110,6 +121,10 @@ class Server:
         self.calls = Calls(self.dispatch, self.objects, self.database, self.timelines)
         self.reconciler = Reconciler(self.dispatch, self.objects, self.nodes, self.calls, self.metering)
         self.deploys = Deploys(self.objects, self.dispatch, self.reconciler, self.builds, self.database)
+        self.readers = Readers(self)
+        self.firings = Firings(self.calls.durable, self.database)
+        self.firings.tell = self.tell_app
+        self.access = Access(self)
         self.api = Api(self)
         self.provider: NodeProvider = EmbeddedProvider(config)
         self.peers: set[Peer] = set()
@@ -119,6 +134,8 @@ class Server:
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._listener: asyncio.AbstractServer | None = None
         self.objects.admit = self._admit
+        self.deploys.switched = self.firings.switched
+        self._drainer: asyncio.Task[None] | None = None
         self.calls.apply = self.reconciler.apply
         self.reconciler.notify = self.notify
         self.nodes.on_runner = self._on_runner
@@ -129,34 +146,63 @@ class Server:
         """Serve until told to end."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(signum, self.end, f"received {signal.Signals(signum).name}")
-        if self.config.database_url:
-            await self.database.ready()  # what can be wrong with it is known only now, and must be said before serving
-        self._close_stale()
+        self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
+        has_apps = has_any(self.config.state_dir / "squall.db") or self.database.backend.has_deployed_apps()
+        if self.stays or has_apps:
+            await self.database.ready()  # what else can be wrong with it must be said before serving
+        self.metering.close_stale(self.started_at, time.time())
         self.nodes.listen(self.config.run_dir / "handoff.sock")
-        if self.database.backend.has_deployed_apps():
-            await self.deploys.restore()
-        await self._listen()
         self.provider.start()
-        bodies = (self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune())
+        if has_apps:
+            await self._restore()
+        await self._listen()
+        bodies = [self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune()]
+        bodies += [self.access.watch(), self.firings.rounds()]
         rounds = [self.loop.create_task(body) for body in bodies]
         self.loop.call_later(STORE_AFTER, self._open_store)
         log.info("serving", home=str(self.config.home), pid=os.getpid())
         try:
+            if self.stays and self.config.listen:
+                await self.access.listen()
             await self.ended.wait()
         finally:
             for task in rounds:
                 task.cancel()
             await self._close()
 
-    def _close_stale(self) -> None:
-        """Before all else in the Store's queue, so that nobody waits for a result that an earlier server owed."""
-        now = time.time()
-        self.metering.close_stale(self.started_at, now)
-        self.calls.close_stale(self.started_at, now)
+    async def _restore(self) -> None:
+        """Take up the apps that were running, before any client is let in; then, little by little, their inputs."""
+        began = time.monotonic()
+        try:
+            apps = await self.kept.load()
+        except Error as error:
+            log.error("the apps of before could not be read", error=str(error))
+            return
+        for kept in apps:
+            try:
+                self._take_up(kept)
+            except Error as error:
+                log.error("an app could not be taken up again", app=kept.message.app_id, error=str(error))
+        await self.deploys.restore()
+        self.calls.durable.start()
+        log.info("took up the apps of before", apps=len(apps), seconds=round(time.monotonic() - began, 3))
+
+    def _take_up(self, kept: KeptApp) -> None:
+        app = self.objects.create_app(kept.message, None, kept.created_at, kept.scope)
+        app.resume_until = time.monotonic() + RESUME_GRACE
+        for variant in kept.variants:
+            root = app.functions[variant.tag]
+            self.objects.bind(root.stable_id, variant.options, variant.parameters, trusted=True, scope=kept.scope)
+        self._open_pools(app)
+
+    def _open_pools(self, app: AppRecord) -> None:
+        for function in app.pools():
+            self._admit(function)
 
     def _open_store(self) -> None:
         if not self.ended.is_set():
             self.database.start()
+            self.calls.durable.start()
 
     async def _listen(self) -> None:
         path = self.config.socket_path
@@ -168,7 +214,7 @@ class Server:
             os.umask(previous)
 
     def _accept(self) -> Any:
-        stream = FrameStream(self.loop, self._on_first, self._on_lost)
+        stream = FrameStream(self.loop, self.on_frame, self.on_lost)
         self.loop.call_later(HELLO_TIMEOUT, self._check_hello, stream)
         return stream
 
@@ -176,17 +222,38 @@ class Server:
         if stream.owner is None and not stream.closing:
             stream.abort("it did not say who it is")
 
-    def end(self, reason: str) -> None:
-        if not self.ended.is_set():
-            log.info("ending", reason=reason)
+    def end(self, reason: str, grace: float = -1.0) -> None:
+        """End the server; one that was started to stay lets running inputs end first. The second time, at once."""
+        if self.ended.is_set():
+            return
+        if grace < 0:
+            grace = self.config.drain_timeout if self.stays else 0.0
+        log.info("ending", reason=reason, grace=0.0 if self.draining else grace)
+        if grace == 0.0 or self.draining:
+            self.ended.set()
+            return
+        self.draining = True
+        self._drainer = self.loop.create_task(self._drain(reason, grace))
+
+    async def _drain(self, reason: str, grace: float) -> None:
+        """Start nothing new, and wait for what runs. What waits in a queue stays there: that of spawned calls is in the
+        journal, that of others is sent again by their clients."""
+        deadline = time.monotonic() + grace
+        try:
+            self.reconciler.hold(time.monotonic(), f"the server is ending: {reason}")
+            functions = self.dispatch.functions
+            while time.monotonic() < deadline and any(function.running for function in functions.values()):  # noqa: ASYNC110
+                await asyncio.sleep(DRAIN_LOOK_S)
+        finally:
             self.ended.set()
 
     async def _close(self) -> None:
+        self.access.door.close()
         if self._listener is not None:
             self._listener.close()
         self.config.socket_path.unlink(missing_ok=True)
         grace = max((grace_of(record) for record in self.reconciler.containers.values()), default=0.0)
-        self.reconciler.is_ending = True
+        self.reconciler.is_held = True
         apps = list(self.objects.apps.values())
         stops = [self._leave_app(app) if app.deployed else self.stop_app(app, "the server is ending") for app in apps]
         with contextlib.suppress(asyncio.TimeoutError):
@@ -227,12 +294,19 @@ class Server:
             await asyncio.sleep(PRUNE_AFTER)
             now = time.time()
             try:
-                await self.loop.run_in_executor(None, self.logs.prune, now - LOG_DAYS * 86400)
-                keep = self._blobs_in_use()
-                await self.loop.run_in_executor(None, self.blobs.prune, now - BLOB_DAYS * 86400, keep)
-            except OSError as error:
+                self.logs.prune(now)
+                await self.calls.expire(now)
+                awaited = await self.database.read(awaited_blobs)
+                await self.loop.run_in_executor(None, self._prune_blobs, now, awaited, self._blobs_in_use())
+            except (OSError, Error) as error:
                 log.error("pruning failed", error=str(error))
             await asyncio.sleep(PRUNE_EVERY)
+
+    def _prune_blobs(self, now: float, awaited: set[str], in_use: set[str]) -> None:
+        """What waits in the journal is wanted, however old it is."""
+        for digest in awaited:
+            self.blobs.has(digest)
+        self.blobs.prune(now - BLOB_DAYS * 86400, in_use)
 
     async def _watch_nodes(self) -> None:
         while True:
@@ -245,28 +319,36 @@ class Server:
     def _look_for_idleness(self) -> None:
         self._end_idle_apps()
         running = any(app.state != "stopped" for app in self.objects.apps.values())
-        if self.peers or running:
+        if self.peers or running or self.stays:
             self.busy_at = time.monotonic()
         elif time.monotonic() - self.busy_at >= self.config.idle_timeout:
             self.end(f"nobody used it for {self.config.idle_timeout:g} s")
 
     def _end_idle_apps(self) -> None:
-        """A detached app whose maker is gone ends when nothing of it is left to do."""
+        """An app whose maker is gone ends when nothing of it is left to do."""
+        now = time.monotonic()
         for app in list(self.objects.apps.values()):
-            if app.state != "running" or not app.detached or app.owner is not None:
+            if app.deployed or app.state != "running" or app.owner is not None or now < app.resume_until:
                 continue
-            ids = {function.function_id for function in app.pools()}
-            if not any(call.function_id in ids for call in self.dispatch.calls.values()):
-                self._stop_soon(app, "all its calls have ended")
+            if not self._has_work(app):
+                self._stop_soon(app, "all its calls have ended" if app.detached else "its client went away")
+
+    def _has_work(self, app: AppRecord) -> bool:
+        pools = app.pools()
+        states = [state for pool in pools if (state := self.dispatch.functions.get(pool.function_id)) is not None]
+        if any(state.pending() or state.running for state in states):
+            return True
+        return self.calls.durable.has_work(pool.stable_id for pool in pools)
 
     # -- connections
 
-    def _on_first(self, stream: FrameStream, header: bytes, payload: bytes) -> None:
+    def on_frame(self, stream: FrameStream, header: bytes, payload: bytes) -> None:
         """The first frame says who it is; from then on the stream has its own handler."""
-        if stream.owner is None:
-            self._hello(stream, header)
-        elif isinstance(stream.owner, Peer):
+        owner = stream.owner
+        if isinstance(owner, Peer):
             self._dispatch_frame(stream, header, payload, self._on_client)
+        elif owner is None or isinstance(owner, (Visitor, Greeting)):
+            self.access.greet(stream, header)
         else:
             self._dispatch_frame(stream, header, payload, self._on_agent)
 
@@ -277,39 +359,24 @@ class Server:
             stream.abort(f"received garbage: {error}")
             return
         try:
-            handler(stream, message, payload)
+            handler(stream, message, payload_for(message, payload))
         except Exception as error:  # a bug of ours: it costs this message, not the node with all its containers
             log.error("a message failed", tag=message.TAG, error=traceback.format_exc())
             if message.id:
                 refuse(stream, message.id, InternalError(f"the server failed on `{message.TAG}`: {error!r}"))
 
-    def _hello(self, stream: FrameStream, header: bytes) -> None:
-        try:
-            message = decode(header)
-        except ValueError as error:
-            stream.abort(f"received garbage: {error}")
-            return
-        if not isinstance(message, Hello) or message.role not in ("client", "agent"):
-            stream.abort("its first message was not a hello")
-            return
-        if message.version not in SUPPORTED_VERSIONS:
-            known = ", ".join(map(str, SUPPORTED_VERSIONS))
-            refusal = VersionError(
-                f"this server speaks protocol version {known}, the {message.role} speaks {message.version}",
-                hint="use the same release of squall on both sides; `squall down` ends a server that was left running",
-            )
-            refuse(stream, message.id, refusal)
-            stream.close("it speaks another version")
-            return
-        if message.role == "client":
-            stream.hold_above = UNREAD_LIMIT_BYTES
-            peer = Peer(self.loop, stream)
-            peer.prefix = message.prefix
-            stream.owner = peer
-            self.peers.add(peer)
-        else:
+    def welcome(self, stream: FrameStream, message: Hello, scope: Scope) -> Peer | None:
+        """Take in a connection that may come in; the peer, where it is a client's."""
+        if message.role != "client":
             stream.owner = PendingAgent()
-        stream.send(Welcome(self.server_id, pid=os.getpid(), re=message.id))
+            return None
+        stream.hold_above = UNREAD_LIMIT_BYTES
+        peer = Peer(self.loop, stream)
+        peer.prefix, peer.python, peer.scope = message.prefix, message.python, scope
+        peer.client_id = message.client_id
+        stream.owner = peer
+        self.peers.add(peer)
+        return peer
 
     def _on_client(self, stream: FrameStream, message: Message, payload: bytes) -> None:
         self.api.handle(stream.owner, message, payload)
@@ -352,7 +419,7 @@ class Server:
         except Error as error:
             refuse(stream, message.id, error)
 
-    def _on_lost(self, stream: FrameStream, reason: str) -> None:
+    def on_lost(self, stream: FrameStream, reason: str) -> None:
         owner = stream.owner
         if isinstance(owner, Peer):
             self._peer_lost(owner, reason)
@@ -367,12 +434,14 @@ class Server:
         self.peers.discard(peer)
         self.busy_at = time.monotonic()
         self.api.peer_lost(peer)
+        self.readers.peer_lost(peer)
         self.builds.peer_lost(peer)
         for app in list(self.objects.apps.values()):
             app.followers.discard(peer)
             if app.owner is peer:
                 app.owner = None
-                if not app.detached:
+                # What was spawned goes on without its client, and the app until that has ended.
+                if not app.detached and not self.calls.durable.has_work(pool.stable_id for pool in app.pools()):
                     self._stop_soon(app, "its client went away")
         self.reconciler.apply(self.dispatch.owner_gone(time.monotonic(), peer, "the caller went away"))
 
@@ -404,9 +473,9 @@ class Server:
             elif isinstance(message, Hello):
                 self._runner_hello(record, message)
             elif isinstance(message, Loaded):
-                self.reconciler.runner_loaded(record, message, payload)
+                self.reconciler.runner_loaded(record, message, bytes(payload))
             else:
-                self._runner_asks(record, message, payload)
+                self._runner_asks(record, message, payload_for(message, payload))
         except (ValueError, Error) as error:
             stream.abort(f"received garbage: {error}")
             self.reconciler.stop_container(record.container_id, 0.0, "its runner sent what is no message")
@@ -425,7 +494,7 @@ class Server:
         if peer is None:
             assert record.stream is not None
             peer = record.peer = Peer(self.loop, record.stream, is_runner=True)
-            peer.scope = record.function.app.scope
+            peer.is_admin, peer.scope = False, record.function.app.scope
         self.api.handle(peer, message, payload)
 
     def _on_runner_lost(self, stream: FrameStream, reason: str) -> None:
@@ -440,24 +509,43 @@ class Server:
     # -- apps
 
     def create_app(self, message: CreateApp, peer: Peer) -> AppRecord:
-        if self.ended.is_set():
-            raise ConflictError("the server is ending", hint="try again")
+        if self.ended.is_set() or self.draining:
+            raise ServiceError("the server is ending", hint="try again")
         for spec in message.functions:
             self.builds.check_use(spec.image)
-        app = self.objects.create_app(message, peer, time.time(), peer.scope)
+        app = self._resumed(message, peer)
+        if app is None:
+            app = self.objects.create_app(message, peer, time.time(), peer.scope)
+            self.kept.keep(app)
+            self._open_pools(app)
         peer.apps.add(app.app_id)
         if message.follow:
             app.followers.add(peer)
         for node in self.nodes.nodes.values():
             self._warn(app, node)
-        now = time.monotonic()
-        for function in app.functions.values():
-            self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function)))
+        return app
+
+    def _resumed(self, message: CreateApp, peer: Peer) -> AppRecord | None:
+        """The running app of a client that comes back, now its own again; None when it is new here."""
+        if not message.app_id:
+            return None
+        app = self.objects.apps.get(check_id(message.app_id, "ap"))
+        if app is None or (app.state == "stopped" and not app.stopped_at):  # it ended with an earlier server
+            return None
+        if app.scope != peer.scope or app.name != message.name:
+            raise ConflictError(f"app id `{message.app_id}` is taken")
+        if app.state != "running":
+            raise ConflictError(f"app `{app.name}` was stopped: {app.reason}", hint="run it again")
+        if app.owner is not None:
+            if not peer.client_id or app.owner.client_id != peer.client_id:
+                raise ConflictError(f"app id `{message.app_id}` is another client's")
+            app.owner.stream.abort("its client came back on another connection")
+        app.owner = peer
         return app
 
     def check_deploy(self, peer: Peer, message: DeployApp) -> None:
-        if self.ended.is_set():
-            raise ConflictError("the server is ending", hint="try again")
+        if self.ended.is_set() or self.draining:
+            raise ServiceError("the server is ending", hint="try again")
         check_environment(peer, message)
 
     def _images_in_use(self) -> set[str]:
@@ -482,6 +570,8 @@ class Server:
             raise NotFoundError(f"function `{function.spec.tag}` has ended with its app")
         if function.function_id not in self.dispatch.functions:
             self._admit(function)
+            if not function.app.deployed:
+                self.kept.keep(function.app)
         return function
 
     def _admit(self, function: FunctionRecord) -> None:
@@ -518,6 +608,10 @@ class Server:
             await asyncio.wait(gone, timeout=max(map(grace_of, mine)) + STOP_TIMEOUT)
         await self._end_output(app)
         self.objects.set_stopped(app, time.time())
+        if app.deployed:
+            self.firings.stopped(app)
+        else:
+            self.kept.forget(app.app_id)
         for peer in app.followers - {asked_by}:
             peer.stream.send(Notice(app.app_id, "stopped", {"reason": reason}))
         app.followers.clear()
@@ -532,6 +626,13 @@ class Server:
             return
         app = record.function.app
         entry = Record(time.time(), record.container_id, record.function.spec.tag, message.stream, data)
+        self.logs.append(app.app_id, entry)
+        for peer in app.followers:
+            self._push_log(peer, app, entry)
+
+    def tell_app(self, app: AppRecord, function: str, text: str) -> None:
+        """A line of the platform's own in an app's output."""
+        entry = Record(time.time(), "", function, "system", text.encode())
         self.logs.append(app.app_id, entry)
         for peer in app.followers:
             self._push_log(peer, app, entry)
@@ -582,6 +683,10 @@ def grace_of(record: ContainerRecord) -> float:
     """Seconds the container may take to end with its app: where nothing has been entered, nothing is to be left."""
     has_hooks = record.function.spec.exit_grace > 0 and record.state in ("ready", "draining")
     return record.function.spec.exit_grace if has_hooks else STOP_GRACE
+
+
+def limits_of(config: Config) -> Limits:
+    return Limits(config.log_days, config.log_app_mib << 20, int(config.log_total_gib * (1 << 30)))
 
 
 class PendingAgent:

@@ -53,6 +53,19 @@ class Metering:
             self._ended[container_id] = {**values, "which": container_id}
         self._flush_soon()
 
+    async def app_of(self, container_id: str) -> str:
+        """The app of a container of an earlier server; empty when there was none."""
+        self.flush()
+
+        def work(connection: Any) -> str:
+            from squall.server import tables
+
+            table = tables.containers
+            row = connection.execute(table.select().where(table.c.container_id == container_id)).first()
+            return str(row.app_id) if row is not None else ""
+
+        return await self.database.read(work)
+
     def _flush_soon(self) -> None:
         if self._timer is None:
             self._timer = self._loop.call_later(FLUSH_S, self.flush)

@@ -64,6 +64,8 @@ class AppRecord:
     others: dict[str, FunctionRecord] = field(default_factory=dict)
     """By id: pools of a version on trial, of versions that are ending, and of those called by number."""
     followers: set[Any] = field(default_factory=set)
+    resume_until: float = 0.0
+    """Monotonic: until then it waits for its client to come back."""
     state: AppState = "running"
     stopped_at: float = 0.0
     reason: str = ""
@@ -111,8 +113,8 @@ class FunctionRecord:
     """Of a variant: what it was made from, with `options` and `parameters`."""
     options: dict[str, Any] = field(default_factory=dict)
     parameters: bytes = b""
-    progress: tuple[int, float] = (0, 0.0)
-    """Inputs that had ended, and since when it is that many."""
+    progress: tuple[int, float] = (-1, 0.0)
+    """Inputs that had ended, and since when it is that many; -1 until it was first looked at."""
     told_stalled: bool = False
     told_stats: dict[str, int] = field(default_factory=dict)
     """What its followers were last told."""
@@ -163,7 +165,7 @@ class Objects:
 
     def create_app(self, message: CreateApp, owner: Any, now_wall: float, scope: Scope = MAIN) -> AppRecord:
         check_name(message.name)
-        app = AppRecord(new_id("ap"), message.name, message.detach, now_wall, owner, scope=scope)
+        app = AppRecord(message.app_id or new_id("ap"), message.name, message.detach, now_wall, owner, scope=scope)
         app.terminal = message.terminal[:100]
         check_specs(message.name, message.functions)
         family = family_of(message.functions, lambda tag: stable_id_of(app.app_id, tag))
@@ -315,15 +317,13 @@ class Objects:
     # -- the Store
 
     def _record(self, app: AppRecord) -> None:
-        """An app that was run: its one version is what a restart would make it again from."""
-        version = Version(1, app.created_at, [function.spec for function in app.functions.values()])
-        version.tags = list(app.functions)
-        row, seal = app_rows.app_row(app), self.seal
-        self.database.write_soon(lambda connection: app_rows.put_app(connection, row, version, seal))
+        """An app that was run: for its history, as what it is made from is in `kept`."""
+        row, specs = app_rows.app_row(app), [function.spec for function in app.functions.values()]
+        self.database.write_soon(lambda connection: app_rows.put_app(connection, row, specs))
 
     def _record_variant(self, variant: FunctionRecord) -> None:
-        assert variant.root is not None
-        row, seal = app_rows.variant_row(variant), self.seal
+        row = app_rows.variant_row(variant)
+        seal = self.seal if variant.app.deployed else None
         self.database.write_soon(lambda connection: app_rows.put_variant(connection, row, seal))
 
     def set_stopped(self, app: AppRecord, now_wall: float) -> None:
@@ -437,6 +437,10 @@ class Objects:
         variant = _variant(root, spec, variant_id(root, options, parameters), options, parameters)
         app.variants[variant.stable_id] = variant
         self._admit(variant)
+
+    def find_function(self, function_id: str) -> FunctionRecord | None:
+        """As `function`, in any workspace: for what was let in before."""
+        return self._callable.get(function_id) or self._pinned(function_id)
 
     def function(self, function_id: str, scope: Scope = MAIN) -> FunctionRecord:
         """The pool that takes the inputs of whoever names this id. An id is good in its whole workspace: it was

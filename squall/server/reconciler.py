@@ -46,6 +46,7 @@ from squall.server.inputs import (
     KillContainer,
     Notice,
     Push,
+    Retried,
 )
 from squall.server.inputs import (
     StopContainer as StopInstruction,
@@ -92,12 +93,12 @@ class Reconciler:
         """Ended ones, newest last, for traces and listings."""
         self.notify: Notify
         """Set by `main`: tells the followers of an app."""
+        self.is_held = False
+        """No container is started: the server is ending."""
         self._wanting: set[str] = set()
         self._asked: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
-        self.is_ending = False
-        """Whether the server is: what ends now is not started again."""
         self._hopeless: dict[str, tuple[str, str]] = {}
         """Functions that no node could ever hold, as far as is known: reason and hint."""
         self._refusals: dict[str, tuple[float, str]] = {}
@@ -121,6 +122,8 @@ class Reconciler:
     def _apply_rare(self, instruction: Any) -> None:
         if isinstance(instruction, DemandChanged):
             self._ask(instruction.function_id)
+        elif isinstance(instruction, Retried):
+            self.calls.retried(instruction)
         elif isinstance(instruction, CancelRunning):
             record = self.containers.get(instruction.container_id)
             if record is not None and record.stream is not None:
@@ -138,6 +141,8 @@ class Reconciler:
         record = self.containers.get(push.container_id)
         if record is None or record.stream is None:
             return  # its end is being reported; dispatch will requeue what it holds
+        if self.calls.durable.paged and push.inputs[0].call.kind == "spawn" and not self._is_loaded(push):
+            return
         heads: list[str] = []
         parts: list[bytes] = []
         for input_ in push.inputs:
@@ -149,6 +154,31 @@ class Reconciler:
                 parts.append(data)
         header = '{"t":"run","items":[' + ",".join(heads) + "]}"
         record.stream.send_raw(header.encode(), *parts)
+
+    def _is_loaded(self, push: Push) -> bool:
+        """Whether the arguments of all inputs are in memory; else they are read and pushed then."""
+        durable = self.calls.durable
+        durable.look_ahead(push.inputs[0])
+        if not any(type(input_.payload) is int for input_ in push.inputs):
+            return True
+        leases = [(input_, input_.attempt) for input_ in push.inputs]
+        durable.load(push.inputs, lambda: self._push_late(push.container_id, leases))
+        return False
+
+    def _push_late(self, container_id: str, leases: list[tuple[Input, int]]) -> None:
+        """What of it still has its lease."""
+        inputs = [
+            input_
+            for input_, attempt in leases
+            if input_.container is not None
+            and input_.container.container_id == container_id
+            and input_.attempt == attempt
+        ]
+        if inputs:
+            self._push(Push(container_id, inputs))
+        for input_ in inputs:
+            if input_.cancelling:  # the runner was asked to end it before it had it
+                self._apply_rare(CancelRunning(container_id, input_, input_.cancelling))
 
     def _arm(self, deadline: float) -> None:
         if self._timer is not None:
@@ -184,8 +214,6 @@ class Reconciler:
         decision = autoscaler.decide(now, self.dispatch.demand(now, function_id), state.options)
         for container_id in decision.stop:
             self.apply(self.dispatch.drain(now, container_id, decision.reason))
-        if self.is_ending:
-            return
         if decision.start or function_id in self._wanting:
             self.scheduler.want(now, function_id, decision.start, request_of(function))
             (self._wanting.add if decision.start else self._wanting.discard)(function_id)
@@ -243,7 +271,7 @@ class Reconciler:
 
     def place(self, now: float) -> None:
         """Give the scheduler's room to whoever wants it."""
-        if not self._wanting:
+        if not self._wanting or self.is_held:
             return
         new_ids = (new_id("co") for _ in itertools.repeat(None))
         plan = self.scheduler.plan(now, new_ids, self.dispatch.surplus)
@@ -292,6 +320,15 @@ class Reconciler:
         self.scheduler.want(now, function_id, 0, Request())
         self._wanting.discard(function_id)
         self._refusals.pop(function_id, None)
+
+    def hold(self, now: float, reason: str) -> None:
+        """Start no container any more, and give those there are nothing more to do: the server is to end."""
+        self.is_held = True
+        for record in list(self.containers.values()):
+            if record.state == "ready":
+                self.apply(self.dispatch.drain(now, record.container_id, reason))
+            else:
+                self.stop_container(record.container_id, 0.0, reason)
 
     # -- a container's life
 
@@ -359,7 +396,8 @@ class Reconciler:
                 function.spec,
                 function.family.ids,
                 function.family.generators,
-                app.terminal,
+                terminal=app.terminal,
+                environment=app.scope.environment,
             ),
             function.parameters,
         )
@@ -524,6 +562,7 @@ def container_spec(record: ContainerRecord) -> ContainerSpec:
     spec = record.function.spec
     return ContainerSpec(
         record.container_id,
+        workspace=record.function.app.scope.workspace,
         image=spec.image,
         source=spec.source,
         cpu=spec.cpu,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 RING_LIMIT = 100_000
+CHILDREN_LIMIT = 10_000
 
 
 class InputTimeline(NamedTuple):
@@ -52,12 +53,34 @@ class ContainerTimeline:
 class Timelines:
     def __init__(self) -> None:
         self.inputs: deque[InputTimeline] = deque(maxlen=RING_LIMIT)
+        self.children: dict[str, list[tuple[int, str, str]]] = {}
+        """Call id -> what its inputs called: idx, call id and function; the newest CHILDREN_LIMIT calls."""
+
+    def add_child(self, parent: str, call_id: str, function: str) -> None:
+        """An input, `in-<call>-<idx>`, has made a call. What is no input's id is ignored."""
+        body, _, idx = parent[3:].rpartition("-")
+        if not parent.startswith("in-") or not body or not idx.isdigit():
+            return
+        made = self.children.setdefault(f"fc-{body}", [])
+        if len(made) < CHILDREN_LIMIT:
+            made.append((int(idx), call_id, function))
+        if len(self.children) > CHILDREN_LIMIT:
+            del self.children[next(iter(self.children))]
 
     def of_call(self, call_id: str) -> list[InputTimeline]:
         return sorted((t for t in self.inputs if t.call_id == call_id), key=lambda t: t.idx)
 
     def latest(self) -> str:
         return self.inputs[-1].call_id if self.inputs else ""
+
+
+def parse_call(ref: str) -> tuple[str, int | None]:
+    """`fc-…` is a call, `in-…-3` its input 3."""
+    if ref.startswith("in-"):
+        body, _, idx = ref[3:].rpartition("-")
+        if body and idx.isdigit():
+            return f"fc-{body}", int(idx)
+    return ref, None
 
 
 Span = dict[str, Any]

@@ -1,4 +1,4 @@
-"""The examples that build an image, run as their README says, with small arguments. One Debian serves them all.
+"""The examples that build an image, run as their README says, with small arguments.
 
 The plain ones, which need no image, are run in `test_cli.py`.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import temporary_home
+from tests.conftest import Debian, temporary_home
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,9 +22,11 @@ SECONDS = 400.0
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_home() -> Iterator[Path]:
+def one_home(debian_layers: Debian) -> Iterator[Path]:
     with temporary_home() as path:
+        debian_layers.lend(path)
         yield path
+        debian_layers.keep(path)
 
 
 def run(name: str, *words: object) -> str:
@@ -80,7 +82,7 @@ def test_sweep_finds_a_good_model() -> None:
 @pytest.mark.slow
 def test_fine_tuning_learns_and_saves_weights_that_another_container_loads(tmp_path: Path) -> None:
     weights = tmp_path / "weights.safetensors"
-    out = run("finetune", "--examples", 24, "--epochs", 2, "--layers", 1, "--save", weights)
+    out = run("finetune", "--examples", 20, "--epochs", 2, "--layers", 1, "--save", weights)
     before, *_, after = (float(right) for right in re.findall(r"([\d.]+)%", out))
     assert after > before + 10
     assert weights.stat().st_size > 100_000

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import wait_until
-from tests.integration.conftest import own_home
-from tests.integration.support import children_of, inits, rows
+from tests.integration.conftest import own_home, swap_client
+from tests.integration.support import children_of, inits, pid_of, rows
 
 pytestmark = pytest.mark.root
 
@@ -72,6 +72,11 @@ def turn(n: int):
     squall.interact()
     word = input(f"turn of {n}? ")
     return word
+
+@app.function(env={"PYTHONBREAKPOINT": "0"})
+def passes():
+    breakpoint()
+    return "passed"
 
 @app.cls()
 class Entered:
@@ -325,6 +330,43 @@ def test_without_i_the_error_says_how(script: Path) -> None:
     assert done.returncode == 1
     assert "was run without a terminal" in done.stderr
     assert "hint: run it with `squall run -i`" in done.stderr
+
+
+def test_breakpoint_without_i_says_how_unless_there_is_another_debugger(script: Path) -> None:
+    command = [*RUN, f"{script}::stops", "--x", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert "`breakpoint()`: the app of this container was run without a terminal" in done.stderr
+    command = [*RUN, f"{script}::passes"]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True).stdout == "passed\n"
+
+
+def test_breakpoints_that_are_turned_off_ask_for_no_terminal(script: Path) -> None:
+    with Terminal("-i", f"{script}::passes") as terminal:
+        terminal.expect("passed")
+        terminal.ends(0)
+        assert "has this terminal" not in terminal.text
+
+
+def test_server_that_is_killed_gives_the_terminal_back(script: Path, home: Path) -> None:
+    with Terminal("-i", f"{script}::asks") as terminal:
+        terminal.expect("name? ")
+        os.kill(pid_of(home, "server"), signal.SIGKILL)
+        terminal.expect("the terminal came back: the connection to the server broke")
+        terminal.ends(1)
+        assert not terminal.is_raw()
+    broken = swap_client(None)
+    if broken is not None:  # the tests' own connection
+        broken.close()
+
+
+def test_client_that_is_asked_to_end_gives_the_terminal_back(script: Path) -> None:
+    with Terminal("-i", f"{script}::asks") as terminal:
+        terminal.expect("name? ")
+        assert terminal.is_raw()
+        terminal.process.terminate()
+        terminal.expect("stopping app `talks`")
+        terminal.ends(130)
+        assert not terminal.is_raw()
 
 
 def test_without_a_terminal_i_is_refused(script: Path) -> None:

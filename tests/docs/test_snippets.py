@@ -12,10 +12,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import Debian
 from tests.docs.markdown import PAGES, ROOT, Block, blocks
 
 SECONDS = 60.0
@@ -26,8 +28,9 @@ _FAILS = re.compile(r"^(error: |Traceback )", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def environment(shared_home: Path) -> dict[str, str]:
+def environment(shared_home: Path, debian_layers: Debian) -> Iterator[dict[str, str]]:
     """Where `squall` and `python` are those that run this test."""
+    debian_layers.lend(shared_home)
     tools = shared_home / "bin"
     tools.mkdir()
     for name, words in (("squall", " -m squall.cli"), ("python", "")):
@@ -37,7 +40,8 @@ def environment(shared_home: Path) -> dict[str, str]:
     found = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": path, "TERM": "dumb"}
     if json.loads(run("squall doctor --json", shared_home, found)[1])["runtime"] != "native":
         pytest.skip("the pages show what is printed where containers can be made, and here they cannot")
-    return found
+    yield found
+    debian_layers.keep(shared_home)
 
 
 def name_of(block: Block) -> str:

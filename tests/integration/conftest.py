@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 
+import squall
 from squall import client as clients
 from squall.client import Client
-from tests.conftest import temporary_home
+from tests.conftest import Debian, temporary_home
+from tests.integration.support import Heard
+from tests.stores import cluster
+
+__all__ = ["cluster"]
 
 
 @contextlib.contextmanager
@@ -44,3 +49,16 @@ def shared_home() -> Iterator[Path]:
     """A Squall that the tests of a module share."""
     with own_home() as path:
         yield path
+
+
+DEBIAN_PYTHON = "3.11"
+
+
+@pytest.fixture(scope="module")
+def debian_home(shared_home: Path, debian_layers: Debian) -> Path:
+    """A Squall that the tests of a module share, with a Debian in it; making the first takes some 20 s and needs a
+    Debian mirror."""
+    debian_layers.lend(shared_home)
+    squall.Image.debian_slim(DEBIAN_PYTHON).build(Heard())
+    debian_layers.keep(shared_home)
+    return shared_home

@@ -20,7 +20,7 @@ from squall.protocol.messages import (
     StopApp,
     StopContainer,
 )
-from squall.protocol.requests import GetLogs, GetTrace, ListObjects, StopServer
+from squall.protocol.requests import GetTrace, ListObjects, ReadLogs, StopServer
 
 app = squall.App("hostile")
 
@@ -31,7 +31,7 @@ FORBIDDEN: dict[str, Message] = {
     "ending the server": StopServer(),
     "stopping a container": StopContainer("co-0000000000000000"),
     "a command elsewhere": StartExec("co-0000000000000000", ["true"]),
-    "logs": GetLogs(app="workload"),
+    "logs": ReadLogs(app="workload"),
     "traces": GetTrace(""),
     "being a node": Register("mine", 64.0, 1 << 20),
     "reporting as a node": NodeReport(),

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from squall import config
+from squall import App, Image, config
 from squall.client import Client
 from squall.protocol.messages import Hello, LogChunk, Message, Notice, Reply, decode, encode
-from squall.protocol.requests import GetLogs, ListObjects
+from squall.protocol.requests import ListObjects, MoreLogs, ReadLogs
 from squall.protocol.transport import FrameReader
 from tests.conftest import processes_of, wait_until
 
@@ -113,20 +113,63 @@ def wait_ended(function: str) -> None:
     wait_until(lambda: not containers_of(function), f"no container of `{function}` is left")
 
 
-def kept_logs(app: str = "", container_id: str = "") -> bytes:
+def kept_logs(app: str = "", container_id: str = "", **more: Any) -> bytes:
     """What the server kept of an app's output, asked for by a connection of its own."""
+    return b"".join(data for _, data in kept_entries(app=app, container_id=container_id, **more))
+
+
+def kept_entries(**named: Any) -> list[tuple[list[Any], bytes]]:
+    """Entries of the logs and their bytes, page after page until there is no more."""
     with Wire() as wire:
-        message = GetLogs(app=app, container_id=container_id)
-        message.id = 7
-        wire.send(message)
-        parts = []
+        request: Message = ReadLogs(**named)
+        found = []
         while True:
-            answer, data = wire.receive()
-            if answer.re == 7 and isinstance(answer, LogChunk):
-                parts.append(data)
-            elif answer.re == 7:
-                assert isinstance(answer, Reply), answer
-                return b"".join(parts)
+            answer, data = wire.ask(request)
+            assert isinstance(answer, Reply), answer
+            for entry in answer.data["entries"]:
+                found.append((entry, data[: entry[4]]))
+                data = data[entry[4] :]
+            if answer.data["done"]:
+                return found
+            request = MoreLogs(answer.data["reader"])
+
+
+class Heard:
+    """An output that keeps what a build says."""
+
+    def __init__(self) -> None:
+        self.text = b""
+        self.steps: list[str] = []
+
+    def log(self, chunk: LogChunk, data: bytes) -> None:
+        self.text += data
+
+    def notice(self, notice: Notice) -> None:
+        if notice.kind == "build" and notice.data["state"] == "step":
+            self.steps.append(str(notice.data["reason"]))
+
+
+def on(image: Image, body: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """The result of a function run on an image."""
+    app = App("images", image=image)
+    function = app.function(serialized=True, name="body", **options)(body)
+    with app.run(output=Heard()):
+        return function.remote(*args)
+
+
+def content(image: Image, path: str) -> str:
+    """What a container on the image finds in a file."""
+
+    def read(path: str) -> str:
+        with open(path) as file:
+            return file.read()
+
+    found: str = on(image, read, path)
+    return found
+
+
+def layers_in(home: Path) -> set[str]:
+    return {path.name for path in (home / "node/layers").iterdir() if (path / "tree").is_dir()}
 
 
 def pid_of(home: Path, part: str) -> int:

@@ -14,10 +14,11 @@ import pytest
 import squall
 from squall.client import Client
 from squall.exception import ConflictError, InvalidError, NotFoundError, ResourceExhaustedError, StartupError
+from squall.protocol.messages import StartExec
 from squall.protocol.requests import ListVersions, RedeployApp
 from tests.conftest import wait_until
 from tests.integration.conftest import own_home, swap_client
-from tests.integration.support import Outcome, containers_of, inits, pid_of, rows
+from tests.integration.support import Outcome, containers_of, pid_of, rows
 
 pytestmark = pytest.mark.root
 
@@ -160,7 +161,7 @@ def test_no_call_fails_while_versions_follow_each_other_under_load() -> None:
     assert set(seen) >= {5} or len(set(seen)) > 3
 
 
-def test_what_runs_ends_where_it_runs_and_what_waits_goes_to_the_new_version(server: Path) -> None:
+def test_what_runs_ends_where_it_runs_and_what_waits_goes_to_the_new_version() -> None:
     app_of("moved", 1, max_containers=1, image=squall.Image.host()).deploy()
     handle = of("moved", "slow")
     gate = "/tmp/go"
@@ -171,8 +172,8 @@ def test_what_runs_ends_where_it_runs_and_what_waits_goes_to_the_new_version(ser
     wait_until(lambda: handle.get_current_stats().backlog == 1, "the other waits")
     app_of("moved", 2, max_containers=1).deploy()
     assert waiting.result() == 2
-    [pid] = [pid for container_id, pid in inits(server).items() if container_id in old]
-    Path(f"/proc/{pid}/root{gate}").touch()
+    [container_id] = old
+    Client.current().link.request(StartExec(container_id, ["/bin/sh", "-c", f"echo > {gate}"])).wait(20)
     assert running.result() == 1
     wait_until(lambda: not old & {row["container_id"] for row in rows("containers")}, "the old container has ended")
 
@@ -316,7 +317,7 @@ def test_the_autoscaler_is_told_otherwise_until_the_next_deploy() -> None:
 
 
 def test_deploys_of_one_app_take_turns() -> None:
-    deploys = [Outcome(lambda version=version: app_of("turns", version).deploy()) for version in range(4)]
+    deploys = [Outcome(app_of("turns", version).deploy) for version in range(4)]
     assert sorted(one.result().version for one in deploys) == [1, 2, 3, 4]
 
 

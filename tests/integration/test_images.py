@@ -1,7 +1,4 @@
-"""Images, all the way: recipe, build in containers, layers, and functions that run on them.
-
-One Debian is made for the whole module; it takes some 20 s and needs a Debian mirror.
-"""
+"""Images, all the way: recipe, build in containers, layers, and functions that run on them."""
 
 from __future__ import annotations
 
@@ -11,34 +8,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import squall
 from squall.exception import BuildError, InvalidError
-from squall.protocol.messages import LogChunk, Notice
 from tests.conftest import wait_until
-from tests.integration.support import Outcome, inits, pid_of
+from tests.integration.conftest import DEBIAN_PYTHON as PYTHON
+from tests.integration.support import Heard, Outcome, content, inits, layers_in, on, pid_of
 
 pytestmark = pytest.mark.root
-
-PYTHON = "3.11"
-
-
-class Heard:
-    """An output that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.text = b""
-        self.steps: list[str] = []
-
-    def log(self, chunk: LogChunk, data: bytes) -> None:
-        self.text += data
-
-    def notice(self, notice: Notice) -> None:
-        if notice.kind == "build" and notice.data["state"] == "step":
-            self.steps.append(str(notice.data["reason"]))
 
 
 def base() -> squall.Image:
@@ -46,33 +25,9 @@ def base() -> squall.Image:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def debian(shared_home: Path) -> Path:
+def debian(debian_home: Path) -> Path:
     """The home, with the base built in it."""
-    base().build(Heard())
-    return shared_home
-
-
-def layers(home: Path) -> set[str]:
-    return {path.name for path in (home / "node/layers").iterdir() if (path / "tree").is_dir()}
-
-
-def on(image: squall.Image, body: Any, *args: Any, **options: Any) -> Any:
-    """The result of a function run on an image."""
-    app = squall.App("images", image=image)
-    function = app.function(serialized=True, name="body", **options)(body)
-    with app.run(output=Heard()):
-        return function.remote(*args)
-
-
-def content(image: squall.Image, path: str) -> str:
-    """What a container on the image finds in a file."""
-
-    def read(path: str) -> str:
-        with open(path) as file:
-            return file.read()
-
-    found: str = on(image, read, path)
-    return found
+    return debian_home
 
 
 # ---- what images give
@@ -177,9 +132,9 @@ def test_container_cannot_change_the_layers_of_its_image(debian: Path) -> None:
 def test_nothing_changed_means_nothing_is_built(debian: Path) -> None:
     image = base().run_commands("echo cached > /cached")
     image.build(Heard())
-    before, heard = layers(debian), Heard()
+    before, heard = layers_in(debian), Heard()
     image.build(heard)
-    assert (heard.steps, layers(debian)) == ([], before)
+    assert (heard.steps, layers_in(debian)) == ([], before)
 
 
 def test_changed_step_is_built_again_with_those_after_it() -> None:
@@ -222,11 +177,11 @@ def fails(image: squall.Image) -> BuildError:
 
 
 def test_failing_command_is_named_with_its_output_and_leaves_no_layer(debian: Path) -> None:
-    before = layers(debian)
+    before = layers_in(debian)
     error = fails(base().run_commands("echo so far; echo and no further >&2; exit 7"))
     assert "step 2 of 2, `run echo so far; echo and no further >&2; exit 7`, failed: exited with code 7" in str(error)
     assert "    so far\n    and no further" in str(error)
-    assert layers(debian) == before
+    assert layers_in(debian) == before
     assert not list((debian / "node/layers").glob(".building-*"))
 
 
@@ -426,7 +381,7 @@ def test_shell_is_in_the_functions_image(tmp_path: Path) -> None:
 def test_prune_removes_what_nothing_uses_and_leaves_what_runs(debian: Path) -> None:
     used = base().run_commands("echo used > /used")
     unused = base().run_commands("echo unused > /unused").build(Heard())
-    before = layers(debian)
+    before = layers_in(debian)
     app = squall.App("user", image=used)
 
     def read() -> str:
@@ -440,16 +395,16 @@ def test_prune_removes_what_nothing_uses_and_leaves_what_runs(debian: Path) -> N
         pruned = command("prune")
         assert pruned.returncode == 0, pruned.stderr
         assert function.remote() == "used\n"
-    assert len(layers(debian)) == 3 < len(before)
+    assert len(layers_in(debian)) == 3 < len(before)
     assert unused.image_id not in command("list").stdout
     assert content(unused, "/unused") == "unused\n"
 
 
 def test_flipped_bit_is_found_by_verify_and_the_layer_built_again(debian: Path) -> None:
     image = base().run_commands("echo whole > /flipped; date +%N > /stamp")
-    before = layers(debian)
+    before = layers_in(debian)
     image.build(Heard())
-    (name,) = layers(debian) - before
+    (name,) = layers_in(debian) - before
     place = debian / "node/layers" / name
     wait_until((place / "index").exists, "the layer is written out")
     assert command("verify", image.image_id).returncode == 0
@@ -469,21 +424,21 @@ def test_nothing_can_be_built_on_the_host() -> None:
 
 def test_two_builds_of_the_same_step_are_one(debian: Path) -> None:
     image = base().run_commands("sleep 1; date +%N > /once")
-    before = layers(debian)
+    before = layers_in(debian)
     builds = [Outcome(lambda: image.build(Heard())) for _ in range(3)]
     for outcome in builds:
         outcome.result()
-    assert len(layers(debian) - before) == 1
+    assert len(layers_in(debian) - before) == 1
 
 
 def test_two_images_share_the_step_they_have_in_common(debian: Path) -> None:
     common = base().run_commands("sleep 1; date +%N > /common")
-    before = layers(debian)
+    before = layers_in(debian)
     images = [common.run_commands(f"echo {number} > /own") for number in range(2)]
     builds = [Outcome(functools.partial(image.build, Heard())) for image in images]
     for outcome in builds:
         outcome.result()
-    assert len(layers(debian) - before) == 3
+    assert len(layers_in(debian) - before) == 3
 
 
 def test_output_comes_while_the_command_runs() -> None:
@@ -512,13 +467,13 @@ def test_build_whose_agent_is_killed_leaves_nothing_and_is_begun_again(debian: P
     heard = Heard()
     outcome = Outcome(lambda: image.build(heard))
     wait_until(lambda: b"begun" in heard.text, "the command runs")
-    before = layers(debian)
+    before = layers_in(debian)
     os.kill(pid_of(debian, "node"), signal.SIGKILL)
     outcome.result()
     assert heard.text.count(b"begun") == 2
     assert content(image, "/half") == "whole\n"
     assert not list((debian / "node/layers").glob(".building-*"))
-    assert len(layers(debian) - before) == 1
+    assert len(layers_in(debian) - before) == 1
 
 
 # ---- damage
@@ -526,12 +481,12 @@ def test_build_whose_agent_is_killed_leaves_nothing_and_is_begun_again(debian: P
 
 def test_truncated_file_of_a_layer_is_noticed_and_the_layer_built_again(debian: Path) -> None:
     image = base().run_commands("echo precious > /precious; sleep 0.1")
-    before = layers(debian)
+    before = layers_in(debian)
     image.build(Heard())
-    (name,) = layers(debian) - before
+    (name,) = layers_in(debian) - before
     place = debian / "node/layers" / name
     wait_until((place / "index").exists, "the layer is written out")
     (place / "tree/precious").write_text("")
     os.kill(pid_of(debian, "node"), signal.SIGKILL)
     assert content(image, "/precious") == "precious\n"
-    assert name not in layers(debian)
+    assert name not in layers_in(debian)

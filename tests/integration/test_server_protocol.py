@@ -34,7 +34,7 @@ from squall.protocol.messages import (
     new_id,
 )
 from squall.protocol.payload import pack_call
-from squall.protocol.requests import GetLogs, ListObjects
+from squall.protocol.requests import ListObjects, ReadLogs
 from squall.server import main as server_main
 from squall.server.reconciler import UNTAKEN_LIMIT
 from squall.storage.blobs import digest_of
@@ -211,10 +211,10 @@ ODD_REQUESTS: list[tuple[Message, set[str]]] = [
     (PutBlob("../x", 0), {"invalid"}),
     (PutBlob("0" * 64, 5), {"invalid"}),
     (PutBlob("0" * 64, 0), {"conflict"}),
-    (GetLogs(app="../../state/squall"), {"not_found"}),
-    (GetLogs(container_id="co-/../x"), {"not_found"}),
+    (ReadLogs(app="../../state/squall"), {"not_found"}),
+    (ReadLogs(container_id="co-/../x"), {"not_found"}),
     (GetStats("fu-\x00"), {"not_found"}),
-    (ListObjects("secrets"), {"invalid"}),
+    (ListObjects("passwords"), {"invalid"}),
     (StopContainer("co-'"), {"not_found"}),
     (StopApp("nobody's"), {"not_found"}),
 ]

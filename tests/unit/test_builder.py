@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from squall.exception import NotFoundError, ResourceExhaustedError
+from squall.exception import BuildError, NotFoundError, ResourceExhaustedError
 from squall.node import builder
-from squall.node.builder import Builder, failure, uv_mount
+from squall.node.builder import Builder, Mask, failure, uv_mount
 from squall.node.layers import Layer, Layers
 from squall.node.runtime import Exit
 from squall.protocol.images import Settings
@@ -33,8 +33,8 @@ def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1))
 
 
-def told(tail: str, end: Exit | None = None) -> tuple[str, str]:
-    work = builder._Work("k", STEP, 2, Settings(), (), ImageSpec("layers", [STEP, STEP]))
+def told(tail: str, end: Exit | None = None, step: ImageStep = STEP) -> tuple[str, str]:
+    work = builder._Work("k", step, 2, Settings(), (), ImageSpec("layers", [step, step]))
     error = failure(work, end or Exit(1, "exited with code 1"), tail)
     return error.message, error.hint
 
@@ -96,6 +96,11 @@ def test_failure_has_a_hint_where_one_is_known(tail: str, hint: str) -> None:
     assert bool(hint) == bool(found)
 
 
+def test_base_whose_mirror_was_not_reached_says_where_another_is_named() -> None:
+    _, hint = told("W: Failed to fetch http://mirror/debian", step=ImageStep("debian", {"suite": "bookworm"}))
+    assert "SQUALL_DEBIAN_MIRROR" in hint
+
+
 def test_failure_shows_the_end_of_a_long_output() -> None:
     message, _ = told("\n".join(f"line {number}" for number in range(1000)))
     assert "line 999" in message
@@ -114,3 +119,27 @@ def test_node_without_uv_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(NotFoundError, match="the node has no uv") as caught:
         uv_mount(ImageStep("uv", {"packages": ["six"]}))
     assert "pip install uv" in caught.value.hint
+
+
+# ---- secrets
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_secrets_are_struck_out_of_what_a_step_writes_however_it_comes(size: int) -> None:
+    mask = Mask(["hunter22", "multi\nline-of-it", "", "abc"])
+    said = b"the word hunter22 and hunter2 and line-of-it, abc; hunt"
+    parts = [mask.feed(said[at : at + size]) for at in range(0, len(said), size)]
+    assert b"".join([*parts, mask.rest()]) == b"the word *** and hunter2 and ***, abc; hunt"
+
+
+def test_output_without_secrets_is_passed_on_at_once() -> None:
+    assert Mask([]).feed(b"anything") == b"anything"
+
+
+def test_step_that_comes_without_its_secret_says_who_has_it() -> None:
+    step = ImageStep("run", {"commands": ["make"], "secrets": ["TOKEN"]})
+    work = builder._Work("k", step, 1, Settings(), (), ImageSpec("layers", [step]))
+    with pytest.raises(BuildError, match="needs the secret `TOKEN`") as caught:
+        builder.check_told(work)
+    assert "deploy that program again" in caught.value.hint
+    builder.check_told(builder._Work("k", step, 1, Settings(), (), ImageSpec("layers", [step]), {"TOKEN": "x"}))

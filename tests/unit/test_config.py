@@ -113,3 +113,86 @@ def test_private_settings_are_not_shown_and_not_handed_on() -> None:
     assert settings.seal_key == "hidden"
     assert "hidden" not in repr(settings)
     assert config.shared_environ({"SQUALL_SEAL_KEY": "hidden", "SQUALL_RUNTIME": "auto"}) == {"SQUALL_RUNTIME": "auto"}
+
+
+PROFILES = """
+active_profile = "team"
+runtime = "process"
+
+[profile.team]
+server = "https://team:7777"
+token_id = "tk-1"
+token_secret = "s1"
+
+[profile.other]
+server = "https://other:7777"
+environment = "dev"
+"""
+
+
+def test_the_profile_in_force_says_which_server_with_what_token(tmp_path: Path) -> None:
+    loaded = load(tmp_path, PROFILES)
+    assert (loaded.server, loaded.token_id, loaded.token_secret) == ("https://team:7777", "tk-1", "s1")
+    assert (loaded.profile, loaded.environment, loaded.runtime) == ("team", "main", "process")
+    assert "s1" not in repr(loaded)
+    other = load(tmp_path, PROFILES, SQUALL_PROFILE="other")
+    assert (other.server, other.token_id, other.environment) == ("https://other:7777", "", "dev")
+
+
+def test_a_variable_wins_over_a_profile(tmp_path: Path) -> None:
+    loaded = load(tmp_path, PROFILES, SQUALL_TOKEN_ID="tk-2", SQUALL_ENVIRONMENT="staging")
+    assert (loaded.token_id, loaded.token_secret, loaded.environment) == ("tk-2", "s1", "staging")
+
+
+def test_the_token_of_one_server_is_not_shown_to_another(tmp_path: Path) -> None:
+    loaded = load(tmp_path, PROFILES, SQUALL_SERVER="http://elsewhere:1")
+    assert (loaded.token_id, loaded.token_secret) == ("", "")
+    same = load(tmp_path, PROFILES, SQUALL_SERVER="https://team:7777")
+    assert same.token_id == "tk-1"
+
+
+def test_an_unknown_profile_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="no profile `nobody`") as caught:
+        load(tmp_path, PROFILES, SQUALL_PROFILE="nobody")
+    assert caught.value.hint == "profiles: `other`, `team`"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('profile = "x"', "holds the tables of profiles"),
+        ("[profile.x]\nhome = '/x'", "profile `x` in .* sets `home`"),
+        ("[profile.x]\ntoken = 'x'", "sets `token`"),
+    ],
+)
+def test_a_profile_that_makes_no_sense_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InvalidError, match=said):
+        load(tmp_path, text)
+
+
+def test_writing_keeps_what_the_file_says_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "dir" / "config.toml"
+    env = {"SQUALL_CONFIG": str(path), "HOME": "/h"}
+    config.write({"server": "http://a:1", "token_secret": 'q"\\'}, profile="one", environ=env)
+    config.write({"server": "http://b:1"}, profile="two words", environ=env)
+    config.write({"active_profile": "one"}, environ=env)
+    with path.open("a") as file:
+        file.write("# a remark\n")
+    config.write({"server": "http://c:1"}, profile="one", environ=env)
+    config.write({"environment": "dev"}, environ=env)
+    assert config.profiles(env) == {
+        "one": {"server": "http://c:1", "token_secret": 'q"\\'},
+        "two words": {"server": "http://b:1"},
+    }
+    loaded = config.load(env)
+    assert (loaded.server, loaded.environment) == ("http://c:1", "dev")
+    assert "# a remark" in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [entry.name for entry in path.parent.iterdir()] == ["config.toml"]
+
+
+def test_a_value_with_a_line_break_is_not_written(tmp_path: Path) -> None:
+    env = {"SQUALL_CONFIG": str(tmp_path / "c.toml"), "HOME": "/h"}
+    with pytest.raises(InvalidError, match="line break"):
+        config.write({"environment": 'x"\n[profile.y]'}, environ=env)
+    assert not (tmp_path / "c.toml").exists()

@@ -10,6 +10,7 @@ from squall.protocol.images import (
     check_image,
     check_requirement,
     check_requirements_text,
+    check_secrets,
     image_id_of,
     layer_keys,
     settings_of,
@@ -127,6 +128,14 @@ def test_requirements_file_may_not_name_files(line: str) -> None:
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
+        ([BASE, ImageStep("run", {"commands": ["a"], "env": {"A B": "1"}})], "environment variable"),
+        ([BASE, ImageStep("run", {"commands": ["a"], "secrets": ["A B"]})], "cannot name a secret"),
+        ([BASE, ImageStep("run", {"commands": ["a"], "secrets": "A"})], "`secrets` cannot be"),
+        ([BASE, ImageStep("env", {"variables": {"A": "1"}, "secrets": ["A"]})], "`secrets` cannot be"),
+        ([BASE, ImageStep("poetry", {"lock": ""})], "lacks `pyproject`"),
+        ([BASE, ImageStep("poetry", {"pyproject": "", "options": {"only": ["a\n"]}})], "`only` cannot be"),
+        ([BASE, ImageStep("private", {"repositories": ["github.com/a/b"], "git_user": "me"})], "no secret"),
+        ([BASE, ImageStep("private", {"repositories": ["x"], "git_user": "$(id)"})], "name of a git user"),
         ([], "begins with a base"),
         ([run("true")], "begins with a base"),
         ([BASE, BASE], "one base"),
@@ -170,3 +179,14 @@ def test_unknown_kind_of_image_is_refused() -> None:
 
 def test_good_recipe_passes() -> None:
     check_image(image(run("true"), ImageStep("uv", {"packages": ["numpy"], "options": {"pre": True}})))
+
+
+@pytest.mark.parametrize(
+    "secrets", [{"1": {"T": "x"}}, {"2": {"U": "x"}}, {"3": {}}, {"0": {}}, {"x": {}}, {"2": {"T": "\0"}}]
+)
+def test_secrets_that_no_step_asks_for_are_refused_without_being_shown(secrets: dict[str, dict[str, str]]) -> None:
+    asking = image(ImageStep("run", {"commands": ["a"], "secrets": ["T"]}))
+    with pytest.raises(InvalidError, match="secret") as caught:
+        check_secrets(asking, secrets)
+    assert "\\x00" not in caught.value.message
+    check_secrets(asking, {"2": {"T": "x"}})

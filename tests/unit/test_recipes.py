@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from typing import Any
 
 import pytest
 
+from squall.exception import InvalidError
 from squall.node.recipes import INPUTS, Recipe, base_files, recipe_of
 from squall.node.settings import HostSettings
 from squall.protocol.images import LAYER_KINDS, Settings
@@ -19,6 +21,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "pip": {"packages": ["six"]},
     "uv": {"packages": ["six"]},
     "uv_sync": {"pyproject": "", "lock": ""},
+    "poetry": {"pyproject": "", "lock": ""},
+    "private": {"repositories": ["github.com/a/b"], "git_user": "me", "secrets": ["GITHUB_TOKEN"]},
     "copy": {"target": "/x"},
     "function": {"name": "f", "args": "", "tag": "", "timeout": 1.0},
 }
@@ -104,3 +108,49 @@ def test_lock_of_a_project_is_kept_to_unless_it_may_be_renewed() -> None:
     assert "--frozen" in text(recipe("uv_sync", lock="x"))
     assert "--frozen" not in text(recipe("uv_sync", lock="x", options={"frozen": False}))
     assert "--no-emit-project" in text(recipe("uv_sync"))
+
+
+def test_variables_of_a_step_win_over_the_images_and_not_over_what_the_step_needs() -> None:
+    made = recipe("run", Settings(env={"A": "image"}), env={"A": "step", "APT_CONFIG": "/mine"})
+    assert made.environment["A"] == "step"
+    assert made.environment["APT_CONFIG"] == f"{INPUTS}/apt.conf"
+
+
+def test_groups_of_a_poetry_project_are_told_to_poetry() -> None:
+    made = text(recipe("poetry", lock="x", options={"with": ["test", "docs"], "only": ["main"], "version": "1.8.5"}))
+    assert "--from poetry==1.8.5" in made
+    assert "--only main " in made
+    assert " lock >" not in made
+    assert " lock >" in text(recipe("poetry", lock=""))
+
+
+def test_groups_of_a_poetry_project_are_those_that_poetry_would_install() -> None:
+    project = """
+[tool.poetry.group.test.dependencies]
+[tool.poetry.group.docs]
+optional = true
+[dependency-groups]
+more = []
+"""
+    assert "--with more,test " in text(recipe("poetry", pyproject=project))
+    made = text(recipe("poetry", pyproject=project, options={"with": ["docs"], "without": ["test"]}))
+    assert "--with more,docs --without test " in made
+    with pytest.raises(InvalidError, match=r"cannot read the `pyproject\.toml`"):
+        recipe("poetry", pyproject="[")
+
+
+def credential(made: Recipe, host: str) -> str:
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GITHUB_TOKEN": "t-hub", "GITLAB_TOKEN": "t-lab"}
+    return subprocess.run(
+        ["git", "credential", "fill"], input=f"protocol=https\nhost={host}\n\n", capture_output=True, text=True,
+        timeout=10, check=False, env={**environment, **made.environment},
+    ).stdout  # fmt: skip
+
+
+def test_token_of_a_private_repository_is_told_to_its_host_alone() -> None:
+    made = recipe("private", repositories=["github.com/a/b", "gitlab.com/c/d@v1"])
+    assert "username=me\npassword=t-hub\n" in credential(made, "github.com")
+    assert "username=me\npassword=t-lab\n" in credential(made, "gitlab.com")
+    assert credential(made, "evil.example") == ""
+    assert "-- git+https://github.com/a/b git+https://gitlab.com/c/d@v1" in text(made)
+    assert "t-hub" not in text(made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from squall._blocking import both, run
 from squall.exception import NotFoundError, OutputTimeoutError, ServiceError
-from squall.protocol.messages import Failure, Message, Notice, Ping, Reply, StopApp, encode
+from squall.protocol.messages import Failure, InputItem, Message, Notice, Ping, Reply, StopApp, encode, split_payload
 from squall.protocol.transport import CHUNK_LIMIT, FrameReader, FrameStream, Link, Pending
 
 WAIT = 10.0
@@ -183,6 +184,31 @@ def test_frames_are_cut_right_however_the_bytes_come(step: int) -> None:
     reader = FrameReader()
     got = [frame for at in range(0, len(stream), step) for frame in reader.feed(stream[at : at + step])]
     assert [payload for _, payload in got] == [b"p" * i * 37 for i in range(1, 20)]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_large_payloads_received_in_place_are_the_same_bytes(seed: int) -> None:
+    """As a loop reads: into the room of a large payload, else into one buffer that is overwritten each time."""
+    draw = random.Random(seed)
+    sent = [draw.randbytes(draw.choice([0, 5, 3000, 65_535, 65_536, 70_000, 200_000])) for _ in range(30)]
+    stream = memoryview(b"".join(encode(Ping(id=at), payload) for at, payload in enumerate(sent)))
+    reader, scratch, got = FrameReader(), memoryview(bytearray(65_536)), []
+    while stream:
+        room = reader.room()
+        target = scratch if room is None else room
+        count = min(len(target), len(stream), draw.choice([1, 7, 8, 60, 40_000, 1 << 20]))
+        target[:count] = stream[:count]
+        stream = stream[count:]
+        got += reader.feed_view(target[:count]) if room is None else reader.filled(count)
+        scratch[:] = b"?" * len(scratch)
+    assert [bytes(payload) for _, payload in got] == sent
+
+
+def test_small_items_of_a_large_payload_do_not_keep_it_alive() -> None:
+    payload = memoryview(bytes(200_000))
+    small, large = split_payload([InputItem(0, 10), InputItem(1, 199_990)], payload)
+    assert type(small) is bytes
+    assert type(large) is memoryview
 
 
 def test_a_frame_that_comes_in_very_many_pieces_is_not_kept_in_as_many() -> None:

@@ -1,0 +1,94 @@
+"""`squall call`: the calls of this server: list, result, output, cancel.
+
+A result is the value that your code returned, shown as Python shows it; a type that is not installed here cannot be.
+Tested in `tests/unit/test_cli_calls.py` and `tests/acceptance/test_cli.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from squall.cli.logs import Printer, log_options
+from squall.cli.main import Group
+from squall.cli.manage import ask, connect, json_option, print_json, show_list
+from squall.exception import InvalidError, OutputTimeoutError
+from squall.function import FunctionCall
+from squall.protocol.messages import CancelCall, GetCall
+
+
+@click.group(cls=Group)
+def call() -> None:
+    """Calls: list, result, output, cancel."""
+
+
+@call.command("list")
+@json_option
+def call_list(as_json: bool) -> None:
+    """List the latest calls that have ended, as far as this server remembers them."""
+    show_list("call", app="", include_all=False, as_json=as_json)
+
+
+@call.command("info")
+@click.argument("call_id", metavar="CALL")
+@json_option
+def call_info(call_id: str, as_json: bool) -> None:
+    """Show how far a spawned call is."""
+    client = connect()
+    data = ask(client.link, GetCall(checked(call_id)))
+    if as_json:
+        print_json(data)
+        return
+    for name, value in data.items():
+        click.echo(f"{name:<12} {_shown(value)}")
+
+
+@call.command("get")
+@click.argument("call_id", metavar="CALL")
+@click.option("--index", type=click.IntRange(0), default=0, show_default=True, help="Which input of a spawn_map.")
+@click.option(
+    "--timeout", type=click.FloatRange(0), default=None, help="Seconds to wait; by default until it is there."
+)
+def call_get(call_id: str, index: int, timeout: float | None) -> None:
+    """Print the result of a spawned call; exits with 1 when it failed, with 3 when it is not there in time."""
+    found: FunctionCall[Any] = FunctionCall.from_id(checked(call_id))
+    try:
+        value = found.get(timeout, index=index)
+    except OutputTimeoutError as error:
+        click.echo(f"error: {error.message}", err=True)
+        sys.exit(3)
+    click.echo(value if isinstance(value, str) else repr(value))
+
+
+@call.command("logs")
+@click.argument("call_id", metavar="CALL")
+@log_options
+def call_logs(call_id: str, printer: Printer) -> None:
+    """Print what was written while a call ran, where it ran. CALL is the id of a call or of an input."""
+    printer.show(connect(), call=call_id)
+
+
+@call.command("cancel")
+@click.argument("call_ids", metavar="CALL...", nargs=-1, required=True)
+@click.option("--terminate", is_flag=True, help="Kill the containers it runs in, instead of asking.")
+def call_cancel(call_ids: tuple[str, ...], terminate: bool) -> None:
+    """Cancel the inputs of calls that have not ended."""
+    client = connect()
+    for call_id in call_ids:
+        data = ask(client.link, CancelCall(checked(call_id), [], terminate))
+        click.echo(f"call `{call_id}`: {int(data['cancelled'])} inputs cancelled", err=True)
+
+
+def checked(call_id: str) -> str:
+    """The id of a call. Raises InvalidError."""
+    if not call_id.startswith("fc-"):
+        raise InvalidError(f"`{call_id[:80]}` is no id of a call", hint="such an id looks like `fc-5f2c19d04be87a36`")
+    return call_id
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count}" for name, count in value.items())
+    return str(value)
