@@ -600,7 +600,7 @@ def _try_connect(path: str) -> socket.socket | None:
     return sock
 
 
-def _start_server(settings: Config) -> socket.socket:
+def _start_server(settings: Config, *arguments: str) -> socket.socket:
     """Start `python -m squall.server`, once however many clients ask, and connect to it."""
     import fcntl
 
@@ -619,7 +619,7 @@ def _start_server(settings: Config) -> socket.socket:
                     return sock
                 _pause(deadline, f"waited {settings.start_timeout:g} s for another process to start the server")
         sock = _try_connect(path)
-        return sock if sock is not None else _launch(settings, path, deadline)
+        return sock if sock is not None else _launch(settings, path, deadline, arguments)
     finally:
         os.close(lock)
 
@@ -633,7 +633,7 @@ def _make_directory(path: str) -> None:
         ) from None
 
 
-def _launch(settings: Config, path: str, deadline: float) -> socket.socket:
+def _launch(settings: Config, path: str, deadline: float, arguments: tuple[str, ...] = ()) -> socket.socket:
     import subprocess
 
     log_path = str(settings.state_dir / "server.log")
@@ -642,7 +642,7 @@ def _launch(settings: Config, path: str, deadline: float) -> socket.socket:
     env = {**os.environ, "SQUALL_HOME": str(settings.home), "PYTHONPATH": _python_path()}
     try:
         server = subprocess.Popen(
-            [sys.executable, *_SAFE_PATH, "-m", "squall.server"],
+            [sys.executable, *_SAFE_PATH, "-m", "squall.server", *arguments],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/", env=env,
         )  # fmt: skip
     finally:

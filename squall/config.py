@@ -188,12 +188,12 @@ def profiles(environ: Mapping[str, str] | None = None) -> dict[str, dict[str, An
     return found
 
 
-def choose(*, profile: str = "", environment: str = "") -> None:
-    """Have `load` answer for this profile and environment from now on, in this process and those it starts."""
-    if profile:
-        os.environ["SQUALL_PROFILE"] = profile
-    if environment:
-        os.environ["SQUALL_ENVIRONMENT"] = environment
+def choose(**values: str) -> None:
+    """Have `load` answer with these settings from now on, in this process and those it starts; empty ones stay."""
+    variables = {row.name: row.env for row in settings()}
+    for name, value in values.items():
+        if value:
+            os.environ[variables[name]] = value
 
 
 def write(values: Mapping[str, str], *, profile: str = "", environ: Mapping[str, str] | None = None) -> Path:

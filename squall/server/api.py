@@ -243,6 +243,15 @@ class Api:
         peer.tasks.add(task)
         task.add_done_callback(peer.tasks.discard)
 
+    def _once_ready(self, peer: Peer, message: Message, body: Callable[[], None]) -> None:
+        """Go on once the Store's secrets were read; until somebody names one they are not."""
+
+        async def later(peer: Peer, message: Message) -> None:
+            await self.server.access.ready()
+            body()
+
+        self.run_slowly(peer, message, later)
+
     async def _run(self, peer: Peer, message: Message, body: Callable[[Peer, Any], Any]) -> None:
         try:
             await body(peer, message)
@@ -271,11 +280,17 @@ class Api:
 
     def create_app(self, peer: Peer, message: CreateApp, payload: bytes) -> None:
         check_environment(peer, message)
+        if any(spec.secrets for spec in message.functions) and not self.server.access.vault.is_loaded:
+            self._once_ready(peer, message, lambda: self.create_app(peer, message, payload))
+            return
         app = self.server.create_app(message, peer)
         functions = {tag: function.stable_id for tag, function in app.functions.items()}
         peer.reply(message.id, {"app_id": app.app_id, "functions": functions})
 
     def bind_function(self, peer: Peer, message: BindFunction, payload: bytes) -> None:
+        if message.options.get("secrets") and not self.server.access.vault.is_loaded:
+            self._once_ready(peer, message, lambda: self.bind_function(peer, message, payload))
+            return
         function = self.server.bind_function(peer, message, payload)
         peer.reply(message.id, {"function_id": function.stable_id})
 

@@ -268,6 +268,15 @@ class Firings:
             if live.app.scope == scope and app in (None, live.app)
         ]
 
+    def all_next(self, workspace: str | None = None) -> list[float | None]:
+        """When each schedule fires next, None of those that are paused; of one workspace, or of all."""
+        now = self.clock.wall()
+        return [
+            next_firing(live.rule, live.state, now)
+            for live in self._live.values()
+            if workspace in (None, live.app.scope.workspace)
+        ]
+
     def next_of(self, app: AppRecord) -> float | None:
         """When the first of an app's schedules fires next."""
         now = self.clock.wall()

@@ -138,6 +138,7 @@ class Server:
         self._drainer: asyncio.Task[None] | None = None
         self.calls.apply = self.reconciler.apply
         self.reconciler.notify = self.notify
+        self.reconciler.vault = self.access.vault
         self.nodes.on_runner = self._on_runner
 
     # -- life
@@ -145,7 +146,7 @@ class Server:
     async def run(self) -> None:
         """Serve until told to end."""
         for signum in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(signum, self.end, f"received {signal.Signals(signum).name}")
+            self.loop.add_signal_handler(signum, self._on_signal, signum)
         self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
         has_apps = has_any(self.config.state_dir / "squall.db") or self.database.backend.has_deployed_apps()
         if self.stays or has_apps:
@@ -222,14 +223,18 @@ class Server:
         if stream.owner is None and not stream.closing:
             stream.abort("it did not say who it is")
 
+    def _on_signal(self, signum: int) -> None:
+        """The second one does not wait for inputs any more."""
+        self.end(f"received {signal.Signals(signum).name}", 0.0 if self.draining else -1.0)
+
     def end(self, reason: str, grace: float = -1.0) -> None:
-        """End the server; one that was started to stay lets running inputs end first. The second time, at once."""
-        if self.ended.is_set():
-            return
+        """End the server. One that was started to stay first lets running inputs end, for `grace` seconds."""
         if grace < 0:
             grace = self.config.drain_timeout if self.stays else 0.0
-        log.info("ending", reason=reason, grace=0.0 if self.draining else grace)
-        if grace == 0.0 or self.draining:
+        if self.ended.is_set() or (self.draining and grace):
+            return
+        log.info("ending", reason=reason, grace=grace)
+        if not grace:
             self.ended.set()
             return
         self.draining = True
@@ -513,6 +518,7 @@ class Server:
             raise ServiceError("the server is ending", hint="try again")
         for spec in message.functions:
             self.builds.check_use(spec.image)
+            self.access.vault.check(peer.scope, spec)
         app = self._resumed(message, peer)
         if app is None:
             app = self.objects.create_app(message, peer, time.time(), peer.scope)

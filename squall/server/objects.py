@@ -207,6 +207,11 @@ class Objects:
         spec = variant_spec(root.spec, options)
         if not trusted and root.spec.block_network and not spec.block_network:
             raise InvalidError(f"function `{spec.tag}`: a container cannot lift `block_network`")
+        if not trusted and set(spec.secrets) - set(root.spec.secrets):
+            raise InvalidError(
+                f"function `{spec.tag}`: a container cannot ask for secrets that the function does not name",
+                hint="name them in `@app.function(secrets=...)`, or call `with_options` in your program",
+            )
         named = variant_id(root, options, parameters)
         app = root.app
         known = app.variants.get(named)
@@ -590,8 +595,8 @@ VARIABLE = frozenset(
     {
         "batch_size", "batch_wait", "block_network", "buffer_containers", "concurrency", "cpu", "cpu_limit", "env",
         "gpu", "image", "max_containers",
-        "memory_limit_mib", "memory_mib", "min_containers", "retries", "scaledown_window", "single_use",
-        "startup_timeout", "target_concurrency", "timeout",
+        "memory_limit_mib", "memory_mib", "min_containers", "retries", "scaledown_window", "secret_keys", "secrets",
+        "single_use", "startup_timeout", "target_concurrency", "timeout",
     }
 )  # fmt: skip
 """What of a spec a variant may have otherwise."""
@@ -622,6 +627,11 @@ def _laid_over(below: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
     merged = {**below, **options}
     if isinstance(below.get("env"), dict) and isinstance(options.get("env"), dict):
         merged["env"] = {**below["env"], **options["env"]}
+    if isinstance(below.get("secrets"), list) and isinstance(options.get("secrets"), list):
+        # Both, those of the variant last.
+        merged["secrets"] = [ref for ref in below["secrets"] if ref not in options["secrets"]] + options["secrets"]
+    if isinstance(below.get("secret_keys"), dict) and isinstance(options.get("secret_keys"), dict):
+        merged["secret_keys"] = {**below["secret_keys"], **options["secret_keys"]}
     return merged
 
 
