@@ -40,6 +40,7 @@ from squall.protocol import payload as payloads
 from squall.protocol.messages import (
     BLOB_CHUNK_BYTES,
     INLINE_LIMIT_BYTES,
+    BindFunction,
     BuildOutput,
     CreateApp,
     Ending,
@@ -151,6 +152,8 @@ class Client:
         self.client_id = os.urandom(8).hex()
         self.apps: dict[str, CreateApp] = {}
         """By id, those this program runs: they are named again on another connection."""
+        self.pools: dict[str, tuple[BindFunction, bytes]] = {}
+        """By id, variants that this program asked for: another server has to hear of them before their calls."""
         self._settings: Config | None = None
         self._autostart = False
         self._server_stays = False
