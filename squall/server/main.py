@@ -141,6 +141,8 @@ class Server:
         for signum in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(signum, self._on_signal, signum)
         self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
+        if self.stays and self.config.listen:
+            self.access.bind()
         has_apps = bool(self.config.database_url) or has_any(self.config.state_dir / "squall.db")
         if self.stays or has_apps:
             await self.database.ready()  # what else can be wrong with it must be said before serving
