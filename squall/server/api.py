@@ -56,8 +56,25 @@ from squall.protocol.messages import (
     new_id,
     to_dict,
 )
-from squall.protocol.requests import ChangeSchedule, GetTrace, ListObjects, MoreLogs, PutSecret, ReadLogs
+from squall.protocol.requests import (
+    ChangeSchedule,
+    DeployApp,
+    GetApp,
+    GetFunctionStats,
+    GetTrace,
+    ListObjects,
+    ListVersions,
+    LookupApp,
+    LookupFunction,
+    MoreLogs,
+    PutSecret,
+    ReadLogs,
+    RedeployApp,
+    SetLabels,
+    UpdateAutoscaler,
+)
 from squall.protocol.transport import FrameStream
+from squall.server.app_api import AppApi
 from squall.server.demand import Demand
 from squall.server.logs import Record
 from squall.server.objects import AppRecord, Scope
@@ -151,6 +168,7 @@ class Api:
         self.execs: dict[str, tuple[Peer, Any]] = {}
         """exec id -> who asked, and the node it runs on."""
         self.terminals = Terminals(server.dispatch, self.kill_container)
+        self.apps = AppApi(server)
         self._quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
             Submit: self.submit,
             BindFunction: self.bind_function,
@@ -160,11 +178,13 @@ class Api:
             YieldCredit: self.yield_credit,
             CancelCall: self.cancel_call,
             GetStats: self.get_stats,
+            LookupFunction: self.apps.lookup_function,
             Ping: self.ping,
         }
         self._slow: dict[type[Message], Callable[[Peer, Any], Any]] = {
             GetOutput: server.calls.get_output,
             GetCall: self.get_call,
+            UpdateAutoscaler: self.apps.update_autoscaler,
         }
         """What a runner may ask too."""
         self._runner_quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
@@ -180,6 +200,7 @@ class Api:
             StartExec: self.start_exec,
             ExecData: self.exec_data,
             GetTrace: self.get_trace,
+            GetFunctionStats: self.apps.get_function_stats,
             GetImage: self.get_image,
             StopContainer: self.stop_container,
             PutSecret: server.access.put_secret,
@@ -194,6 +215,12 @@ class Api:
             BuildImage: self.build_image,
             PruneImages: self.prune_images,
             VerifyImage: self.verify_image,
+            DeployApp: self.apps.deploy,
+            RedeployApp: self.apps.redeploy,
+            ListVersions: self.apps.list_versions,
+            LookupApp: self.apps.lookup_app,
+            GetApp: self.apps.get_app,
+            SetLabels: self.apps.set_labels,
             **server.access.handlers,
         }
 
@@ -444,7 +471,7 @@ class Api:
         makers: dict[str, Callable[[Peer, ListObjects], list[dict[str, Any]]]] = {
             "apps": self._apps,
             "containers": self._containers,
-            "functions": self._functions,
+            "functions": lambda peer, asked: self.apps.function_rows(peer, asked.app),
             "calls": self._calls,
             "nodes": lambda peer, _: self.server.nodes.inventory(),
             "images": lambda peer, _: self.server.builds.rows(peer.scope.workspace),
@@ -461,22 +488,8 @@ class Api:
         peer.reply(message.id, {"rows": rows(peer, message)[-max(1, message.limit) :]})
 
     def _apps(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
-        containers = self.server.reconciler.containers.values()
-        return [
-            {
-                "app_id": app.app_id,
-                "name": app.name,
-                "state": app.state,
-                "detached": app.detached,
-                "created_at": app.created_at,
-                "stopped_at": app.stopped_at or None,
-                "reason": app.reason,
-                "functions": len(app.functions),
-                "containers": sum(1 for record in containers if record.function.app is app),
-            }
-            for app in self.server.objects.apps.values()
-            if app.scope == peer.scope and (message.all or app.state != "stopped")
-        ]
+        apps = [app for app in self.server.objects.apps.values() if app.scope == peer.scope]
+        return [self.apps.app_row(app) for app in apps if message.all or app.state != "stopped"]
 
     def _schedules(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
         app = self.server.objects.find_app(message.app, peer.scope) if message.app else None
@@ -499,6 +512,7 @@ class Api:
                     "app": record.function.app.name,
                     "app_id": record.function.app.app_id,
                     "function": record.function.spec.tag,
+                    "version": record.function.version or None,
                     "node_id": record.node.node_id,
                     "state": record.state,
                     "running": len(state.running) if state is not None else 0,
@@ -508,17 +522,6 @@ class Api:
                     **record.node.used.get(record.container_id, {}),
                 }
             )
-        return rows
-
-    def _functions(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
-        rows = []
-        for function_id, function in self.server.objects.functions.items():
-            if function_id not in self.server.dispatch.functions or function.app.scope != peer.scope:
-                continue
-            if not message.app or message.app in (function.app.app_id, function.app.name):
-                stats = stats_of(self.server.dispatch.demand(time.monotonic(), function_id))
-                row = {"function_id": function_id, "function": function.spec.tag, "app": function.app.name}
-                rows.append({**row, **stats})
         return rows
 
     def _calls(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
@@ -580,7 +583,7 @@ class Api:
         )
 
 
-def check_environment(peer: Peer, message: CreateApp) -> None:
+def check_environment(peer: Peer, message: CreateApp | DeployApp) -> None:
     """`Image.host()` shows containers this server's Python environment, so a program of another would miss its own. A
     program on another machine cannot have the same; it is held only to the version that values need."""
     if peer.remote:
@@ -598,7 +601,7 @@ def check_environment(peer: Peer, message: CreateApp) -> None:
             )
 
 
-def _check_python(peer: Peer, message: CreateApp) -> None:
+def _check_python(peer: Peer, message: CreateApp | DeployApp) -> None:
     """What is pickled by value, as code is, can be read by the same minor version of Python only."""
     here = f"{sys.version_info[0]}.{sys.version_info[1]}"
     for spec in message.functions:
