@@ -48,6 +48,8 @@ MESSAGE_LIMIT = 64 * 1024
 FDS_LIMIT = 250
 """Descriptors that one message of the kernel's carries; a build gets each of its layers as one."""
 RUNNER_FD = 3
+KEEP_BYTES = 8 << 20
+"""What a container's allocator may keep of freed memory: as much as a few large inputs take."""
 
 SHELL_FLAGS = _linux.CLONE_NEWNS | _linux.CLONE_NEWPID | _linux.CLONE_NEWIPC | _linux.CLONE_NEWUTS
 """CLONE_PARENT beside these makes the agent the parent: a zygote's end takes no container along."""
@@ -94,6 +96,7 @@ def _warm_up(entry: str) -> Callable[[int, str | None], int]:
     module, _, function = entry.partition(":")
     serve: Callable[[int, str | None], int] = getattr(importlib.import_module(module), function)
     _linux.load()
+    _linux.keep_memory(KEEP_BYTES)
     _linux.set_name("squall-zygote")
     if problem := rehearsal.rehearse():
         print(f"rehearsal: {problem}; containers start slower", file=sys.stderr)

@@ -104,6 +104,8 @@ class Reconciler:
         """No container is started: the server is ending."""
         self._wanting: set[str] = set()
         self._asked: set[str] = set()
+        self._asking_again: set[str] = set()
+        """Functions of which the autoscaler wants to be asked again; a timer runs for each."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._hopeless: dict[str, tuple[str, str]] = {}
@@ -219,6 +221,9 @@ class Reconciler:
             self._withdraw(now, function_id)
             return
         decision = autoscaler.decide(now, self.dispatch.demand(now, function_id), state.options)
+        if decision.again and function_id not in self._asking_again:
+            self._asking_again.add(function_id)
+            self.loop.call_later(decision.again, self._ask_again, function_id)
         for container_id in decision.stop:
             self.apply(self.dispatch.drain(now, container_id, decision.reason))
         if decision.start and function.spec.secrets and not self._has_secrets(now, function):
@@ -226,6 +231,10 @@ class Reconciler:
         if decision.start or function_id in self._wanting:
             self.scheduler.want(now, function_id, decision.start, request_of(function))
             (self._wanting.add if decision.start else self._wanting.discard)(function_id)
+
+    def _ask_again(self, function_id: str) -> None:
+        self._asking_again.discard(function_id)
+        self._ask(function_id)
 
     async def rounds(self) -> None:
         """The periodic look at everything: windows that passed, room that came free, delays that are over."""
