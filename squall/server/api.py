@@ -317,6 +317,7 @@ class Api:
     # -- schedules
 
     async def change_schedule(self, peer: Peer, message: ChangeSchedule) -> None:
+        await self.server.firings.settled()
         call_id = await self.server.firings.change(message.schedule_id, message.action, peer.scope)
         peer.reply(message.id, {"call_id": call_id})
 
@@ -459,6 +460,8 @@ class Api:
     async def list_objects(self, peer: Peer, message: ListObjects) -> None:
         if message.all:
             await self.server.objects.recall()
+        if message.kind == "schedules":
+            await self.server.firings.settled()
         makers: dict[str, Callable[[ListObjects], list[dict[str, Any]]]] = {
             "apps": lambda _: self._apps(peer, message),
             "containers": lambda _: self._containers(peer, message),
