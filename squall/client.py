@@ -121,7 +121,9 @@ class Client:
         self.server_id = ""
         self._followers: dict[str, Output | None] = {}
         """App id -> who sees its logs; None when it is over."""
-        self._uploads: dict[str, Pending[None]] = {}
+        self._uploads: dict[str, list[Pending[None]]] = {}
+        """Digest under way -> those who wait for it."""
+        self._upload_lock = threading.Lock()
         self.terminal: Terminal | None = None
         """This program's, while an interactive app runs."""
         self._unclaimed: deque[tuple[str, Message, bytes]] = deque(maxlen=UNCLAIMED_LIMIT)
@@ -297,20 +299,30 @@ class Client:
     async def put_blob(self, data: bytes) -> str:
         """Upload `data` unless the server has it; its digest. Two uploads of the same bytes at once are one."""
         digest = blob_digest(data)
-        running = self._uploads.get(digest)
-        if running is not None:
-            await running
+        with self._upload_lock:
+            others = self._uploads.get(digest)
+            mine: Pending[None] = Pending(self.link)  # one for each that waits, as only one thread can wait for one
+            if others is not None:
+                others.append(mine)
+            else:
+                self._uploads[digest] = []
+        if others is not None:
+            await mine
             return digest
-        upload = self._uploads[digest] = Pending(self.link)
         try:
             await self._upload(digest, data)
         except BaseException as error:
-            upload.fail(error)
+            for other in self._end_upload(digest):
+                other.fail(error)
             raise
-        finally:
-            del self._uploads[digest]
-        upload.set(None)
+        for other in self._end_upload(digest):
+            other.set(None)
         return digest
+
+    def _end_upload(self, digest: str) -> list[Pending[None]]:
+        """Those who waited for the upload of these bytes."""
+        with self._upload_lock:
+            return self._uploads.pop(digest)
 
     async def _upload(self, digest: str, data: bytes) -> None:
         reply, _ = await self.request(HasBlobs([digest]))

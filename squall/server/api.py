@@ -55,8 +55,25 @@ from squall.protocol.messages import (
     new_id,
     to_dict,
 )
-from squall.protocol.requests import ChangeSchedule, GetTrace, ListObjects, MoreLogs, PutSecret, ReadLogs
+from squall.protocol.requests import (
+    ChangeSchedule,
+    DeployApp,
+    GetApp,
+    GetFunctionStats,
+    GetTrace,
+    ListObjects,
+    ListVersions,
+    LookupApp,
+    LookupFunction,
+    MoreLogs,
+    PutSecret,
+    ReadLogs,
+    RedeployApp,
+    SetLabels,
+    UpdateAutoscaler,
+)
 from squall.protocol.transport import FrameStream
+from squall.server.app_api import AppApi
 from squall.server.demand import Demand
 from squall.server.logs import Record
 from squall.server.objects import AppRecord, Scope
@@ -150,6 +167,7 @@ class Api:
         self.execs: dict[str, tuple[Peer, Any]] = {}
         """exec id -> who asked, and the node it runs on."""
         self.terminals = Terminals(server.dispatch, self.kill_container)
+        self.apps = AppApi(server)
         self._quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
             Submit: self.submit,
             BindFunction: self.bind_function,
@@ -159,11 +177,13 @@ class Api:
             YieldCredit: self.yield_credit,
             CancelCall: self.cancel_call,
             GetStats: self.get_stats,
+            LookupFunction: self.apps.lookup_function,
             Ping: self.ping,
         }
         self._slow: dict[type[Message], Callable[[Peer, Any], Any]] = {
             GetOutput: server.calls.get_output,
             GetCall: self.get_call,
+            UpdateAutoscaler: self.apps.update_autoscaler,
         }
         """What a runner may ask too."""
         self._runner_quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
@@ -179,6 +199,7 @@ class Api:
             StartExec: self.start_exec,
             ExecData: self.exec_data,
             GetTrace: self.get_trace,
+            GetFunctionStats: self.apps.get_function_stats,
             GetImage: self.get_image,
             StopContainer: self.stop_container,
             PutSecret: server.access.put_secret,
@@ -193,6 +214,12 @@ class Api:
             BuildImage: self.build_image,
             PruneImages: self.prune_images,
             VerifyImage: self.verify_image,
+            DeployApp: self.apps.deploy,
+            RedeployApp: self.apps.redeploy,
+            ListVersions: self.apps.list_versions,
+            LookupApp: self.apps.lookup_app,
+            GetApp: self.apps.get_app,
+            SetLabels: self.apps.set_labels,
             **server.access.handlers,
         }
 
@@ -290,6 +317,7 @@ class Api:
     # -- schedules
 
     async def change_schedule(self, peer: Peer, message: ChangeSchedule) -> None:
+        await self.server.firings.settled()
         call_id = await self.server.firings.change(message.schedule_id, message.action, peer.scope)
         peer.reply(message.id, {"call_id": call_id})
 
@@ -432,10 +460,12 @@ class Api:
     async def list_objects(self, peer: Peer, message: ListObjects) -> None:
         if message.all:
             await self.server.objects.recall()
+        if message.kind == "schedules":
+            await self.server.firings.settled()
         makers: dict[str, Callable[[ListObjects], list[dict[str, Any]]]] = {
-            "apps": self._apps,
-            "containers": self._containers,
-            "functions": self._functions,
+            "apps": lambda _: self._apps(peer, message),
+            "containers": lambda _: self._containers(peer, message),
+            "functions": lambda _: self.apps.function_rows(peer, message.app),
             "calls": self._calls,
             "nodes": lambda _: self.server.nodes.inventory(),
             "images": lambda _: self.server.builds.rows(),
@@ -451,34 +481,21 @@ class Api:
             raise InvalidError(f"cannot list `{message.kind[:40]}`", hint=f"what can be listed: {known}")
         peer.reply(message.id, {"rows": rows(message)[-max(1, message.limit) :]})
 
-    def _apps(self, message: ListObjects) -> list[dict[str, Any]]:
-        containers = self.server.reconciler.containers.values()
-        return [
-            {
-                "app_id": app.app_id,
-                "name": app.name,
-                "state": app.state,
-                "detached": app.detached,
-                "created_at": app.created_at,
-                "stopped_at": app.stopped_at or None,
-                "reason": app.reason,
-                "functions": len(app.functions),
-                "containers": sum(1 for record in containers if record.function.app is app),
-            }
-            for app in self.server.objects.apps.values()
-            if message.all or app.state != "stopped"
-        ]
+    def _apps(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
+        apps = [app for app in self.server.objects.apps.values() if app.scope == peer.scope]
+        return [self.apps.app_row(app) for app in apps if message.all or app.state != "stopped"]
 
     def _schedules(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
         app = self.server.objects.find_app(message.app, peer.scope) if message.app else None
         return self.server.firings.rows(peer.scope, app)
 
-    def _containers(self, message: ListObjects) -> list[dict[str, Any]]:
+    def _containers(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
         reconciler = self.server.reconciler
         records = list(reconciler.history.values()) if message.all else []
         records += reconciler.containers.values()
+        records = [record for record in records if record.function.app.scope == peer.scope]
         if message.app:
-            app = self.server.objects.find_app(message.app)
+            app = self.server.objects.find_app(message.app, peer.scope)
             records = [record for record in records if record.function.app is app]
         rows = []
         for record in records:
@@ -489,6 +506,7 @@ class Api:
                     "app": record.function.app.name,
                     "app_id": record.function.app.app_id,
                     "function": record.function.spec.tag,
+                    "version": record.function.version or None,
                     "node_id": record.node.node_id,
                     "state": record.state,
                     "running": len(state.running) if state is not None else 0,
@@ -498,17 +516,6 @@ class Api:
                     **record.node.used.get(record.container_id, {}),
                 }
             )
-        return rows
-
-    def _functions(self, message: ListObjects) -> list[dict[str, Any]]:
-        rows = []
-        for function_id, function in self.server.objects.functions.items():
-            if function_id not in self.server.dispatch.functions:
-                continue
-            if not message.app or message.app in (function.app.app_id, function.app.name):
-                stats = stats_of(self.server.dispatch.demand(time.monotonic(), function_id))
-                row = {"function_id": function_id, "function": function.spec.tag, "app": function.app.name}
-                rows.append({**row, **stats})
         return rows
 
     def _calls(self, message: ListObjects) -> list[dict[str, Any]]:
@@ -567,7 +574,7 @@ class Api:
         )
 
 
-def check_environment(peer: Peer, message: CreateApp) -> None:
+def check_environment(peer: Peer, message: CreateApp | DeployApp) -> None:
     """`Image.host()` shows containers this server's Python environment, so a program of another would miss its own."""
     if not peer.prefix or os.path.realpath(peer.prefix) == os.path.realpath(sys.prefix):
         return

@@ -209,6 +209,7 @@ class Calls:
                 finished,
                 time.monotonic() + offset,
                 container_id,
+                info.function_id if info else "",
             )
         )
 

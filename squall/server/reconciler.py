@@ -108,6 +108,8 @@ class Reconciler:
         """Functions of which the autoscaler wants to be asked again; a timer runs for each."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
+        self._hopeless: dict[str, tuple[str, str]] = {}
+        """Functions that no node could ever hold, as far as is known: reason and hint."""
         self._refusals: dict[str, tuple[float, str]] = {}
         """Functions without room: since when, and the reason last told."""
 
@@ -317,7 +319,19 @@ class Reconciler:
     def _reject(self, now: float, function_id: str, reason: str, hint: str) -> None:
         """No node could ever hold it: waiting inputs fail and say why."""
         self._withdraw(now, function_id)
+        self._hopeless[function_id] = reason, hint
         self.apply(self.dispatch.reject_queued(now, function_id, reason, hint))
+
+    def refusal(self, function_id: str) -> tuple[str, str, bool] | None:
+        """Why a function gets no container: reason, hint, and whether that is for good."""
+        if function_id in self._hopeless:
+            return *self._hopeless[function_id], True
+        since, told = self._refusals.get(function_id, (0.0, ""))
+        return (told or "there is no room", "", False) if since else None
+
+    def forget_function(self, function_id: str) -> None:
+        self._withdraw(time.monotonic(), function_id)
+        self._hopeless.pop(function_id, None)
 
     def _withdraw(self, now: float, function_id: str) -> None:
         """It wants no more containers."""
@@ -414,8 +428,8 @@ class Reconciler:
                 function.stable_id,
                 record.container_id,
                 spec,
-                {tag: other.stable_id for tag, other in app.functions.items()},
-                [tag for tag, other in app.functions.items() if other.spec.is_generator],
+                function.family.ids,
+                function.family.generators,
                 terminal=app.terminal,
                 environment=app.scope.environment,
             ),
@@ -559,6 +573,7 @@ class Reconciler:
 
     def node_joined(self, node: Node) -> None:
         gpus = [(int(gpu["index"]), str(gpu["type"])) for gpu in node.machine.gpus]
+        self._hopeless.clear()
         self.scheduler.add_node(SchedulerNode(node.node_id, node.machine.cpus, node.machine.memory_mib, gpus))
         self.place(time.monotonic())
 
@@ -614,7 +629,7 @@ def _meter_row(record: ContainerRecord) -> dict[str, Any]:
     spec = record.function.spec
     return {
         "container_id": record.container_id,
-        "function_id": record.function.function_id,
+        "function_id": record.function.stable_id,
         "app_id": record.function.app.app_id,
         "node_id": record.node.node_id,
         "cpu": spec.cpu,

@@ -32,6 +32,8 @@ class InputTimeline(NamedTuple):
     finished_at: float
     done_at: float
     container_id: str
+    function_id: str = ""
+    """As its caller named it."""
 
 
 @dataclass
