@@ -318,6 +318,7 @@ class Api:
     # -- schedules
 
     async def change_schedule(self, peer: Peer, message: ChangeSchedule) -> None:
+        await self.server.firings.settled()
         call_id = await self.server.firings.change(message.schedule_id, message.action, peer.scope)
         peer.reply(message.id, {"call_id": call_id})
 
@@ -468,6 +469,8 @@ class Api:
     async def list_objects(self, peer: Peer, message: ListObjects) -> None:
         if message.all:
             await self.server.objects.recall()
+        if message.kind == "schedules":
+            await self.server.firings.settled()
         makers: dict[str, Callable[[Peer, ListObjects], list[dict[str, Any]]]] = {
             "apps": self._apps,
             "containers": self._containers,
