@@ -149,6 +149,8 @@ class Server:
         for signum in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(signum, self._on_signal, signum)
         self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
+        if self.stays and self.config.listen:
+            self.access.bind()
         has_apps = has_any(self.config.state_dir / "squall.db") or self.database.backend.has_deployed_apps()
         if self.stays or has_apps:
             await self.database.ready()  # what else can be wrong with it must be said before serving
