@@ -63,6 +63,7 @@ from squall.server.nodes import Node, Nodes
 from squall.server.objects import AppRecord, FunctionRecord, Objects, Scope, options_of
 from squall.server.readers import Readers
 from squall.server.reconciler import Reconciler
+from squall.server.schedules import check_schedules
 from squall.server.sealing import Seal
 from squall.server.timelines import Timelines
 from squall.server.versions import blobs_of, images_of
@@ -152,6 +153,8 @@ class Server:
         for signum in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(signum, self._on_signal, signum)
         self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
+        if self.stays and self.config.listen:
+            self.access.bind()
         has_apps = has_any(self.config.state_dir / "squall.db") or self.database.backend.has_deployed_apps()
         if self.stays or has_apps:
             await self.database.ready()  # what else can be wrong with it must be said before serving
@@ -536,6 +539,7 @@ class Server:
     def create_app(self, message: CreateApp, peer: Peer) -> AppRecord:
         if self.ended.is_set() or self.draining:
             raise ServiceError("the server is ending", hint="try again")
+        check_schedules(message.functions, time.time())
         for spec in message.functions:
             self.builds.check_use(spec.image)
             self.access.vault.check(peer.scope, spec)
@@ -572,6 +576,7 @@ class Server:
     def check_deploy(self, peer: Peer, message: DeployApp) -> None:
         if self.ended.is_set() or self.draining:
             raise ServiceError("the server is ending", hint="try again")
+        check_schedules(message.functions, time.time())
         check_environment(peer, message)
 
     def _images_in_use(self) -> set[str]:
