@@ -1,4 +1,4 @@
-"""`squall call`: the calls of this server: list, result, output, cancel.
+"""`squall call`: the calls of this server: list, result, output, graph, cancel.
 
 A result is the value that your code returned, shown as Python shows it; a type that is not installed here cannot be.
 Tested in `tests/unit/test_cli_calls.py` and `tests/acceptance/test_cli.py`.
@@ -11,17 +11,18 @@ from typing import Any
 
 import click
 
+from squall.call import FunctionCall
 from squall.cli.logs import Printer, log_options
 from squall.cli.main import Group
 from squall.cli.manage import ask, connect, json_option, print_json, show_list
 from squall.exception import InvalidError, OutputTimeoutError
-from squall.function import FunctionCall
 from squall.protocol.messages import CancelCall, GetCall
+from squall.protocol.requests import GetCallGraph
 
 
 @click.group(cls=Group)
 def call() -> None:
-    """Calls: list, result, output, cancel."""
+    """Calls: list, result, output, graph, cancel."""
 
 
 @call.command("list")
@@ -60,6 +61,27 @@ def call_get(call_id: str, index: int, timeout: float | None) -> None:
         click.echo(f"error: {error.message}", err=True)
         sys.exit(3)
     click.echo(value if isinstance(value, str) else repr(value))
+
+
+@call.command("graph")
+@click.argument("call_id", metavar="CALL")
+@json_option
+def call_graph(call_id: str, as_json: bool) -> None:
+    """Show what a spawned call has called, and what that has called, as far as it is known."""
+    data = ask(connect().link, GetCallGraph(checked(call_id)))
+    if as_json:
+        print_json(data)
+        return
+    below: dict[str, list[dict[str, Any]]] = {}
+    for row in data["inputs"]:
+        below.setdefault(row["parent"], []).append(row)
+    waiting = [(row, 0) for row in reversed(below.get("", []))]
+    while waiting:
+        row, depth = waiting.pop()
+        click.echo(f"{'  ' * depth}{row['function']} {row['status']} {row['input_id']} {row['container_id']}".rstrip())
+        waiting += [(child, depth + 1) for child in reversed(below.get(row["input_id"], []))]
+    if data["truncated"]:
+        click.echo("there is more of it", err=True)
 
 
 @call.command("logs")

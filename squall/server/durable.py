@@ -226,7 +226,7 @@ class Durable:
         if count:
             self.unfinished[function_id] = count
         else:
-            del self.unfinished[function_id]
+            self.unfinished.pop(function_id, None)
 
     def _let_go(self, input_: Input) -> None:
         payload, input_.payload = input_.payload, None
