@@ -167,7 +167,8 @@ class Access:
         if peer is not None and token is not None and visitor is not None:
             peer.is_admin, peer.token_id, peer.remote = token.is_admin, token.token_id, visitor.address
             self._silent[peer] = (0, 0)
-        stream.send(Welcome(self.server.server_id, pid=os.getpid(), heartbeat=heartbeat, re=message.id))
+        stays = self.server.stays
+        stream.send(Welcome(self.server.server_id, pid=os.getpid(), heartbeat=heartbeat, stays=stays, re=message.id))
 
     def _scope_of(self, message: Hello, token: Token | None) -> Scope:
         if token is not None and message.workspace not in ("", token.workspace):

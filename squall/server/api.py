@@ -45,13 +45,11 @@ from squall.protocol.messages import (
     Message,
     OutputItem,
     Ping,
-    PruneImages,
     PutBlob,
     StartExec,
     StopApp,
     StopContainer,
     Submit,
-    VerifyImage,
     YieldCredit,
     new_id,
     to_dict,
@@ -60,6 +58,7 @@ from squall.protocol.requests import (
     ChangeSchedule,
     DeployApp,
     GetApp,
+    GetCallGraph,
     GetFunctionStats,
     GetTrace,
     ListObjects,
@@ -67,20 +66,23 @@ from squall.protocol.requests import (
     LookupApp,
     LookupFunction,
     MoreLogs,
+    PruneImages,
     PutSecret,
     ReadLogs,
     RedeployApp,
     SetLabels,
     UpdateAutoscaler,
+    VerifyImage,
 )
 from squall.protocol.transport import FrameStream
 from squall.server.app_api import AppApi
 from squall.server.demand import Demand
+from squall.server.graph import graph_of
 from squall.server.logs import Record
 from squall.server.objects import AppRecord, Scope
 from squall.server.terminals import Terminals
 from squall.server.timelines import parse_call, spans
-from squall.server.wire import Outbox, refuse, reply
+from squall.server.wire import Outbox, check_id, refuse, reply
 from squall.storage.blobs import Upload, check_digest
 
 if TYPE_CHECKING:
@@ -184,6 +186,7 @@ class Api:
         self._slow: dict[type[Message], Callable[[Peer, Any], Any]] = {
             GetOutput: server.calls.get_output,
             GetCall: self.get_call,
+            GetCallGraph: self.get_call_graph,
             UpdateAutoscaler: self.apps.update_autoscaler,
         }
         """What a runner may ask too."""
@@ -344,6 +347,11 @@ class Api:
         if function.function_id not in self.server.dispatch.functions:
             raise NotFoundError(f"function `{function.spec.tag}` has ended with its app")
         peer.reply(message.id, stats_of(self.server.dispatch.demand(time.monotonic(), function.function_id)))
+
+    async def get_call_graph(self, peer: Peer, message: GetCallGraph) -> None:
+        call_id = check_id(message.call_id, "fc")
+        inputs, truncated = await graph_of(self.server.calls, call_id, peer.scope.workspace)
+        peer.reply(message.id, {"inputs": inputs, "truncated": truncated})
 
     async def get_call(self, peer: Peer, message: GetCall) -> None:
         await self.server.calls.get_call(peer, message)
