@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,45 @@ class ImageRecord:
         return "building" if self.done is not None else "built" if self.is_built else "failed"
 
 
+@dataclass(frozen=True)
+class Kept:
+    """An image as the choice below sees it."""
+
+    image_id: str
+    used_at: float
+    keys: frozenset[str]
+
+
+def choose_gone(
+    images: Iterable[Kept], sizes: Mapping[str, int], used: set[str], quota_bytes: int
+) -> tuple[list[str], bool]:
+    """Which images go so that the layers fit, those used longest ago first; and whether any layer is to be removed.
+
+    Layers that no image has go in any case. An image goes only when it brings something: all that it has may be part
+    of one that is in use.
+    """
+    images = list(images)
+    in_use = frozenset().union(*(image.keys for image in images if image.image_id in used))
+    owned = frozenset().union(*(image.keys for image in images))
+    excess = sum(sizes.values()) - quota_bytes
+    if excess <= 0:
+        return [], False
+    orphans = sum(size for key, size in sizes.items() if key not in owned)
+    excess -= orphans
+    left = {image.image_id: image for image in images}
+    gone = []
+    for image in sorted(images, key=lambda image: image.used_at):
+        if excess <= 0:
+            break
+        if image.image_id in used or not image.keys - in_use:
+            continue
+        del left[image.image_id]
+        gone.append(image.image_id)
+        others = frozenset().union(*(other.keys for other in left.values()))
+        excess -= sum(sizes.get(key, 0) for key in image.keys - others)
+    return gone, bool(gone or orphans)
+
+
 class Builds:
     def __init__(self, directory: Path, nodes: Nodes, blobs: BlobStore, logs: Logs, quota_bytes: int) -> None:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -83,6 +122,8 @@ class Builds:
         self._asked: deque[asyncio.Future[Pruned]] = deque()
         """What the node was asked to prune and verify: it answers in order."""
         self._sending: set[asyncio.Future[Any]] = set()
+        self._forgetting = False
+        """Whether the node is removing layers for the quota."""
         self._read()
 
     # -- building
@@ -205,29 +246,21 @@ class Builds:
     def reported(self, sizes: dict[str, int]) -> None:
         """The node's layers have changed; above the quota, images used longest ago go, as far as nothing uses them."""
         self.sizes = sizes
-        excess = sum(sizes.values()) - self.quota_bytes
-        if excess <= 0:
-            return
-        used, gone = self._used(), []
-        for record in sorted(self.images.values(), key=lambda record: record.used_at):
-            if excess > 0 and record.image_id not in used:
-                gone.append(record.image_id)
-                excess -= self._own_bytes(record, set(gone))
-        if gone:
+        records = self.images.values()
+        standing = [Kept(r.image_id, r.used_at, frozenset(k for k, _ in layer_keys(r.image.steps))) for r in records]
+        gone, is_over = choose_gone(standing, sizes, self._used(), self.quota_bytes)
+        if is_over and not self._forgetting:
             log.info("images are removed, as layers take more than they may", images=gone)
+            self._forgetting = True
             task = asyncio.ensure_future(self._forget(gone))
             self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            task.add_done_callback(self._forgotten)
 
-    def _own_bytes(self, record: ImageRecord, gone: set[str]) -> int:
-        """What goes with an image, when those of `gone` have gone."""
-        others = {
-            key
-            for other in self.images.values()
-            if other.image_id not in gone
-            for key, _ in layer_keys(other.image.steps)
-        }
-        return sum(self.sizes.get(key, 0) for key, _ in layer_keys(record.image.steps) if key not in others)
+    def _forgotten(self, task: asyncio.Future[Any]) -> None:
+        self._sending.discard(task)
+        self._forgetting = False
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("layers could not be removed", error=str(error))
 
     # -- what nodes say
 
