@@ -8,7 +8,6 @@ logs and notices go to an `Output`. Tested in `tests/unit/test_session.py` and `
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import io
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     from squall.image import Image
 
 SOURCE_MOUNT = "/src"
-IMAGE_TRIES = 3
 BUNDLE_LIMIT_BYTES = 256 << 20
 BUNDLE_LIMIT_FILES = 20_000
 STOP_TIMEOUT = 90.0
@@ -361,37 +359,24 @@ async def start_app(app: App, name: str, detach: bool, output: Output, is_intera
     """Make the app on the server and hang its handles on it."""
     prepared = prepare(app)
     client = Client.current()
+    built: dict[Image, ImageSpec] = {}
+    for spec in prepared.specs:
+        image = app._images.get(spec.tag)
+        if image is not None:
+            if image not in built:
+                built[image] = await _build(client, image, output, for_app=True)
+            spec.image = built[image]
     for data in prepared.blobs.values():
         await client.put_blob.aio(data)
     terminal = _lend_terminal(client) if is_interactive else None
     if terminal is not None:
         output = Between(output, terminal)
     term = terminal.term if terminal is not None else ""
-    message = functools.partial(CreateApp, name, prepared.specs, detach=detach, terminal=term)
-    made = await _create(client, app, message, output)
-    app_id = str(made["app_id"])
+    reply, _ = await client.request(CreateApp(name, prepared.specs, detach=detach, terminal=term))
+    app_id = str(reply.data["app_id"])
     client.follow(app_id, output)
-    functions = dict(made["functions"])
+    functions = dict(reply.data["functions"])
     return RunningApp(app_id, client, functions, prepared.source_map, prepared.shared_main)
-
-
-async def _create(client: Client, app: App, message: functools.partial[CreateApp], output: Output) -> dict[str, Any]:
-    """Build what the app runs on and make it. An image may be pruned in between: then it is built once more."""
-    for tries_left in reversed(range(IMAGE_TRIES)):
-        built: dict[Image, ImageSpec] = {}
-        for spec in message.args[1]:
-            image = app._images.get(spec.tag)
-            if image is not None:
-                if image not in built:
-                    built[image] = await _build(client, image, output)
-                spec.image = built[image]
-        try:
-            reply, _ = await client.request(message())
-            return dict(reply.data)
-        except NotFoundError:
-            if not built or not tries_left:
-                raise
-    raise AssertionError("the last try returns or raises")
 
 
 def _lend_terminal(client: Client) -> Terminal:
@@ -404,7 +389,7 @@ def _lend_terminal(client: Client) -> Terminal:
     return client.terminal
 
 
-async def _build(client: Client, image: Image, output: Output) -> ImageSpec:
+async def _build(client: Client, image: Image, output: Output, *, for_app: bool = False) -> ImageSpec:
     """Have the node build what is missing of an image; its recipe."""
     spec, blobs = image._resolve()
     for data in blobs.values():
@@ -412,7 +397,7 @@ async def _build(client: Client, image: Image, output: Output) -> ImageSpec:
     client.follow(spec.image_id, output)
     try:
         # No timeout: the node holds each step to its deadline.
-        await client.request(BuildImage(spec, image._secrets()), timeout=None)
+        await client.request(BuildImage(spec, image._secrets(), for_app), timeout=None)
     finally:
         client.unfollow(spec.image_id)
     return spec

@@ -68,6 +68,8 @@ PAYLOAD_LIMIT_BYTES = 4 << 30
 """A value larger than this, pickled, is refused before anything is sent."""
 REQUEST_TIMEOUT = 60.0
 CONNECT_TIMEOUT = 5.0
+UPLOAD_LOOK = 0.02
+"""Seconds between two looks at an upload that another thread makes."""
 UPLOAD_WINDOW = 16
 """Chunks of a blob that are under way before the sender waits for the server."""
 UNCLAIMED_LIMIT = 1024
@@ -299,6 +301,12 @@ class Client:
         digest = blob_digest(data)
         running = self._uploads.get(digest)
         if running is not None:
+            from squall.exception import OutputTimeoutError
+
+            # In turns: who reads the connection meanwhile is woken by what arrives, and not by another thread's word.
+            while not running.done:
+                with contextlib.suppress(OutputTimeoutError):
+                    await running.within(UPLOAD_LOOK)
             await running
             return digest
         upload = self._uploads[digest] = Pending(self.link)

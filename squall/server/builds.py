@@ -44,6 +44,8 @@ NODE_TRIES = 3
 """Times a build is begun when the node that builds is lost."""
 RECIPE_LIMIT_BYTES = 1 << 20
 KEPT_IMAGES = 1000
+PROMISE_SECONDS = 60.0
+"""Between the build of an image and the app that it is for; nothing prunes it meanwhile."""
 
 log = Logger("server")
 
@@ -59,6 +61,8 @@ class ImageRecord:
     error: str = ""
     waiting: set[Any] = field(default_factory=set)
     """Connections that wait for its build."""
+    promised: dict[Any, float] = field(default_factory=dict)
+    """Connections that make an app of it next, and until when (of the monotonic clock) they are believed."""
     node: Node | None = None
     done: asyncio.Future[BuildDone] | None = None
 
@@ -136,9 +140,12 @@ class Builds:
         record.waiting.add(peer)
         try:
             for _ in range(NODE_TRIES):
+                if message.for_app:
+                    record.promised[peer] = time.monotonic() + PROMISE_SECONDS
                 done = await asyncio.shield(record.done or self._begin(record, message.secrets))
                 if done.code != ServiceError.code:
                     break
+                log.warning("a build is begun again", image=record.image_id, reason=done.message)
         finally:
             record.waiting.discard(peer)
         if done.code:
@@ -165,6 +172,7 @@ class Builds:
         done: asyncio.Future[BuildDone] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda _: self._ended(record, done))
         record.done = done
+        self.images[record.image_id] = record  # it may have been forgotten between two tries
         task = asyncio.ensure_future(self._send(record, done, secrets))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
@@ -191,6 +199,8 @@ class Builds:
             if not record.is_built:
                 record.layers = []
         else:
+            for peer in record.promised:
+                record.promised[peer] = time.monotonic() + PROMISE_SECONDS
             record.is_built, record.error, record.layers = True, "", result.layers
             record.used_at = time.time()
             self._write(record)
@@ -220,7 +230,13 @@ class Builds:
         return await self._ask(PruneImages(keep=sorted(keep)))
 
     def _used(self) -> set[str]:
-        return self.in_use() | {record.image_id for record in self.images.values() if record.done is not None}
+        now = time.monotonic()
+        wanted = {
+            record.image_id
+            for record in self.images.values()
+            if record.done is not None or any(until > now for until in record.promised.values())
+        }
+        return self.in_use() | wanted
 
     async def verify(self, image_id: str) -> dict[str, Any]:
         """Have the node compare an image with what was built."""
@@ -293,19 +309,21 @@ class Builds:
     def peer_lost(self, peer: Any) -> None:
         for record in self.images.values():
             record.waiting.discard(peer)
+            record.promised.pop(peer, None)
             if record.done is not None and not record.waiting and record.node is not None:
                 record.node.send(CancelBuild(record.image_id, "whoever asked for it went away"))
 
     # -- use
 
-    def check_use(self, image: ImageSpec) -> None:
-        """Whether functions may run on it. Raises InvalidError, NotFoundError."""
+    def check_use(self, image: ImageSpec, peer: Any = None) -> None:
+        """Whether functions may run on it, as `peer` has announced. Raises InvalidError, NotFoundError."""
         check_image(image)
         if image.kind == "host":
             return
         record = self.images.get(image_id_of(image.steps))
         if record is None or not record.is_built:
             raise NotFoundError(f"image `{image_id_of(image.steps)}` was not built here", hint="build it first")
+        record.promised.pop(peer, None)
         record.used_at = time.time()
 
     def find(self, ref: str) -> ImageRecord:

@@ -440,7 +440,7 @@ class Server:
         if self.ended.is_set() or self.draining:
             raise ServiceError("the server is ending", hint="try again")
         for spec in message.functions:
-            self.builds.check_use(spec.image)
+            self.builds.check_use(spec.image, peer)
         app = self.objects.create_app(message, peer, time.time(), peer.scope)
         peer.apps.add(app.app_id)
         if message.follow:
