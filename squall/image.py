@@ -91,6 +91,11 @@ def _own(secrets: Sequence[Secret] | None, env: Mapping[str, str | None] | None,
     for secret in [secrets] if isinstance(secrets, Secret) else secrets or ():
         if not isinstance(secret, Secret):
             raise InvalidError(f"`secrets` of an image step holds {type(secret).__name__!r}, which is no `Secret`")
+        if secret._ref:
+            raise InvalidError(
+                f"an image step cannot use {secret!r}: its values never leave the server",
+                hint="give the step `Secret.from_dict`, `from_dotenv` or `from_local_environ`",
+            )
         values.update(secret._values)
     return _Own(values, checked_env(env or {}, "env"), later)
 
@@ -629,7 +634,7 @@ class Image(metaclass=_ImageMeta):
         return self._with("shell", {"words": _steps.words("shell", [shell_commands])}, False, _NOTHING)
 
     def entrypoint(self, entrypoint_commands: Sequence[str]) -> Image:
-        """A program that every container of the image begins with, before Squall's own process and in place of it.
+        r"""A program that every container of the image begins with, before Squall's own process and in place of it.
 
         It is given that process's command as further arguments and must become it, as a script does that ends in
         `exec "$@"`; one that ends without is a container that could not start. It runs as what the function does, with
@@ -641,7 +646,7 @@ class Image(metaclass=_ImageMeta):
 
             image = (
                 squall.Image.debian_slim("3.11")
-                .run_commands("printf '#!/bin/sh\\ndate > /tmp/began\\nexec \"$@\"\\n' > /begin; chmod +x /begin")
+                .run_commands("printf '#!/bin/sh\ndate > /tmp/began\nexec \"$@\"\n' > /begin; chmod +x /begin")
                 .entrypoint(["/begin"])
             )
         """

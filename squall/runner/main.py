@@ -48,6 +48,8 @@ MESSAGE_LIMIT = 64 * 1024
 FDS_LIMIT = 250
 """Descriptors that one message of the kernel's carries; a build gets each of its layers as one."""
 RUNNER_FD = 3
+KEEP_BYTES = 8 << 20
+"""What a container's allocator may keep of freed memory: as much as a few large inputs take."""
 
 SHELL_FLAGS = _linux.CLONE_NEWNS | _linux.CLONE_NEWPID | _linux.CLONE_NEWIPC | _linux.CLONE_NEWUTS
 """CLONE_PARENT beside these makes the agent the parent: a zygote's end takes no container along."""
@@ -56,9 +58,10 @@ WARM_MODULES = (
     "json", "pickle", "socket", "struct", "threading", "traceback", "linecache", "signal", "inspect", "queue",
     "selectors", "tempfile", "squall", "squall.app", "squall.function", "squall.runner.execute", "squall.runner.loader",
     "cloudpickle",
+    # What most people's modules import first; in a fork each of them would cost milliseconds and pages of its own.
+    "argparse", "asyncio", "concurrent.futures.thread", "csv", "datetime", "glob", "hashlib", "logging", "pathlib",
+    "statistics", "subprocess",
 )  # fmt: skip
-_OPTIONAL = {"cloudpickle"}
-"""What an image may lack; all else is ours and must be there."""
 
 
 # ---- zygote -----------------------------------------------------------------------------------------------------
@@ -88,11 +91,12 @@ def _warm_up(entry: str) -> Callable[[int, str | None], int]:
         try:
             importlib.import_module(name)
         except ImportError:
-            if name not in _OPTIONAL and not name.startswith("squall."):
+            if name.startswith("squall"):  # ours; of the rest an image may lack what it likes
                 raise
     module, _, function = entry.partition(":")
     serve: Callable[[int, str | None], int] = getattr(importlib.import_module(module), function)
     _linux.load()
+    _linux.keep_memory(KEEP_BYTES)
     _linux.set_name("squall-zygote")
     if problem := rehearsal.rehearse():
         print(f"rehearsal: {problem}; containers start slower", file=sys.stderr)

@@ -1,48 +1,57 @@
-"""Calls: inputs on their way in, results on their way out, and the journal of spawned calls.
+"""Calls: inputs on their way in, results on their way out, and who waits for them.
 
-A result goes to the connection that waits for it, at once, or into the Store when the call was spawned. A spawned
-input is on disk before it is acknowledged, its result before anybody is told of it; results are kept 7 days. What a
-call's caller sees of an input happens in this file alone, once. Tested in `tests/integration/test_spawn.py`.
+A result goes to the connection that waits for it, at once, or by `durable` into the journal when the call was spawned.
+What a call's caller sees of an input happens in this file alone, once.
+Tested in `tests/integration/test_spawn.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from squall._clock import SystemClock
 from squall._observe import Logger
-from squall.exception import InvalidError, NotFoundError, OutputExpiredError
+from squall.exception import Error, InvalidError, NotFoundError, OutputExpiredError, ResourceExhaustedError
 from squall.protocol.messages import CancelCall, GetCall, GetOutput, OutputItem, Submit, split_payload
 from squall.protocol.messages import to_dict as message_dict
+from squall.server import journal
 from squall.server.database import Database
 from squall.server.dispatch import Call, Dispatch, Finish, Input
-from squall.server.objects import FunctionRecord, Objects, has_ended
+from squall.server.durable import Cancel, Durable
+from squall.server.inputs import Retried
+from squall.server.journal import RESULT_DAYS, Added, Entry, Journal, KeptCall, Payload, Row
+from squall.server.objects import MAIN, FunctionRecord, Objects, has_ended
 from squall.server.timelines import InputTimeline, Timelines
 from squall.server.wire import check_id, output_head
 from squall.storage.blobs import check_digest
 
 log = Logger("server")
 
-RESULT_DAYS = 7
-RESULT_COLUMNS = ("result", "result_blob", "status", "message", "hint", "finished_at")
-STORE_RETRY_S = 1.0
 UNREAD_RESULTS_BYTES = 1 << 30
 """More than the SDK ever lets wait: it reads whether its user takes the results or not."""
 IDX_LIMIT = 1 << 31
 WAIT_LIMIT = RESULT_DAYS * 86400.0
-Payload = bytes | str
-"""An input's or output's bytes, or the digest of the blob that holds them."""
+KEY_LIMIT = 200
+EXPIRE_LIMIT = 5000
+"""Results that are deleted in one write: others wait for the Store too."""
+MAP_LIMIT = 25_000
+"""Inputs of one `map` that may be unfinished; the SDK's own window is 1,000."""
 
 
 class CallInfo:
     """What the hand remembers of a call, in `Call.data`."""
 
-    __slots__ = ("function", "method", "parent", "sent_at")
+    __slots__ = ("function", "function_id", "method", "parent", "sent_at")
 
-    def __init__(self, function: FunctionRecord, sent_at: float, parent: str, method: str) -> None:
+    def __init__(
+        self, function: FunctionRecord | None, function_id: str, sent_at: float, parent: str, method: str
+    ) -> None:
         self.function = function
+        self.function_id = function_id
+        """What the caller named; `function` is what that was then."""
         self.method = method
         self.sent_at = sent_at
         self.parent = parent
@@ -70,9 +79,10 @@ class Calls:
         """Set by `main`: carries out dispatch's instructions."""
         self.offset = time.time() - time.monotonic()
         """Added to a brain's monotonic moment it gives wall-clock time."""
-        self._waiting: dict[tuple[str, int], list[asyncio.Future[None]]] = {}
-        self._results: list[dict[str, Any]] = []
-        """Of spawned inputs, not handed to the Store yet."""
+        self.pending_limit = 25_000
+        """Inputs of one function that may wait, beside those of maps and those on disk."""
+        self.durable = Durable(dispatch, Journal(database), self, SystemClock(), asyncio.get_running_loop())
+        self._waiting: dict[tuple[str, int], list[asyncio.Future[Row]]] = {}
 
     # -- in
 
@@ -85,56 +95,69 @@ class Calls:
         if function.app.state != "running":
             raise has_ended(function)
         items: list[tuple[int, Payload]] = []
+        is_kept = message.kind == "spawn"
         for item, part in zip(message.items, parts, strict=True):
             if not 0 <= item.idx < IDX_LIMIT:
                 raise InvalidError(f"input index {item.idx} of call `{message.call_id}` is out of range")
-            items.append((item.idx, check_digest(item.blob) if item.blob else part))
+            data = check_digest(item.blob) if item.blob else part
+            items.append((item.idx, bytes(data) if is_kept and type(data) is memoryview else data))
         call = self.dispatch.calls.get(message.call_id)
         if call is not None and (call.owner not in (peer, None) or not _is_of(call, function)):
             raise InvalidError(f"call `{message.call_id}` belongs to another caller or function")
-        if message.kind == "spawn":
-            self._journal(peer, message, function, items)
-        else:
-            self._enqueue(message, function, items, peer)
-            if message.id:
-                peer.reply(message.id)
+        if is_kept:
+            self._spawn(peer, message, function, items)
+            return
+        self._check_room(function, call, message, len(items))
+        self._enqueue(message, function, items, peer)
+        if message.id:
+            peer.reply(message.id)
+
+    def _check_room(self, function: FunctionRecord, call: Call | None, message: Submit, count: int) -> None:
+        """Inputs in memory are bounded: those of a map by its window, all others together."""
+        if message.kind == "map":
+            if call is not None and len(call.inputs) + count > MAP_LIMIT:
+                raise ResourceExhaustedError(
+                    f"a map has {len(call.inputs):,} inputs under way, the limit is {MAP_LIMIT:,}"
+                )
+            return
+        state = self.dispatch.functions.get(function.function_id)
+        waiting = 0 if state is None else state.pending()
+        if waiting + count > self.pending_limit:
+            waiting -= self.durable.unfinished.get(message.function_id, 0)
+            if waiting + count > self.pending_limit:
+                raise ResourceExhaustedError(
+                    f"cannot call `{function.spec.tag}`: {waiting:,} of its inputs wait already, the limit is "
+                    f"{self.pending_limit:,}",
+                    hint="use `map`, which keeps within what can be taken, or `spawn`, whose inputs wait on disk",
+                )
 
     def _enqueue(self, message: Submit, function: FunctionRecord, items: list[Any], owner: Any) -> None:
+        info = None
+        if message.call_id not in self.dispatch.calls:
+            info = CallInfo(function, message.function_id, message.sent_at, message.parent, message.method)
+            if message.parent:
+                self.timelines.add_child(message.parent, message.call_id, title_of(info))
         instructions = self.dispatch.submit(
-            time.monotonic(), message.call_id, function.function_id, items, message.kind, owner, message.last
+            time.monotonic(), message.call_id, function.function_id, items, message.kind, owner, message.last, info
         )
-        call = self.dispatch.calls.get(message.call_id)
-        if call is not None and call.data is None:
-            call.data = CallInfo(function, message.sent_at, message.parent, message.method)
         self.apply(instructions)
 
-    def _journal(self, peer: Any, message: Submit, function: FunctionRecord, items: list[Any]) -> None:
-        call_row = {
-            "call_id": message.call_id,
-            "function_id": message.function_id,
-            "app_id": function.app.app_id,
-            "created_at": time.time(),
-        }
-        rows = [{"call_id": message.call_id, "idx": idx, **_columns("args", data)} for idx, data in items]
+    def _spawn(self, peer: Any, message: Submit, function: FunctionRecord, items: list[tuple[int, Payload]]) -> None:
+        if len(message.key) > KEY_LIMIT or len(message.digest) > 64:
+            raise InvalidError(f"an idempotency key of {len(message.key)} characters: the limit is {KEY_LIMIT}")
+        app = function.app
+        entry = Entry(
+            message.call_id, message.function_id, app.app_id, app.scope.workspace, message.method,
+            message.parent[:80], time.time(), items, message.key, message.digest,
+        )  # fmt: skip
 
-        def work(connection: Any) -> list[int]:
-            from squall.server import tables
+        def told(outcome: Added | Error) -> None:
+            if isinstance(outcome, Added):
+                peer.reply(message.id, {"call_id": outcome.call_id} if message.key else {})
+            elif message.id:
+                peer.refuse(message.id, outcome)
 
-            return _insert_call(connection, tables, call_row, rows)
-
-        future = self.database.write(work)
-        future.add_done_callback(lambda done: self._journalled(done, peer, message, function, items))
-
-    def _journalled(
-        self, done: asyncio.Future[list[int]], peer: Any, message: Submit, function: FunctionRecord, items: list[Any]
-    ) -> None:
-        error = done.exception()
-        if error is not None:
-            peer.refuse(message.id, error)
-            return
-        fresh = set(done.result())
-        self._enqueue(message, function, [item for item in items if item[0] in fresh], None)
-        peer.reply(message.id)
+        self.durable.submit(entry, told)
 
     # -- out
 
@@ -145,15 +168,20 @@ class Calls:
         result: Result | None = instruction.output
         data: Payload = b"" if result is None else result.data
         self._record(input_, call, instruction.status, result)
-        input_.payload = None  # a cancelled input stays in its queue until it is reached
         if call.kind == "spawn":
-            self._store(call, input_.idx, instruction, data)
-        elif call.owner is not None:
+            data = data if isinstance(data, str) else bytes(data)
+            self.durable.finish(input_, instruction.status, instruction.message, instruction.hint, data)
+            return
+        input_.payload = None  # a cancelled input stays in its queue until it is reached
+        if call.owner is not None:
             size, blob = (0, data) if isinstance(data, str) else (len(data), "")
             head = output_head(
                 call.call_id, input_.idx, instruction.status, size, blob, 0, instruction.message, instruction.hint
             )
             _give(call.owner, head, b"" if isinstance(data, str) else data)
+
+    def retried(self, instruction: Retried) -> None:
+        self.durable.retried(instruction)
 
     def give_yield(self, call: Call, item: OutputItem, data: Payload) -> None:
         """One value of a generator."""
@@ -184,107 +212,71 @@ class Calls:
                 finished,
                 time.monotonic() + offset,
                 container_id,
+                info.function_id if info else "",
+                info.function.app.scope if info and info.function else MAIN,
             )
         )
 
-    # -- spawned calls
+    # -- spawned calls: what `durable` asks
 
-    def _store(self, call: Call, idx: int, instruction: Finish, data: Payload) -> None:
-        """One row; those of one turn of the loop are one write, as the end of an app may end a million inputs."""
-        if not self._results:
-            asyncio.get_running_loop().call_soon(self._write_results)
-        self._results.append(
-            {
-                **_columns("result", data),
-                "status": instruction.status,
-                "message": instruction.message,
-                "hint": instruction.hint,
-                "finished_at": time.time(),
-                "of_call": call.call_id,
-                "of_idx": idx,
-            }
-        )
+    def pool_of(self, call: KeptCall) -> str:
+        function = self.objects.find_function(call.function_id)
+        return "" if function is None else function.function_id
 
-    def _write_results(self) -> None:
-        rows, self._results = self._results, []
+    def describe(self, call: KeptCall) -> CallInfo:
+        function = self.objects.find_function(call.function_id)
+        return CallInfo(function, call.function_id, call.created_at, call.parent, call.method)
 
-        def work(connection: Any) -> None:
-            import sqlalchemy as sa
-
-            from squall.server import tables
-
-            table = tables.inputs
-            mine = (table.c.call_id == sa.bindparam("of_call")) & (table.c.idx == sa.bindparam("of_idx"))
-            columns: dict[str, Any] = {name: sa.bindparam(name) for name in RESULT_COLUMNS}
-            connection.execute(table.update().where(mine & table.c.status.is_(None)).values(columns), rows)
-
-        if rows:
-            self.database.write(work).add_done_callback(lambda done: self._stored(done, rows))
-
-    def _stored(self, done: asyncio.Future[None], rows: list[dict[str, Any]]) -> None:
-        error = done.exception()
-        if error is not None:  # a full disk: what was promised to be kept is kept here until there is room
-            log.error("results could not be stored and are tried again", results=len(rows), error=str(error))
-            self._results += rows
-            asyncio.get_running_loop().call_later(STORE_RETRY_S, self._write_results)
-            return
+    def stored(self, rows: Sequence[Row]) -> None:
         if not self._waiting:
             return
         for row in rows:
-            for waiter in self._waiting.pop((row["of_call"], row["of_idx"]), []):
+            for waiter in self._waiting.pop((row.call_id, row.idx), []):
                 if not waiter.done():
-                    waiter.set_result(None)
+                    waiter.set_result(row)
+
+    # -- spawned calls: what clients ask
 
     async def get_output(self, peer: Any, message: GetOutput) -> None:
         """Answer with the output once it is there, or with `ready: false` when the time is up."""
         key = (check_id(message.call_id, "fc"), message.idx)
         if not 0 <= message.idx < IDX_LIMIT:
             raise NotFoundError(f"call `{message.call_id}` has no input {message.idx}")
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(key, []).append(waiter)
         try:
-            item, data = await self._read_output(*key)
-            if item is None and message.timeout != 0:
+            found = await self._read_output(*key, peer.scope.workspace)
+            if found is None and message.timeout != 0:
                 await asyncio.wait([waiter], timeout=min(message.timeout, WAIT_LIMIT) if message.timeout > 0 else None)
-                item, data = await self._read_output(*key)
+            if found is None and waiter.done():
+                row = waiter.result()
+                found = _output(row.call_id, row.idx, row.status, row.message, row.hint, row.data)
         finally:
             self._forget_waiter(key, waiter)
-        if item is None:
+        if found is None:
             peer.reply(message.id, {"ready": False})
         else:
-            peer.reply(message.id, {"ready": True, "item": message_dict(item)}, data)
+            peer.reply(message.id, {"ready": True, "item": message_dict(found[0])}, found[1])
 
-    def _forget_waiter(self, key: tuple[str, int], waiter: asyncio.Future[None]) -> None:
+    def _forget_waiter(self, key: tuple[str, int], waiter: asyncio.Future[Row]) -> None:
         waiters = self._waiting.get(key)
         if waiters and waiter in waiters:
             waiters.remove(waiter)
             if not waiters:
                 del self._waiting[key]
 
-    async def _read_output(self, call_id: str, idx: int) -> tuple[OutputItem | None, bytes]:
-        def work(connection: Any) -> Any:
-            from squall.server import tables
-
-            table = tables.inputs
-            row = connection.execute(table.select().where((table.c.call_id == call_id) & (table.c.idx == idx))).first()
-            if row is None:
-                known = tables.calls
-                return None if connection.execute(known.select().where(known.c.call_id == call_id)).first() else False
-            return row
-
-        row = await self.database.read(work)
+    async def _read_output(self, call_id: str, idx: int, workspace: str) -> tuple[OutputItem, bytes] | None:
+        row = await self.database.read(lambda connection: journal.find_output(connection, call_id, idx, workspace))
         if row is False:
-            raise NotFoundError(f"no spawned call `{call_id}`", hint="results are kept for 7 days")
+            raise NotFoundError(f"no spawned call `{call_id}`", hint=f"results are kept for {RESULT_DAYS} days")
         if row is None:
             raise NotFoundError(f"call `{call_id}` has no input {idx}")
         if row.status is None:
-            return None, b""
+            return None
         if row.status == "expired":
             raise OutputExpiredError(f"the result of `{call_id}` was kept for {RESULT_DAYS} days and is gone")
-        data = row.result or b""
-        item = OutputItem(call_id, idx, row.status, len(data), row.result_blob or "")
-        item.message, item.hint = row.message or "", row.hint or ""
-        return item, data
+        data = row.result_blob or row.result or b""
+        return _output(call_id, idx, row.status, row.message or "", row.hint or "", data)
 
     async def app_of(self, call_id: str) -> str:
         """The app of a spawned call; empty when there is none."""
@@ -298,74 +290,60 @@ class Calls:
         return await self.database.read(work)
 
     async def get_call(self, peer: Any, message: GetCall) -> None:
-        call_id = check_id(message.call_id, "fc")
+        call_id, workspace = check_id(message.call_id, "fc"), peer.scope.workspace
 
         def work(connection: Any) -> Any:
-            import sqlalchemy as sa
-
-            from squall.server import tables
-
-            row = connection.execute(tables.calls.select().where(tables.calls.c.call_id == call_id)).first()
-            if row is None:
-                return None
-            inputs = tables.inputs
-            counted = sa.select(inputs.c.status, sa.func.count()).where(inputs.c.call_id == call_id)
-            return row, connection.execute(counted.group_by(inputs.c.status)).all()
+            row = journal.find_call(connection, call_id, workspace)
+            return None if row is None else (row, journal.count_inputs(connection, call_id))
 
         found = await self.database.read(work)
         if found is None:
             raise NotFoundError(f"no spawned call `{call_id}`")
-        row, counts = found
-        by_status = {status or "pending": n for status, n in counts}
+        row, by_status = found
+        function = self.objects.find_function(row.function_id)
         data = {"call_id": call_id, "function_id": row.function_id, "app_id": row.app_id, "kind": "spawn"}
-        peer.reply(
-            message.id,
-            {**data, "created_at": row.created_at, "num_inputs": sum(by_status.values()), "counts": by_status},
-        )
-
-    def close_stale(self, started_at: float, now_wall: float) -> None:
-        """Unfinished spawned inputs of an earlier server, whose app ended with it; and results past their days."""
-
-        def work(connection: Any) -> None:
-            from squall.server import tables
-
-            table = tables.inputs
-            lost = {
-                "status": "lost",
-                "message": "the server that ran it ended first",
-                "hint": "spawn it again",
-                "finished_at": now_wall,
-            }
-            earlier = tables.calls.select().with_only_columns(tables.calls.c.call_id)
-            earlier = earlier.where(tables.calls.c.created_at < started_at)
-            unfinished = table.c.status.is_(None) & table.c.call_id.in_(earlier)
-            connection.execute(table.update().where(unfinished).values(lost))
-            old = (table.c.finished_at < now_wall - RESULT_DAYS * 86400) & (table.c.status != "expired")
-            gone = {"status": "expired", "result": None, "result_blob": None, "args": None, "args_blob": None}
-            connection.execute(table.update().where(old).values(gone))
-
-        self.database.write_soon(work)
+        data["function"] = function.spec.tag if function is not None else ""
+        data |= {"parent": row.parent or "", "created_at": row.created_at, "cancelled": row.cancelled_at is not None}
+        peer.reply(message.id, {**data, "num_inputs": sum(by_status.values()), "counts": by_status})
 
     def cancel(self, peer: Any, message: CancelCall) -> None:
         check_id(message.call_id, "fc")
         call = self.dispatch.calls.get(message.call_id)
         if call is not None and call.owner not in (peer, None):
             raise InvalidError(f"call `{message.call_id}` belongs to another caller")
-        before = len(call.inputs) if call is not None else 0
         idxs = message.idxs or None
-        self.apply(
-            self.dispatch.cancel(
-                time.monotonic(), message.call_id, idxs, "cancelled by the caller", message.terminate_containers
-            )
-        )
+        if call is None or call.kind == "spawn":
+            if message.id:  # without, it is a call that has ended: of a spawned one the answer is waited for
+                self._cancel_spawned(peer, message)
+            return
+        count = len(idxs) if idxs else len(call.inputs)
+        now, reason = time.monotonic(), "cancelled by the caller"
+        self.apply(self.dispatch.cancel(now, message.call_id, idxs, reason, message.terminate_containers))
         if message.id:
-            peer.reply(message.id, {"cancelled": len(idxs) if idxs else before})
+            peer.reply(message.id, {"cancelled": count})
+
+    def _cancel_spawned(self, peer: Any, message: CancelCall) -> None:
+        """On disk before it is acknowledged, as a restart would run again what was cancelled."""
+
+        def told(outcome: int | Error) -> None:
+            if isinstance(outcome, Error):
+                peer.refuse(message.id, outcome)
+            else:
+                peer.reply(message.id, {"cancelled": outcome})
+
+        what = Cancel(message.call_id, message.idxs or None, peer.scope.workspace, message.terminate_containers)
+        self.durable.cancel(what, told)
+
+    async def expire(self, now_wall: float) -> None:
+        """Delete results past their days, some at a time."""
+        while await self.database.write(lambda connection: journal.expire(connection, now_wall, EXPIRE_LIMIT)):
+            pass
 
 
 def _is_of(call: Call, function: FunctionRecord) -> bool:
     """Whether the call is one of the function's, in whatever version of it."""
     info: CallInfo | None = call.data
-    return info is None or info.function.stable_id == function.stable_id
+    return info is None or info.function is None or info.function.stable_id == function.stable_id
 
 
 def check_method(function: FunctionRecord, method: str) -> None:
@@ -381,7 +359,13 @@ def check_method(function: FunctionRecord, method: str) -> None:
 
 def title_of(info: CallInfo) -> str:
     """What a call calls, as its caller writes it."""
-    return f"{info.function.spec.tag}.{info.method}" if info.method else info.function.spec.tag
+    tag = info.function_id if info.function is None else info.function.spec.tag
+    return f"{tag}.{info.method}" if info.method else tag
+
+
+def _output(call_id: str, idx: int, status: str, message: str, hint: str, data: Payload) -> tuple[OutputItem, bytes]:
+    size, blob, inline = (0, data, b"") if isinstance(data, str) else (len(data), "", data)
+    return OutputItem(call_id, idx, status, size, blob, message=message, hint=hint), inline
 
 
 def _give(owner: Any, head: str, data: bytes) -> None:
@@ -390,31 +374,3 @@ def _give(owner: Any, head: str, data: bytes) -> None:
     stream = owner.stream
     if stream.paused and stream.waiting_bytes() > UNREAD_RESULTS_BYTES:
         stream.abort(f"it left {UNREAD_RESULTS_BYTES >> 20} MiB of results unread")
-
-
-def _columns(prefix: str, data: Payload) -> dict[str, Any]:
-    if isinstance(data, str):
-        return {prefix: None, f"{prefix}_blob": data}
-    return {prefix: data, f"{prefix}_blob": None}
-
-
-def _insert_call(connection: Any, tables: Any, call_row: dict[str, Any], rows: list[dict[str, Any]]) -> list[int]:
-    """Insert what is not there yet; the indexes that were new. A client may repeat a submit it has no answer to."""
-    calls, inputs = tables.calls, tables.inputs
-    call_id = call_row["call_id"]
-    known = connection.execute(calls.select().where(calls.c.call_id == call_id)).first()
-    have: set[int] = set()
-    if known is None:
-        connection.execute(calls.insert(), call_row)
-    else:
-        if known.function_id != call_row["function_id"]:
-            raise InvalidError(f"call `{call_id}` belongs to another function")
-        wanted = [row["idx"] for row in rows]
-        for start in range(0, len(wanted), 500):
-            some = inputs.c.idx.in_(wanted[start : start + 500])
-            query = inputs.select().with_only_columns(inputs.c.idx).where((inputs.c.call_id == call_id) & some)
-            have.update(row.idx for row in connection.execute(query))
-    fresh = [row for row in rows if row["idx"] not in have]
-    if fresh:
-        connection.execute(inputs.insert(), fresh)
-    return [row["idx"] for row in fresh]

@@ -10,6 +10,7 @@ What the hand tells (events)                                        and when
   add_function / update_function / close_function                   an app starts, changes its options, ends
   supersede(now, old_id, new_id, reason)                            a new version of a function takes over
   submit(now, call_id, function_id, [(idx, payload)], kind, owner)  inputs arrive (journalled ones: after the fsync)
+  resume(now, call_id, function_id, (idx, payload), history)        a journalled input comes back after a restart
   container_starting(now, container_id, function_id)                it asked a node for a container
   container_ready(now, container_id, slots)                         the runner said `Loaded(ok=True)`
   outputs(now, container_id, [Result])                              a frame of `Outputs` (its yields go to `yielded`)
@@ -57,6 +58,8 @@ from heapq import heappop, heappush
 from typing import Any, TypeAlias
 
 from squall.protocol.states import InputState
+from squall.server import attempts
+from squall.server.attempts import CRASH_RETRIES, INFRA_RETRIES, START_DELAY, START_FAILURES
 from squall.server.demand import Demand, demand_of, surplus_of
 from squall.server.inputs import (
     Call,
@@ -67,12 +70,14 @@ from squall.server.inputs import (
     Finish,
     Function,
     FunctionOptions,
+    History,
     Input,
     Instructions,
     KillContainer,
     Notice,
     Push,
     Result,
+    Retried,
     StartFailure,
     Status,
     StopContainer,
@@ -80,17 +85,10 @@ from squall.server.inputs import (
 )
 from squall.server.succession import home_of, move_waiting
 
-__all__ = ["Call", "Dispatch", "Finish", "FunctionOptions", "Input"]
+__all__ = ["CRASH_RETRIES", "INFRA_RETRIES", "START_DELAY", "Call", "Dispatch", "Finish", "FunctionOptions", "Input"]
 
-INFRA_RETRIES = 8
-CRASH_RETRIES = 1
-START_FAILURES = 3
-START_DELAY = 0.5
-START_DELAY_LIMIT = 30.0
 CANCEL_GRACE = 10.0
 STOP_GRACE = 30.0
-EWMA_WEIGHT = 0.2
-
 
 _Action: TypeAlias = Callable[[float, Any, int, Instructions], None]
 _Timer: TypeAlias = tuple[float, int, _Action, Any, int]
@@ -192,18 +190,19 @@ class Dispatch:
         kind: str = "remote",
         owner: Hashable = None,
         last: bool = True,
+        data: Any = None,
     ) -> Instructions:
         """Queue inputs, `(idx, payload)` each. Repeating an idx of a known call is harmless. With `owner` given, the
-        call ends with it (`owner_gone`) unless its kind is `spawn`."""
+        call ends with it (`owner_gone`) unless its kind is `spawn`. `data` is what a new call shall carry."""
         out: Instructions = []
         call = self.calls.get(call_id)
         function = self.functions.get(function_id) if call is None else home_of(call)
         if function is None or function.closed:
             function = function or Function(function_id, FunctionOptions(), now)
-            self._turn_all_away(now, call or Call(call_id, function, kind, None), items, out)
+            attempts.turn_all_away(now, call or Call(call_id, function, kind, None, data), items, out)
             return out
         if call is None:
-            call = self.calls[call_id] = Call(call_id, function, kind, owner)
+            call = self.calls[call_id] = Call(call_id, function, kind, owner, data)
             if owner is not None:
                 self.owners.setdefault(owner, {})[call] = None
         call.last = last
@@ -214,6 +213,28 @@ class Dispatch:
             self._ask(function, out)
         if not call.inputs:
             self._forget_if_done(call)
+        return out
+
+    def resume(
+        self, now: float, call_id: str, function_id: str, item: tuple[int, Any], history: History, data: Any = None
+    ) -> Instructions:
+        """Queue a spawned input that an earlier server has tried: `submit` with what was left of its budget and its
+        delay. The function must be there."""
+        out: Instructions = []
+        call = self.calls.get(call_id)
+        if call is None:
+            call = self.calls[call_id] = Call(call_id, self.functions[function_id], "spawn", None, data)
+            call.last = True
+        delay = min(history.delay, call.function.options.max_delay)
+        input_ = attempts.resumed(now, call, item, history)
+        if delay > 0:
+            input_.state = "backoff"
+            call.function.waiting += 1
+            self._at(now + delay, self._end_backoff, input_, input_.attempt)
+        else:
+            self._enter_queue(input_, first=False)
+            self._unsettled[call.function] = None
+            self._settle(now, out)
         return out
 
     def _enqueue(self, now: float, call: Call, items: Iterable[tuple[int, Any]], out: Instructions) -> None:
@@ -246,15 +267,6 @@ class Dispatch:
         hint = "submit fewer at a time, or let more containers work"
         self._finish(now, input_, "rejected", f"{limit} inputs of the function are waiting already", hint, None, out)
 
-    def _turn_all_away(self, now: float, call: Call, items: Iterable[tuple[int, Any]], out: Instructions) -> None:
-        for idx, payload in items:
-            if call.is_done(idx):
-                continue
-            call.mark_done(idx)
-            input_ = Input(call, idx, payload, now)
-            input_.state = "done"
-            out.append(Finish(input_, "rejected", f"function `{call.function_id}` is not running", "", None))
-
     def outputs(self, now: float, container_id: str, results: Iterable[Result]) -> Instructions:
         """A container's results, `(call_id, idx, status, attempt, output)` each, and what it shall run next. Those
         it has no lease for are ignored."""
@@ -267,9 +279,7 @@ class Dispatch:
                 self.stale_outputs += 1
                 continue
             function = container.function
-            spent = now - input_.pushed_at
-            known = function.exec_time
-            function.exec_time = spent if known is None else known + EWMA_WEIGHT * (spent - known)
+            function.exec_time = attempts.average(function.exec_time, now - input_.pushed_at)
             if status == "ok":
                 self._finish(now, input_, "ok", "", "", output, out)
             else:
@@ -359,9 +369,7 @@ class Dispatch:
         container.slots = 1 if function.options.single_use else (slots or function.options.concurrency)
         container.open_slots = container.slots
         container.ready_at = container.idle_since = now
-        spent = now - container.started_at
-        known = function.cold_start
-        function.cold_start = spent if known is None else known + EWMA_WEIGHT * (spent - known)
+        function.cold_start = attempts.average(function.cold_start, now - container.started_at)
         function.start_failures = 0
         function.failing = None
         function.blocked_until = float("-inf")
@@ -609,10 +617,10 @@ class Dispatch:
         """A runner reported anything but `ok`. Only two other words are believed: it is the tenant's."""
         if input_.cancelling:
             self._finish_cancelled(now, input_, out)
-        elif not self._retry(now, input_, input_.call.function.options.max_retries):
+        elif not self._retry(now, input_, input_.call.function.options.max_retries, out):
             self._finish(now, input_, "timeout" if status == "timeout" else "error", "", "", output, out)
 
-    def _retry(self, now: float, input_: Input, budget: int) -> bool:
+    def _retry(self, now: float, input_: Input, budget: int, out: Instructions) -> bool:
         """Whether an attempt that failed by its own doing is followed by another, which is then under way."""
         options = input_.call.function.options
         if input_.yielded or input_.failures >= budget:
@@ -620,19 +628,24 @@ class Dispatch:
         input_.failures += 1
         delay = options.retry_delay(input_.failures) if options.max_retries else 0.0
         if delay <= 0:
-            self._requeue(input_, first=False)
+            self._requeue(input_, out, first=False)
             return True
         self._leave(input_, "backoff")
-        input_.attempt += 1
+        self._next_attempt(input_, out, delay)
         input_.call.function.waiting += 1
         self._at(now + delay, self._end_backoff, input_, input_.attempt)
         return True
 
-    def _requeue(self, input_: Input, first: bool) -> None:
+    def _requeue(self, input_: Input, out: Instructions, first: bool) -> None:
         """A running input becomes queued again, with a new attempt number that fences the old attempt off."""
         self._leave(input_, "queued")
-        input_.attempt += 1
+        self._next_attempt(input_, out)
         self._enter_queue(input_, first)
+
+    def _next_attempt(self, input_: Input, out: Instructions, delay: float = 0.0) -> None:
+        input_.attempt += 1
+        if input_.call.kind == "spawn":
+            out.append(Retried(input_, delay))
 
     def _enter_queue(self, input_: Input, first: bool) -> None:
         function = input_.call.function
@@ -723,7 +736,7 @@ class Dispatch:
         for input_ in [input_ for input_ in container.running if began[input_] + timeout <= now]:
             if input_.cancelling:
                 self._finish_cancelled(now, input_, out)
-            elif not self._retry(now, input_, budget):
+            elif not self._retry(now, input_, budget, out):
                 self._finish(now, input_, "timeout", message, "", None, out)
         self._kill(now, container, f"an input ran longer than {timeout:g} s", out)
 
@@ -800,10 +813,8 @@ class Dispatch:
         elif input_.yielded:
             self._finish_lost(now, input_, f"was killed: {reason}", "", out)
         else:
-            self._leave(input_, "queued")
             input_.alone = input_.alone or input_.infra_failures > INFRA_RETRIES // 2
-            input_.attempt += 1
-            self._enter_queue(input_, first=True)
+            self._requeue(input_, out, first=True)
 
     def _lose_inputs(
         self, now: float, container: Container, reason: str, fault: Fault, hint: str, out: Instructions
@@ -821,13 +832,11 @@ class Dispatch:
                 if input_.infra_failures > INFRA_RETRIES:
                     self._finish_lost(now, input_, reason, hint, out)
                 else:
-                    self._requeue(input_, first=True)
+                    self._requeue(input_, out, first=True)
             elif len(inputs) > 1:
-                self._leave(input_, "queued")
                 input_.alone = True
-                input_.attempt += 1
-                self._enter_queue(input_, first=True)
-            elif not self._retry(now, input_, crash_budget):
+                self._requeue(input_, out, first=True)
+            elif not self._retry(now, input_, crash_budget, out):
                 self._finish_lost(now, input_, reason, hint, out)
 
     def _finish_lost(self, now: float, input_: Input, reason: str, hint: str, out: Instructions) -> None:
@@ -843,12 +852,7 @@ class Dispatch:
         function = container.function
         if function.closed:
             return
-        delay = START_DELAY
-        if fault == "container":
-            if container.started_at > function.start_failed_at:
-                function.start_failures += 1
-                function.start_failed_at = now
-            delay = min(START_DELAY_LIMIT, START_DELAY * 2.0 ** min(function.start_failures - 1, 16))
+        delay = attempts.count_failed_start(now, container, fault)
         function.blocked_until = max(function.blocked_until, now + delay)
         function.blocked_reason = f"a container {reason}" + ("" if init_error is not None else " before it was ready")
         self._at(function.blocked_until, self._end_block, function, 0)

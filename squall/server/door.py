@@ -42,8 +42,10 @@ BACKLOG = 1024
 ACCEPTS_A_TURN = 64
 PAUSE_S = 0.5
 """How long nobody is taken when the process has no descriptor, or the kernel no memory, left."""
+TELL_EVERY_S = 10.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-Answer = tuple[int, dict[str, Any]]
+Answer = tuple[int, dict[str, Any] | str]
+"""Status, and a JSON object or plain text."""
 
 
 class Acceptor:
@@ -112,20 +114,26 @@ class Door:
         self.visitors: dict[Visitor, None] = {}
         self.pending: dict[Visitor, None] = {}
         """Those without a token yet, the oldest first."""
+        self._listeners: list[socket.socket] = []
         self._acceptors: list[Acceptor] = []
         self._certificates = ("", "")
+        self._tell_again_at = 0.0
 
     def open(self, listen: str, cert: str = "", key: str = "") -> None:
-        """Listen at `HOST:PORT`. Raises InvalidError for what cannot be listened at, or no certificate."""
+        """Listen at `HOST:PORT`; who comes waits until `start`. Raises InvalidError for what cannot be listened at, or
+        no certificate."""
         import h11  # noqa: F401  (loaded now, not in the first connection's time)
 
         if bool(cert) != bool(key):
             raise InvalidError("TLS needs both `tls_cert` and `tls_key`, and one of them is not set")
         if cert:
             self.tls, self._certificates = tls_context(cert, key), (cert, key)
-        for listener in listening_sockets(listen):
-            self._acceptors.append(Acceptor(self.loop, listener, self._arrive))
-            self.addresses.append(address_text(listener.getsockname()))
+        self._listeners = listening_sockets(listen)
+        self.addresses = [address_text(listener.getsockname()) for listener in self._listeners]
+
+    def start(self) -> None:
+        """Let them in, once it is known who may."""
+        self._acceptors = [Acceptor(self.loop, listener, self._arrive) for listener in self._listeners]
 
     def reload(self) -> None:
         """Read the certificate again: connections from now on are shown the new one."""
@@ -140,7 +148,9 @@ class Door:
         """Take nobody any more; who is inside stays."""
         for acceptor in self._acceptors:
             acceptor.close()
-        self._acceptors.clear()
+        for listener in self._listeners:
+            listener.close()
+        self._acceptors, self._listeners = [], []
         for visitor in list(self.pending):
             visitor.drop("the server is ending")
 
@@ -159,7 +169,9 @@ class Door:
 
     def _turn_away(self, sock: socket.socket, address: Any) -> None:
         count("connections_refused")
-        log.warning("refused a connection: there are as many as may be", peer=address_text(address))
+        if self.loop.time() >= self._tell_again_at:  # a crowd must not fill the log instead
+            self._tell_again_at = self.loop.time() + TELL_EVERY_S
+            log.warning("refused a connection: there are as many as may be", peer=address_text(address))
         if self.tls is None:
             with contextlib.suppress(OSError):
                 sock.send(_BUSY)
@@ -252,7 +264,7 @@ class Visitor:
         except h11.RemoteProtocolError as error:
             self._answer(error.error_status_hint or 400, {"code": "invalid", "message": f"no HTTP request: {error}"})
         except Error as error:
-            self._answer(*_refused(error))
+            self._answer(*refused(error))
 
     def eof_received(self) -> bool:
         return False
@@ -295,14 +307,15 @@ class Visitor:
         status, body = self.door.respond(self._request.method.decode("latin-1"), target, authorization)
         self._answer(status, body)
 
-    def _answer(self, status: int, body: dict[str, Any]) -> None:
+    def _answer(self, status: int, body: dict[str, Any] | str) -> None:
         """Answer, and close: what comes here once comes seldom."""
         if self.transport.is_closing():
             return
-        data = json.dumps(body).encode() + b"\n"
+        kind = TEXT if isinstance(body, str) else JSON
+        data = body.encode() if isinstance(body, str) else json.dumps(body).encode() + b"\n"
         if self._request is not None and self._request.method == b"HEAD":
             data = b""
-        self.transport.write(_head(status, len(data)) + data)
+        self.transport.write(_head(status, len(data), kind) + data)
         self.transport.close()
 
     def _become_stream(self) -> None:
@@ -351,10 +364,15 @@ _REASONS = {
 }  # fmt: skip
 
 
-def _head(status: int, size: int) -> bytes:
+JSON = "application/json"
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+"""As Prometheus wants it."""
+
+
+def _head(status: int, size: int, kind: str = JSON) -> bytes:
     challenge = "WWW-Authenticate: Bearer\r\n" if status == 401 else ""
     return (
-        f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}\r\nContent-Type: application/json\r\n"
+        f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}\r\nContent-Type: {kind}\r\n"
         f"Content-Length: {size}\r\nCache-Control: no-store\r\n{challenge}Connection: close\r\n\r\n"
     ).encode()
 
@@ -376,14 +394,15 @@ def respond(target: str, facts: dict[str, Any], check: Callable[[], None]) -> An
     try:
         check()
     except AuthError as error:
-        return _refused(error)
+        return refused(error)
     if path == "/version":
         return 200, {"version": facts["version"], "protocol": facts["protocol"], "server_id": facts["server_id"]}
-    hint = "this release has no JSON API: use the `squall` command or the Python package, or `/healthz`, `/version`"
-    return _refused(NotFoundError(f"nothing is at `{path[:80]}`", hint=hint))
+    hint = "there are `/healthz`, `/version` and `/metrics`; this release has no JSON API: use the `squall` command"
+    return refused(NotFoundError(f"nothing is at `{path[:80]}`", hint=hint))
 
 
-def _refused(error: Error) -> Answer:
+def refused(error: Error) -> Answer:
+    """An error, as it is answered over HTTP."""
     return error.status, {"code": error.code, "message": error.message, "hint": error.hint}
 
 

@@ -116,12 +116,12 @@ class Call:
         "submitted",
     )
 
-    def __init__(self, call_id: str, function: Function, kind: str, owner: Hashable) -> None:
+    def __init__(self, call_id: str, function: Function, kind: str, owner: Hashable, data: Any = None) -> None:
         self.call_id = call_id
         self.function = function
         self.kind = kind
         self.owner = owner
-        self.data: Any = None  # the hand's own, opaque here
+        self.data = data  # the hand's own, opaque here
         self.inputs: dict[int, Input] = {}
         self.last = False
         self.submitted = 0
@@ -276,6 +276,16 @@ def swept(queue: deque[Input], alive: int) -> deque[Input]:
     return deque(input_ for input_ in queue if input_.state == "queued")
 
 
+class History(NamedTuple):
+    """What an earlier server knew of an input."""
+
+    attempt: int
+    failures: int
+    infra_failures: int
+    delay: float
+    """Seconds it still has to wait."""
+
+
 class StartFailure(NamedTuple):
     """Why no container of a function starts: what the inputs that fail of it are told."""
 
@@ -308,6 +318,16 @@ class Finish:
         self.message = message
         self.hint = hint
         self.output = output
+
+
+class Retried:
+    """An attempt at a spawned input failed, and it is tried again after `delay` seconds: its counts have changed."""
+
+    __slots__ = ("delay", "input")
+
+    def __init__(self, input_: Input, delay: float) -> None:
+        self.input = input_
+        self.delay = delay
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +372,9 @@ class Notice:
     message: str
 
 
-Instruction: TypeAlias = Push | Finish | CancelRunning | KillContainer | StopContainer | DemandChanged | Notice
+Instruction: TypeAlias = (
+    Push | Finish | Retried | CancelRunning | KillContainer | StopContainer | DemandChanged | Notice
+)
 Instructions: TypeAlias = list[Instruction]
 Result: TypeAlias = tuple[str, int, str, int, Any]
 """call_id, idx, status, attempt, and what `Finish.output` shall carry."""

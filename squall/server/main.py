@@ -21,17 +21,17 @@ from squall._observe import Logger
 from squall.config import Config
 from squall.engines.provider import EmbeddedProvider, NodeProvider
 from squall.exception import ConflictError, Error, InternalError, NotFoundError, ServiceError
-from squall.protocol.images import image_id_of
 from squall.protocol.messages import (
     SUPPORTED_VERSIONS,
     BindFunction,
-    BuildDone,
     BuildOutput,
     ContainerEvent,
     ContainerOutput,
     CreateApp,
+    Ending,
     ExecData,
     ExecExit,
+    FunctionSpec,
     GetBlob,
     Hello,
     Loaded,
@@ -39,28 +39,35 @@ from squall.protocol.messages import (
     NodeReport,
     Notice,
     Outputs,
-    Pruned,
     Register,
     new_id,
     split_payload,
 )
+from squall.protocol.requests import BuildDone, DeployApp, Pruned
 from squall.protocol.transport import FrameStream, payload_for
 from squall.server.access import Access, Greeting
-from squall.server.api import Api, Dropped, Peer, log_chunk
+from squall.server.api import Api, Dropped, Peer, check_environment, log_chunk
 from squall.server.builds import Builds
 from squall.server.calls import Calls
 from squall.server.containers import ContainerRecord
 from squall.server.database import Database
+from squall.server.deploys import Deploys
 from squall.server.dispatch import Dispatch
 from squall.server.door import Visitor
+from squall.server.firings import Firings
+from squall.server.journal import awaited_blobs
+from squall.server.kept import KeptApp, KeptApps, has_any
 from squall.server.logs import Limits, Logs, Record
 from squall.server.metering import Metering
 from squall.server.nodes import Node, Nodes
 from squall.server.objects import AppRecord, FunctionRecord, Objects, Scope, options_of
 from squall.server.readers import Readers
 from squall.server.reconciler import Reconciler
+from squall.server.schedules import check_schedules
+from squall.server.sealing import Seal
 from squall.server.timelines import Timelines
-from squall.server.wire import decode, refuse, reply
+from squall.server.versions import blobs_of, images_of
+from squall.server.wire import check_id, decode, refuse, reply
 from squall.storage.blobs import DirectoryBlobs
 
 log = Logger("server")
@@ -76,6 +83,8 @@ DRAIN_LOOK_S = 0.05
 HELLO_TIMEOUT = 10.0
 PRUNE_AFTER = 30.0
 PRUNE_EVERY = 3600.0
+RESUME_GRACE = 30.0
+"""Seconds that an app waits for its client after a restart, or after the connection of a remote one broke."""
 BLOB_DAYS = 8
 """One more than results are kept."""
 UNREAD_LIMIT_BYTES = 64 << 20
@@ -89,6 +98,10 @@ class Server:
         self.config = config
         self.stays = stays
         """Started by somebody to stay: it does not end by idleness, and takes connections from elsewhere."""
+        self.returns = stays
+        """Another server will take its place: apps are left as they are, and clients may wait."""
+        self.ending = ""
+        """Why it ends."""
         self.draining = False
         self.loop = asyncio.get_running_loop()
         self.server_id = new_id("sv")
@@ -101,15 +114,21 @@ class Server:
         self.database.check()
         self.dispatch = Dispatch()
         self.timelines = Timelines()
-        self.objects = Objects(self.database)
+        seal = Seal(config.state_dir / "seal.key", config.seal_key)
+        self.objects = Objects(self.database, seal)
+        self.kept = KeptApps(self.database, seal)
         self.metering = Metering(self.database)
         self.nodes = Nodes(self.loop)
         quota = int(config.images_gib * (1 << 30))
         self.builds = Builds(config.state_dir / "images", self.nodes, self.blobs, self.logs, quota)
         self.builds.in_use = self._images_in_use
         self.calls = Calls(self.dispatch, self.objects, self.database, self.timelines)
+        self.calls.pending_limit, self.calls.durable.limit = config.pending_limit, config.spawn_limit
         self.reconciler = Reconciler(self.dispatch, self.objects, self.nodes, self.calls, self.metering)
+        self.deploys = Deploys(self.objects, self.dispatch, self.reconciler, self.builds, self.database)
         self.readers = Readers(self)
+        self.firings = Firings(self.calls.durable, self.database)
+        self.firings.tell = self.tell_app
         self.access = Access(self)
         self.api = Api(self)
         self.provider: NodeProvider = EmbeddedProvider(config)
@@ -119,9 +138,12 @@ class Server:
         self.started_at = time.time()
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._listener: asyncio.AbstractServer | None = None
+        self.objects.admit = self._admit
+        self.deploys.switched = self.firings.switched
         self._drainer: asyncio.Task[None] | None = None
         self.calls.apply = self.reconciler.apply
         self.reconciler.notify = self.notify
+        self.reconciler.vault = self.access.vault
         self.nodes.on_runner = self._on_runner
 
     # -- life
@@ -129,15 +151,21 @@ class Server:
     async def run(self) -> None:
         """Serve until told to end."""
         for signum in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(signum, self.end, f"received {signal.Signals(signum).name}")
+            self.loop.add_signal_handler(signum, self._on_signal, signum)
         self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
-        if self.config.database_url:
-            await self.database.ready()  # what can be wrong with it is known only now, and must be said before serving
-        self._close_stale()
+        if self.stays and self.config.listen:
+            self.access.bind()
+        has_apps = has_any(self.config.state_dir / "squall.db") or self.database.backend.has_deployed_apps()
+        if self.stays or has_apps:
+            await self.database.ready()  # what else can be wrong with it must be said before serving
+        self.metering.close_stale(self.started_at, time.time())
         self.nodes.listen(self.config.run_dir / "handoff.sock")
-        await self._listen()
         self.provider.start()
-        bodies = (self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune(), self.access.watch())
+        if has_apps:
+            await self._restore()
+        await self._listen()
+        bodies = [self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune()]
+        bodies += [self.access.watch(), self.firings.rounds()]
         rounds = [self.loop.create_task(body) for body in bodies]
         self.loop.call_later(STORE_AFTER, self._open_store)
         log.info("serving", home=str(self.config.home), pid=os.getpid())
@@ -150,15 +178,39 @@ class Server:
                 task.cancel()
             await self._close()
 
-    def _close_stale(self) -> None:
-        """Before all else in the Store's queue, so that nobody waits for a result that an earlier server owed."""
-        now = time.time()
-        self.metering.close_stale(self.started_at, now)
-        self.calls.close_stale(self.started_at, now)
+    async def _restore(self) -> None:
+        """Take up the apps that were running, before any client is let in; then, little by little, their inputs."""
+        began = time.monotonic()
+        try:
+            apps = await self.kept.load()
+        except Error as error:
+            log.error("the apps of before could not be read", error=str(error))
+            return
+        for kept in apps:
+            try:
+                self._take_up(kept)
+            except Error as error:
+                log.error("an app could not be taken up again", app=kept.message.app_id, error=str(error))
+        await self.deploys.restore()
+        self.calls.durable.start()
+        log.info("took up the apps of before", apps=len(apps), seconds=round(time.monotonic() - began, 3))
+
+    def _take_up(self, kept: KeptApp) -> None:
+        app = self.objects.create_app(kept.message, None, kept.created_at, kept.scope)
+        app.resume_until = time.monotonic() + RESUME_GRACE
+        for variant in kept.variants:
+            root = app.functions[variant.tag]
+            self.objects.bind(root.stable_id, variant.options, variant.parameters, trusted=True, scope=kept.scope)
+        self._open_pools(app)
+
+    def _open_pools(self, app: AppRecord) -> None:
+        for function in app.pools():
+            self._admit(function)
 
     def _open_store(self) -> None:
         if not self.ended.is_set():
             self.database.start()
+            self.calls.durable.start()
 
     async def _listen(self) -> None:
         path = self.config.socket_path
@@ -178,14 +230,21 @@ class Server:
         if stream.owner is None and not stream.closing:
             stream.abort("it did not say who it is")
 
+    def _on_signal(self, signum: int) -> None:
+        """Whoever sends it, systemd or a machine that goes down, did not ask for apps to be stopped. The second one
+        does not wait for inputs any more."""
+        self.returns = True
+        self.end(f"received {signal.Signals(signum).name}", 0.0 if self.draining else -1.0)
+
     def end(self, reason: str, grace: float = -1.0) -> None:
-        """End the server; one that was started to stay lets running inputs end first. The second time, at once."""
-        if self.ended.is_set():
-            return
+        """End the server. One that was started to stay first lets running inputs end, for `grace` seconds."""
         if grace < 0:
             grace = self.config.drain_timeout if self.stays else 0.0
-        log.info("ending", reason=reason, grace=0.0 if self.draining else grace)
-        if grace == 0.0 or self.draining:
+        if self.ended.is_set() or (self.draining and grace):
+            return
+        self.ending = reason
+        log.info("ending", reason=reason, grace=grace)
+        if not grace:
             self.ended.set()
             return
         self.draining = True
@@ -208,10 +267,11 @@ class Server:
         if self._listener is not None:
             self._listener.close()
         self.config.socket_path.unlink(missing_ok=True)
-        grace = max((grace_of(record) for record in self.reconciler.containers.values()), default=0.0)
-        stops = [self.stop_app(app, "the server is ending") for app in list(self.objects.apps.values())]
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*stops), grace + STOP_TIMEOUT)
+        for peer in self.peers:
+            peer.stream.send(Ending(self.ending, self.returns))
+        self.reconciler.is_held = True
+        await self._stop_apps()
+        await self._end_containers()
         await self.provider.stop()
         self.nodes.close()
         with contextlib.suppress(OSError):  # a full disk must not keep the Store from being committed
@@ -223,11 +283,32 @@ class Server:
         await asyncio.sleep(0)
         self.lock.close()
 
+    async def _stop_apps(self) -> None:
+        """Where no other server follows, apps end with the clients that run them. Whatever else is in the journal waits
+        there for the next one."""
+        apps = [app for app in self.objects.apps.values() if app.owner is not None and not app.detached]
+        if apps and not self.returns:
+            grace = max((grace_of(record) for record in self.reconciler.containers.values()), default=0.0)
+            stops = [self.stop_app(app, f"the server is ending: {self.ending}") for app in apps]
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(asyncio.gather(*stops), grace + STOP_TIMEOUT)
+
+    async def _end_containers(self) -> None:
+        """End the containers that are left. What that does to their inputs is nobody's result: they will run again."""
+        self.reconciler.is_closed = True
+        records = list(self.reconciler.containers.values())
+        for record in records:
+            self.reconciler.stop_container(record.container_id, grace_of(record), self.ending, cancel=True)
+        if records:
+            gone = [self.loop.create_task(record.gone.wait()) for record in records]
+            await asyncio.wait(gone, timeout=max(map(grace_of, records)) + STOP_TIMEOUT)
+
     async def _watch_idle(self) -> None:
         while True:
             await asyncio.sleep(min(1.0, max(0.05, self.config.idle_timeout / 4)))
             try:
                 self._look_for_idleness()
+                self.deploys.sweep()
                 self._tell_all_dropped()
                 self.logs.flush()
             except Exception:  # a full disk, or a bug of ours: this must go on, or the server would never end
@@ -240,10 +321,18 @@ class Server:
             now = time.time()
             try:
                 self.logs.prune(now)
-                await self.loop.run_in_executor(None, self.blobs.prune, now - BLOB_DAYS * 86400)
-            except OSError as error:
+                await self.calls.expire(now)
+                awaited = await self.database.read(awaited_blobs)
+                await self.loop.run_in_executor(None, self._prune_blobs, now, awaited, self._blobs_in_use())
+            except (OSError, Error) as error:
                 log.error("pruning failed", error=str(error))
             await asyncio.sleep(PRUNE_EVERY)
+
+    def _prune_blobs(self, now: float, awaited: set[str], in_use: set[str]) -> None:
+        """What waits in the journal is wanted, however old it is."""
+        for digest in awaited:
+            self.blobs.has(digest)
+        self.blobs.prune(now - BLOB_DAYS * 86400, in_use)
 
     async def _watch_nodes(self) -> None:
         while True:
@@ -262,13 +351,20 @@ class Server:
             self.end(f"nobody used it for {self.config.idle_timeout:g} s")
 
     def _end_idle_apps(self) -> None:
-        """A detached app whose maker is gone ends when nothing of it is left to do."""
+        """An app whose maker is gone ends when nothing of it is left to do."""
+        now = time.monotonic()
         for app in list(self.objects.apps.values()):
-            if app.state != "running" or not app.detached or app.owner is not None:
+            if app.deployed or app.state != "running" or app.owner is not None or now < app.resume_until:
                 continue
-            ids = {function.function_id for function in app.pools()}
-            if not any(call.function_id in ids for call in self.dispatch.calls.values()):
-                self._stop_soon(app, "all its calls have ended")
+            if not self._has_work(app):
+                self._stop_soon(app, "all its calls have ended" if app.detached else "its client went away")
+
+    def _has_work(self, app: AppRecord) -> bool:
+        pools = app.pools()
+        states = [state for pool in pools if (state := self.dispatch.functions.get(pool.function_id)) is not None]
+        if any(state.pending() or state.running for state in states):
+            return True
+        return self.calls.durable.has_work(pool.stable_id for pool in pools)
 
     # -- connections
 
@@ -303,6 +399,7 @@ class Server:
         stream.hold_above = UNREAD_LIMIT_BYTES
         peer = Peer(self.loop, stream)
         peer.prefix, peer.python, peer.scope = message.prefix, message.python, scope
+        peer.client_id = message.client_id
         stream.owner = peer
         self.peers.add(peer)
         return peer
@@ -365,11 +462,14 @@ class Server:
         self.api.peer_lost(peer)
         self.readers.peer_lost(peer)
         self.builds.peer_lost(peer)
+        if self.ended.is_set():
+            return  # it is this server that leaves
         for app in list(self.objects.apps.values()):
             app.followers.discard(peer)
             if app.owner is peer:
                 app.owner = None
-                if not app.detached:
+                # What was spawned goes on without its client, and the app until that has ended.
+                if not app.detached and not self.calls.durable.has_work(pool.stable_id for pool in app.pools()):
                     self._stop_soon(app, "its client went away")
         self.reconciler.apply(self.dispatch.owner_gone(time.monotonic(), peer, "the caller went away"))
 
@@ -439,22 +539,57 @@ class Server:
     def create_app(self, message: CreateApp, peer: Peer) -> AppRecord:
         if self.ended.is_set() or self.draining:
             raise ServiceError("the server is ending", hint="try again")
+        check_schedules(message.functions, time.time())
         for spec in message.functions:
             self.builds.check_use(spec.image, peer)
-        app = self.objects.create_app(message, peer, time.time(), peer.scope)
+            self.access.vault.check(peer.scope, spec)
+        app = self._resumed(message, peer)
+        if app is None:
+            app = self.objects.create_app(message, peer, time.time(), peer.scope)
+            self.kept.keep(app)
+            self._open_pools(app)
         peer.apps.add(app.app_id)
         if message.follow:
             app.followers.add(peer)
         for node in self.nodes.nodes.values():
             self._warn(app, node)
-        now = time.monotonic()
-        for function in app.functions.values():
-            self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function)))
         return app
 
+    def _resumed(self, message: CreateApp, peer: Peer) -> AppRecord | None:
+        """The running app of a client that comes back, now its own again; None when it is new here."""
+        if not message.app_id:
+            return None
+        app = self.objects.apps.get(check_id(message.app_id, "ap"))
+        if app is None or (app.state == "stopped" and not app.stopped_at):  # it ended with an earlier server
+            return None
+        if app.scope != peer.scope or app.name != message.name:
+            raise ConflictError(f"app id `{message.app_id}` is taken")
+        if app.state != "running":
+            raise ConflictError(f"app `{app.name}` was stopped: {app.reason}", hint="run it again")
+        if app.owner is not None:
+            if not peer.client_id or app.owner.client_id != peer.client_id:
+                raise ConflictError(f"app id `{message.app_id}` is another client's")
+            app.owner.stream.abort("its client came back on another connection")
+        app.owner = peer
+        return app
+
+    def check_deploy(self, peer: Peer, message: DeployApp) -> None:
+        if self.ended.is_set() or self.draining:
+            raise ServiceError("the server is ending", hint="try again")
+        check_schedules(message.functions, time.time())
+        check_environment(peer, message)
+
     def _images_in_use(self) -> set[str]:
-        apps = [app for app in self.objects.apps.values() if app.state != "stopped"]
-        return {image_id_of(f.spec.image.steps) for app in apps for f in app.functions.values() if f.spec.image.steps}
+        return images_of(self._specs_in_use())
+
+    def _blobs_in_use(self) -> set[str]:
+        return blobs_of(self._specs_in_use())
+
+    def _specs_in_use(self) -> list[FunctionSpec]:
+        """Of all that runs, and of the versions that deployed apps can go back to."""
+        apps = self.objects.apps.values()
+        running = [pool.spec for app in apps if app.state != "stopped" or app.others for pool in app.pools()]
+        return running + [spec for app in apps for version in app.versions.values() for spec in version.specs]
 
     def bind_function(self, peer: Peer, message: BindFunction, parameters: bytes) -> FunctionRecord:
         """The variant that is asked for, ready to be called."""
@@ -465,9 +600,15 @@ class Server:
         if function.app.state != "running":
             raise NotFoundError(f"function `{function.spec.tag}` has ended with its app")
         if function.function_id not in self.dispatch.functions:
-            now = time.monotonic()
-            self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function)))
+            self._admit(function)
+            if not function.app.deployed:
+                self.kept.keep(function.app)
         return function
+
+    def _admit(self, function: FunctionRecord) -> None:
+        """Have a pool take inputs."""
+        added = self.dispatch.add_function(time.monotonic(), function.function_id, options_of(function))
+        self.reconciler.apply(added)
 
     def _stop_soon(self, app: AppRecord, reason: str) -> None:
         if app.app_id not in self._stopping:
@@ -498,6 +639,10 @@ class Server:
             await asyncio.wait(gone, timeout=max(map(grace_of, mine)) + STOP_TIMEOUT)
         await self._end_output(app)
         self.objects.set_stopped(app, time.time())
+        if app.deployed:
+            self.firings.stopped(app)
+        else:
+            self.kept.forget(app.app_id)
         for peer in app.followers - {asked_by}:
             peer.stream.send(Notice(app.app_id, "stopped", {"reason": reason}))
         app.followers.clear()
@@ -512,6 +657,13 @@ class Server:
             return
         app = record.function.app
         entry = Record(time.time(), record.container_id, record.function.spec.tag, message.stream, data)
+        self.logs.append(app.app_id, entry)
+        for peer in app.followers:
+            self._push_log(peer, app, entry)
+
+    def tell_app(self, app: AppRecord, function: str, text: str) -> None:
+        """A line of the platform's own in an app's output."""
+        entry = Record(time.time(), "", function, "system", text.encode())
         self.logs.append(app.app_id, entry)
         for peer in app.followers:
             self._push_log(peer, app, entry)

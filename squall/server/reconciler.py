@@ -9,6 +9,7 @@ loaded. Nothing here chooses: every number, place and moment comes from a brain.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import time
 import traceback
@@ -16,12 +17,14 @@ from collections.abc import Callable
 from typing import Any
 
 from squall._observe import Logger, count
+from squall.exception import Error
 from squall.protocol.messages import (
     INLINE_LIMIT_BYTES,
     YIELD_WINDOW,
     CancelRun,
     ContainerEvent,
     ContainerSpec,
+    FunctionSpec,
     Load,
     Loaded,
     OutputItem,
@@ -46,6 +49,7 @@ from squall.server.inputs import (
     KillContainer,
     Notice,
     Push,
+    Retried,
 )
 from squall.server.inputs import (
     StopContainer as StopInstruction,
@@ -56,6 +60,7 @@ from squall.server.objects import FunctionRecord, Objects, slots_of
 from squall.server.scheduler import Grant, Request, Scheduler
 from squall.server.scheduler import Node as SchedulerNode
 from squall.server.timelines import ContainerTimeline
+from squall.server.vault import Vault
 from squall.server.wire import run_head
 from squall.storage.blobs import check_digest
 
@@ -90,20 +95,31 @@ class Reconciler:
         self.containers: dict[str, ContainerRecord] = {}
         self.history: dict[str, ContainerRecord] = {}
         """Ended ones, newest last, for traces and listings."""
+        self.vault: Vault
+        """Set by `main`: what functions' secrets hold."""
         self.notify: Notify
         """Set by `main`: tells the followers of an app."""
+        self._reading: asyncio.Task[None] | None = None
         self.is_held = False
         """No container is started: the server is ending."""
+        self.is_closed = False
+        """The server is at its end: what still happens to inputs is not their end."""
         self._wanting: set[str] = set()
         self._asked: set[str] = set()
+        self._asking_again: set[str] = set()
+        """Functions of which the autoscaler wants to be asked again; a timer runs for each."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
+        self._hopeless: dict[str, tuple[str, str]] = {}
+        """Functions that no node could ever hold, as far as is known: reason and hint."""
         self._refusals: dict[str, tuple[float, str]] = {}
         """Functions without room: since when, and the reason last told."""
 
     # -- instructions
 
     def apply(self, instructions: Instructions) -> None:
+        if self.is_closed:
+            return
         for instruction in instructions:
             kind = type(instruction)
             if kind is Push:
@@ -119,6 +135,8 @@ class Reconciler:
     def _apply_rare(self, instruction: Any) -> None:
         if isinstance(instruction, DemandChanged):
             self._ask(instruction.function_id)
+        elif isinstance(instruction, Retried):
+            self.calls.retried(instruction)
         elif isinstance(instruction, CancelRunning):
             record = self.containers.get(instruction.container_id)
             if record is not None and record.stream is not None:
@@ -136,6 +154,8 @@ class Reconciler:
         record = self.containers.get(push.container_id)
         if record is None or record.stream is None:
             return  # its end is being reported; dispatch will requeue what it holds
+        if self.calls.durable.paged and push.inputs[0].call.kind == "spawn" and not self._is_loaded(push):
+            return
         heads: list[str] = []
         parts: list[bytes] = []
         for input_ in push.inputs:
@@ -147,6 +167,31 @@ class Reconciler:
                 parts.append(data)
         header = '{"t":"run","items":[' + ",".join(heads) + "]}"
         record.stream.send_raw(header.encode(), *parts)
+
+    def _is_loaded(self, push: Push) -> bool:
+        """Whether the arguments of all inputs are in memory; else they are read and pushed then."""
+        durable = self.calls.durable
+        durable.look_ahead(push.inputs[0])
+        if not any(type(input_.payload) is int for input_ in push.inputs):
+            return True
+        leases = [(input_, input_.attempt) for input_ in push.inputs]
+        durable.load(push.inputs, lambda: self._push_late(push.container_id, leases))
+        return False
+
+    def _push_late(self, container_id: str, leases: list[tuple[Input, int]]) -> None:
+        """What of it still has its lease."""
+        inputs = [
+            input_
+            for input_, attempt in leases
+            if input_.container is not None
+            and input_.container.container_id == container_id
+            and input_.attempt == attempt
+        ]
+        if inputs:
+            self._push(Push(container_id, inputs))
+        for input_ in inputs:
+            if input_.cancelling:  # the runner was asked to end it before it had it
+                self._apply_rare(CancelRunning(container_id, input_, input_.cancelling))
 
     def _arm(self, deadline: float) -> None:
         if self._timer is not None:
@@ -180,11 +225,20 @@ class Reconciler:
             self._withdraw(now, function_id)
             return
         decision = autoscaler.decide(now, self.dispatch.demand(now, function_id), state.options)
+        if decision.again and function_id not in self._asking_again:
+            self._asking_again.add(function_id)
+            self.loop.call_later(decision.again, self._ask_again, function_id)
         for container_id in decision.stop:
             self.apply(self.dispatch.drain(now, container_id, decision.reason))
+        if decision.start and function.spec.secrets and not self._has_secrets(now, function):
+            return
         if decision.start or function_id in self._wanting:
             self.scheduler.want(now, function_id, decision.start, request_of(function))
             (self._wanting.add if decision.start else self._wanting.discard)(function_id)
+
+    def _ask_again(self, function_id: str) -> None:
+        self._asking_again.discard(function_id)
+        self._ask(function_id)
 
     async def rounds(self) -> None:
         """The periodic look at everything: windows that passed, room that came free, delays that are over."""
@@ -269,13 +323,36 @@ class Reconciler:
     def _reject(self, now: float, function_id: str, reason: str, hint: str) -> None:
         """No node could ever hold it: waiting inputs fail and say why."""
         self._withdraw(now, function_id)
+        self._hopeless[function_id] = reason, hint
         self.apply(self.dispatch.reject_queued(now, function_id, reason, hint))
+
+    def refusal(self, function_id: str) -> tuple[str, str, bool] | None:
+        """Why a function gets no container: reason, hint, and whether that is for good."""
+        if function_id in self._hopeless:
+            return *self._hopeless[function_id], True
+        since, told = self._refusals.get(function_id, (0.0, ""))
+        return (told or "there is no room", "", False) if since else None
+
+    def forget_function(self, function_id: str) -> None:
+        self._withdraw(time.monotonic(), function_id)
+        self._hopeless.pop(function_id, None)
 
     def _withdraw(self, now: float, function_id: str) -> None:
         """It wants no more containers."""
         self.scheduler.want(now, function_id, 0, Request())
         self._wanting.discard(function_id)
         self._refusals.pop(function_id, None)
+
+    def _has_secrets(self, now: float, function: FunctionRecord) -> bool:
+        """Whether what the function names is there; else what waits for it fails before anything is started."""
+        if not self.vault.is_loaded:
+            if self._reading is None or self._reading.done():
+                self._reading = self.loop.create_task(self.vault.ready())
+            return False  # until the next round
+        problem = self.vault.problem(function.app.scope, function.spec)
+        if problem is not None:
+            self._reject(now, function.function_id, problem.message, problem.hint)
+        return problem is None
 
     def hold(self, now: float, reason: str) -> None:
         """Start no container any more, and give those there are nothing more to do: the server is to end."""
@@ -342,6 +419,11 @@ class Reconciler:
             return
         function = record.function
         app = function.app
+        try:
+            spec = self._with_secrets(function)
+        except Error as error:  # deleted since it was placed, or its key is lost
+            self._cannot_load(record, error.message, error.hint, b"")
+            return
         record.timeline.load_at = time.time()
         record.stream.send(
             Load(
@@ -349,9 +431,9 @@ class Reconciler:
                 app.name,
                 function.stable_id,
                 record.container_id,
-                function.spec,
-                {tag: other.stable_id for tag, other in app.functions.items()},
-                [tag for tag, other in app.functions.items() if other.spec.is_generator],
+                spec,
+                function.family.ids,
+                function.family.generators,
                 terminal=app.terminal,
                 environment=app.scope.environment,
             ),
@@ -369,23 +451,34 @@ class Reconciler:
         if len(payload) > INLINE_LIMIT_BYTES:
             payload = b""
         if not message.ok:
-            record.init_error = Result(payload, record.container_id, 0.0, 0.0)
-            record.reason = f"could not load `{record.function.spec.tag}`: {message.message}"
-            self.apply(
-                self.dispatch.container_gone(
-                    now,
-                    record.container_id,
-                    record.reason,
-                    fault="container",
-                    hint=message.hint,
-                    init_error=record.init_error,
-                )
-            )
-            self.loop.call_later(STREAM_GRACE, self._give_up, record)  # it ends by itself, unless it is hostile
+            self._cannot_load(record, message.message, message.hint, payload)
             return
         if record.move("ready"):
             self._tell(record)
             self.apply(self.dispatch.container_ready(now, record.container_id, slots_of(record.function.spec)))
+
+    def _with_secrets(self, function: FunctionRecord) -> FunctionSpec:
+        """Its spec as the runner gets it: the values of its secrets under its own environment, and no names."""
+        spec = function.spec
+        if not spec.secrets:
+            return spec
+        values = self.vault.values(function.app.scope, spec.secrets)
+        return dataclasses.replace(spec, env={**values, **spec.env}, secrets=[], secret_keys={})
+
+    def _cannot_load(self, record: ContainerRecord, message: str, hint: str, payload: bytes) -> None:
+        record.init_error = Result(payload, record.container_id, 0.0, 0.0)
+        record.reason = f"could not load `{record.function.spec.tag}`: {message}"
+        self.apply(
+            self.dispatch.container_gone(
+                time.monotonic(),
+                record.container_id,
+                record.reason,
+                fault="container",
+                hint=hint,
+                init_error=record.init_error,
+            )
+        )
+        self.loop.call_later(STREAM_GRACE, self._give_up, record)  # it ends by itself, unless it is hostile
 
     def runner_outputs(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> None:
         results = []
@@ -484,6 +577,7 @@ class Reconciler:
 
     def node_joined(self, node: Node) -> None:
         gpus = [(int(gpu["index"]), str(gpu["type"])) for gpu in node.machine.gpus]
+        self._hopeless.clear()
         self.scheduler.add_node(SchedulerNode(node.node_id, node.machine.cpus, node.machine.memory_mib, gpus))
         self.place(time.monotonic())
 
@@ -539,7 +633,7 @@ def _meter_row(record: ContainerRecord) -> dict[str, Any]:
     spec = record.function.spec
     return {
         "container_id": record.container_id,
-        "function_id": record.function.function_id,
+        "function_id": record.function.stable_id,
         "app_id": record.function.app.app_id,
         "node_id": record.node.node_id,
         "cpu": spec.cpu,

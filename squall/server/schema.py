@@ -20,7 +20,7 @@ from squall.exception import ConflictError, Error, VersionError
 SCHEMA_VERSION = 2
 MARKER = "store.json"
 HEADER = b"SQLite format 3\x00"
-CHECK_STEPS = 2_000_000
+CHECK_STEPS = 20_000_000
 """Of SQLite's machine, about two seconds: how long a database is looked over for damage when it is opened."""
 RESTORE_HINT = "restore it from a backup"
 
@@ -126,6 +126,19 @@ def _check_contents(path: Path, marker: Marker) -> None:
             raise ConflictError(f"cannot open the Store `{path}`: {error}", hint=_access_hint(path)) from None
     except sqlite3.DatabaseError as error:
         raise _foreign(path, marker, f"is damaged: {error}") from None
+
+
+def has_deployed_apps(path: Path) -> bool:
+    """Whether a database file has apps that were deployed, without loading what opens it. In doubt it has."""
+    import sqlite3
+
+    if not path.exists() or not path.stat().st_size:
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=2.0)) as connection:
+            return connection.execute("SELECT 1 FROM apps WHERE deployed LIMIT 1").fetchone() is not None
+    except sqlite3.Error as error:
+        return "no such" not in str(error)  # of a release without deployed apps
 
 
 def _access_hint(path: Path) -> str:

@@ -1,8 +1,8 @@
 """The Store's schema, as SQLAlchemy Core tables. Imported only by the writer thread (it costs 0.65 s).
 
-Times are seconds since the epoch. Who owns a table: apps, versions, functions -> `objects`; calls, inputs -> `calls`;
-containers -> `metering`; tokens, workspaces, environments -> `auth`; secrets -> `vault`; schedules -> `schedules`.
-Nobody else writes it. How a change here reaches Stores that exist: `migrations/__init__.py`.
+Times are seconds since the epoch. Who owns a table: apps, versions, functions -> `objects`; kept_apps -> `kept`; calls,
+keys, inputs -> `journal`; containers -> `metering`; tokens, workspaces, environments -> `auth`; secrets -> `vault`;
+schedules -> `schedules`. Nobody else writes it. How a change here reaches Stores that exist: `migrations/__init__.py`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,34 @@ apps = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("stopped_at", sa.Float),
     sa.Column("reason", Words),
+    sa.Column("workspace", sa.String(32), nullable=False, server_default="main"),
+    sa.Column("environment", sa.String(64), nullable=False, server_default="main"),
+    sa.Column("deployed", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("version", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("labels", sa.Text),
 )
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("app_id", sa.String(32), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("facts", sa.Text, nullable=False),
+    sa.Column("box", sa.LargeBinary),
+)
+"""`facts` are who, how and what, as JSON; `box` is the sealed definition, none once it is not kept."""
+
+kept_apps = sa.Table(
+    "kept_apps",
+    metadata,
+    sa.Column("app_id", sa.String(32), primary_key=True),
+    sa.Column("workspace", sa.String(32), nullable=False),
+    sa.Column("environment", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("box", sa.LargeBinary, nullable=False),
+)
+"""Apps that are running, with all that they are made from."""
 
 functions = sa.Table(
     "functions",
@@ -56,7 +83,11 @@ functions = sa.Table(
     sa.Column("app_id", sa.String(32), nullable=False, index=True),
     sa.Column("tag", sa.String(256), nullable=False),
     sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("root_id", sa.String(32)),
+    sa.Column("box", sa.LargeBinary),
+    sa.Column("override", sa.Text),
 )
+"""By what callers name. Of a variant, `root_id` is what it varies and `box` are its options and parameters, sealed."""
 
 calls = sa.Table(
     "calls",
@@ -65,22 +96,52 @@ calls = sa.Table(
     sa.Column("function_id", sa.String(32), nullable=False, index=True),
     sa.Column("app_id", sa.String(32), nullable=False),
     sa.Column("created_at", sa.Float, nullable=False, index=True),
+    sa.Column("workspace", sa.String(32), nullable=False, server_default="main"),
+    sa.Column("method", sa.String(256), nullable=False, server_default=""),
+    sa.Column("parent", sa.String(80), index=True),
+    sa.Column("cancelled_at", sa.Float),
 )
+"""`parent` is the input that made the call, in a container; none for those made by programs."""
+
+keys = sa.Table(
+    "keys",
+    metadata,
+    sa.Column("function_id", sa.String(32), primary_key=True),
+    sa.Column("key", sa.String(256), primary_key=True),
+    sa.Column("call_id", sa.String(32), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False, index=True),
+)
+"""Idempotency keys: which call was the first made under one, and what its arguments were."""
 
 inputs = sa.Table(
     "inputs",
     metadata,
-    sa.Column("call_id", sa.String(32), primary_key=True),
-    sa.Column("idx", sa.Integer, primary_key=True),
+    sa.Column("seq", LARGE, primary_key=True, autoincrement=False),
+    sa.Column("call_id", sa.String(32), nullable=False),
+    sa.Column("idx", sa.Integer, nullable=False),
     sa.Column("args", sa.LargeBinary),
     sa.Column("args_blob", sa.String(64)),
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("failures", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("infra_failures", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("not_before", sa.Float),
+    sa.Column("cancelled_at", sa.Float),
     sa.Column("status", sa.String(16)),
     sa.Column("result", sa.LargeBinary),
     sa.Column("result_blob", sa.String(64)),
     sa.Column("message", Words),
     sa.Column("hint", Words),
-    sa.Column("finished_at", sa.Float),
-    sqlite_with_rowid=False,
+    sa.Column("finished_at", sa.Float, index=True),
+    sa.UniqueConstraint("call_id", "idx", name="uq_inputs_of_call"),
+)
+"""`seq` is the order in which they were accepted, and a restart keeps it."""
+
+sa.Index(
+    "ix_inputs_unfinished",
+    inputs.c.seq,
+    sqlite_where=inputs.c.status.is_(None),
+    postgresql_where=inputs.c.status.is_(None),
 )
 
 containers = sa.Table(
@@ -145,3 +206,22 @@ secrets = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("updated_at", sa.Float, nullable=False),
 )
+
+schedules = sa.Table(
+    "schedules",
+    metadata,
+    sa.Column("schedule_id", sa.String(32), primary_key=True),
+    sa.Column("app_id", sa.String(32), nullable=False, index=True),
+    sa.Column("tag", sa.String(256), nullable=False),
+    sa.Column("method", sa.String(256), nullable=False),
+    sa.Column("rule", sa.Text, nullable=False),
+    sa.Column("began_at", sa.Float, nullable=False),
+    sa.Column("last", sa.Float, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("paused", sa.Boolean, nullable=False),
+    sa.Column("fired", sa.Integer, nullable=False),
+    sa.Column("skipped", sa.Integer, nullable=False),
+    sa.Column("running", sa.Text, nullable=False),
+    sa.Column("recent", sa.Text, nullable=False),
+)
+"""Everything until `last` is fired or left out; `running` and `recent` are JSON lists of at most 10."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 RING_LIMIT = 100_000
+CHILDREN_LIMIT = 10_000
 
 
 class InputTimeline(NamedTuple):
@@ -31,6 +32,10 @@ class InputTimeline(NamedTuple):
     finished_at: float
     done_at: float
     container_id: str
+    function_id: str = ""
+    """As its caller named it."""
+    place: tuple[str, str] = ("main", "main")
+    """Workspace and environment of its app."""
 
 
 @dataclass
@@ -50,12 +55,26 @@ class ContainerTimeline:
 class Timelines:
     def __init__(self) -> None:
         self.inputs: deque[InputTimeline] = deque(maxlen=RING_LIMIT)
+        self.children: dict[str, list[tuple[int, str, str]]] = {}
+        """Call id -> what its inputs called: idx, call id and function; the newest CHILDREN_LIMIT calls."""
+
+    def add_child(self, parent: str, call_id: str, function: str) -> None:
+        """An input, `in-<call>-<idx>`, has made a call. What is no input's id is ignored."""
+        body, _, idx = parent[3:].rpartition("-")
+        if not parent.startswith("in-") or not body or not idx.isdigit():
+            return
+        made = self.children.setdefault(f"fc-{body}", [])
+        if len(made) < CHILDREN_LIMIT:
+            made.append((int(idx), call_id, function))
+        if len(self.children) > CHILDREN_LIMIT:
+            del self.children[next(iter(self.children))]
 
     def of_call(self, call_id: str) -> list[InputTimeline]:
         return sorted((t for t in self.inputs if t.call_id == call_id), key=lambda t: t.idx)
 
-    def latest(self) -> str:
-        return self.inputs[-1].call_id if self.inputs else ""
+    def latest(self, place: tuple[str, str]) -> str:
+        """The call whose input ended last, of those in a workspace and environment."""
+        return next((timeline.call_id for timeline in reversed(self.inputs) if timeline.place == place), "")
 
 
 def parse_call(ref: str) -> tuple[str, int | None]:

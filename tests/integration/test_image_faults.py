@@ -16,7 +16,7 @@ import pytest
 import squall
 from squall.client import Client
 from squall.exception import BuildError, ResourceExhaustedError
-from squall.protocol.messages import PruneImages
+from squall.protocol.requests import PruneImages
 from tests.conftest import Debian, wait_until
 from tests.integration.conftest import DEBIAN_PYTHON, own_home
 from tests.integration.support import Heard, Outcome, content, inits, layers_in, pid_of

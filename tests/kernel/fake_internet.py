@@ -110,7 +110,7 @@ def answer_to(asked: bytes, query_id: int | None = None) -> bytes:
     return head + struct.pack("!HHHHH", 0x8180, 1, 1, 0, 0) + asked[12:] + record
 
 
-def ask_by_udp(server: str, asked: bytes, timeout: float = 3.0) -> bytes | None:
+def ask_by_udp(server: str, asked: bytes, timeout: float = 15.0) -> bytes | None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
         asker.settimeout(timeout)
         try:
@@ -122,7 +122,7 @@ def ask_by_udp(server: str, asked: bytes, timeout: float = 3.0) -> bytes | None:
 
 
 def ask_by_tcp(server: str, asked: bytes) -> bytes:
-    with socket.create_connection((server, 53), 3.0) as connection:
+    with socket.create_connection((server, 53), 15.0) as connection:
         connection.sendall(struct.pack("!H", len(asked)) + asked)
         with connection.makefile("rb") as answers:
             (length,) = struct.unpack("!H", answers.read(2))
