@@ -143,6 +143,7 @@ NOUNS = {
             _field("APP", "app_id"),
             _field("NAME", "name"),
             _field("STATE", "state"),
+            _field("VERSION", "version"),
             _field("CONTAINERS", "containers"),
             _age("CREATED", "created_at"),
             _age("STOPPED", "stopped_at"),
@@ -273,7 +274,7 @@ def complete(noun: str) -> Callable[[click.Context, click.Parameter, str], list[
 
 @click.group(cls=Group)
 def app() -> None:
-    """Apps: list, follow, stop."""
+    """Apps: list, info, history, logs, stats, rollback, rollover, stop."""
 
 
 @app.command("list")
