@@ -145,6 +145,7 @@ NOUNS = {
             _field("STATE", "state"),
             _field("VERSION", "version"),
             _field("CONTAINERS", "containers"),
+            Column("NEXT FIRING", lambda row: until(row.get("next_firing_at"))),
             _age("CREATED", "created_at"),
             _age("STOPPED", "stopped_at"),
             _field("REASON", "reason"),

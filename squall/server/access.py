@@ -96,11 +96,15 @@ class Access:
         await self.auth.ready()
         await self.vault.ready()
 
-    async def listen(self) -> None:
-        """Open the door, once it is known who may come in."""
+    def bind(self) -> None:
+        """Take the address to listen at, before anything is started that would have to be ended again."""
         config = self.server.config
-        await self.ready()
         self.door.open(config.listen, config.tls_cert, config.tls_key)
+
+    async def listen(self) -> None:
+        """Open the door, now that the Store can say who may come in."""
+        await self.ready()
+        self.door.start()
         log.info("listening", at=self.url())
         if self.door.tls is None and not all(map(_is_loopback, self.door.addresses)):
             log.warning("tokens and values travel unencrypted: set `tls_cert` and `tls_key`, or put a proxy in front")
@@ -160,7 +164,8 @@ class Access:
         if peer is not None and token is not None and visitor is not None:
             peer.is_admin, peer.token_id, peer.remote = token.is_admin, token.token_id, visitor.address
             self._silent[peer] = (0, 0)
-        stream.send(Welcome(self.server.server_id, pid=os.getpid(), heartbeat=heartbeat, re=message.id))
+        stays = self.server.stays
+        stream.send(Welcome(self.server.server_id, pid=os.getpid(), heartbeat=heartbeat, stays=stays, re=message.id))
 
     def _scope_of(self, message: Hello, token: Token | None) -> Scope:
         if token is not None and message.workspace not in ("", token.workspace):
@@ -254,7 +259,7 @@ class Access:
                 "pid": os.getpid(),
                 "started_at": server.started_at,
                 "stays": server.stays,
-                "listens": self.url(),
+                "listens": self.url() if self.auth.is_loaded else "",
                 "draining": server.draining,
                 "connections": len(server.peers),
                 "workspace": peer.scope.workspace,

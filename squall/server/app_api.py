@@ -130,6 +130,7 @@ class AppApi:
             "labels": app.labels,
             "functions": len(app.functions),
             "containers": sum(1 for record in containers if record.function.app is app),
+            "next_firing_at": self.server.firings.next_of(app),
         }
 
     def function_rows(self, peer: Peer, ref: str) -> list[dict[str, Any]]:

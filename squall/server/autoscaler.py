@@ -7,8 +7,9 @@ and a container that stops does so through `Dispatch.drain`, which loses no inpu
 Up, at once: a slot for each waiting or running input, so from zero at the first input; plus `buffer_containers` while
 anything is going on; within `min_containers` and `max_containers`. Of a function that has told nothing yet a few
 containers start first, as a flood of tiny inputs needs no more; the others follow within PROBE_S at the latest. A
-container that is still draining counts against `max_containers`. Two brakes: what a new container would earn must be more than what its start costs (`_useful`), and
-a function whose containers die at the start gets one at a time, after the delay that dispatch imposed.
+container that is still draining counts against `max_containers`. Two brakes: what a new container would earn must be
+more than what its start costs (`_useful`), and a function whose containers die at the start gets one at a time, after
+the delay that dispatch imposed.
 
 Down: a container idle for `scaledown_window`, longest idle first, never below what the rule above asks for.
 
