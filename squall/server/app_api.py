@@ -62,12 +62,11 @@ class AppApi:
         )
 
     async def lookup_app(self, peer: Peer, message: LookupApp) -> None:
-        scope = scope_of(peer, message.environment)
         if message.create:
-            app = await self.server.deploys.create(message.app, scope)
+            app = await self.server.deploys.create(message.app, await self._place(peer, message.environment))
         else:
             await self.objects.recall()
-            app = self.objects.find_app(message.app, scope)
+            app = self._find(peer, message.app, message.environment)
         data = {"app_id": app.app_id, "name": app.name, "state": app.state, "version": app.version}
         peer.reply(message.id, {**data, "labels": app.labels})
 
@@ -75,8 +74,15 @@ class AppApi:
 
     async def deploy(self, peer: Peer, message: DeployApp) -> None:
         self.server.check_deploy(peer, message)
-        scope = scope_of(peer, message.environment)
-        peer.reply(message.id, await self.server.deploys.deploy(peer, message, scope))
+        place = await self._place(peer, message.environment)
+        peer.reply(message.id, await self.server.deploys.deploy(peer, message, place))
+
+    async def _place(self, peer: Peer, environment: str) -> Scope:
+        """Where something shall be made. Raises NotFoundError for an environment that there is not."""
+        if environment:
+            await self.server.access.ready()
+            return self.server.access.auth.scope(peer.scope.workspace, environment)
+        return peer.scope
 
     async def redeploy(self, peer: Peer, message: RedeployApp) -> None:
         app = self.objects.deployed_or_raise(message.app, scope_of(peer, message.environment))
