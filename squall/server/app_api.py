@@ -62,11 +62,13 @@ class AppApi:
         )
 
     async def lookup_app(self, peer: Peer, message: LookupApp) -> None:
+        scope = scope_of(peer, message.environment)
         if message.create:
-            app = await self.server.deploys.create(message.app, await self._place(peer, message.environment))
+            await self.server.access.check_place(scope)
+            app = await self.server.deploys.create(message.app, scope)
         else:
             await self.objects.recall()
-            app = self._find(peer, message.app, message.environment)
+            app = self.objects.find_app(message.app, scope)
         data = {"app_id": app.app_id, "name": app.name, "state": app.state, "version": app.version}
         peer.reply(message.id, {**data, "labels": app.labels})
 
@@ -74,15 +76,9 @@ class AppApi:
 
     async def deploy(self, peer: Peer, message: DeployApp) -> None:
         self.server.check_deploy(peer, message)
-        place = await self._place(peer, message.environment)
-        peer.reply(message.id, await self.server.deploys.deploy(peer, message, place))
-
-    async def _place(self, peer: Peer, environment: str) -> Scope:
-        """Where something shall be made. Raises NotFoundError for an environment that there is not."""
-        if environment:
-            await self.server.access.ready()
-            return self.server.access.auth.scope(peer.scope.workspace, environment)
-        return peer.scope
+        scope = scope_of(peer, message.environment)
+        await self.server.access.check_place(scope)
+        peer.reply(message.id, await self.server.deploys.deploy(peer, message, scope))
 
     async def redeploy(self, peer: Peer, message: RedeployApp) -> None:
         app = self.objects.deployed_or_raise(message.app, scope_of(peer, message.environment))
