@@ -76,6 +76,20 @@ def test_output_of_a_call_of_an_earlier_server_is_not_passed_off_as_none(home: P
             call.logs.tail()
 
 
+def test_who_follows_logs_goes_on_with_the_next_server(home: Path) -> None:
+    with durable.app.run(detach=True, output=Kept()):
+        call = durable.one_by_one.spawn_map([0.2] * 40, range(40))
+        seen: list[str] = []
+        for entry in durable.app.logs.stream(timeout=60):
+            seen.append(entry.message)
+            if len(seen) == 5:
+                kill_server(home)
+            if entry.message == "ran 39":
+                break
+        assert {f"ran {n}" for n in range(40)} <= set(seen)
+        assert call.get(timeout=60, index=39) == 39
+
+
 def test_a_wait_between_retries_and_the_tries_left_survive_a_restart(home: Path) -> None:
     with durable.app.run(detach=True, output=Kept()):
         call = durable.stubborn.spawn(7)
