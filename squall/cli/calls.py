@@ -14,7 +14,7 @@ import click
 from squall.call import FunctionCall
 from squall.cli.logs import Printer, log_options
 from squall.cli.main import Group
-from squall.cli.manage import ask, connect, json_option, print_json, show_list
+from squall.cli.manage import ask, cells, connect, json_option, print_json, show_list
 from squall.exception import InvalidError, OutputTimeoutError
 from squall.protocol.messages import CancelCall, GetCall
 from squall.protocol.requests import GetCallGraph
@@ -63,33 +63,44 @@ def call_get(call_id: str, index: int, timeout: float | None) -> None:
     click.echo(value if isinstance(value, str) else repr(value))
 
 
-@call.command("graph")
-@click.argument("call_id", metavar="CALL")
-@json_option
-def call_graph(call_id: str, as_json: bool) -> None:
-    """Show what a spawned call has called, and what that has called, as far as it is known."""
-    data = ask(connect().link, GetCallGraph(checked(call_id)))
-    if as_json:
-        print_json(data)
-        return
-    below: dict[str, list[dict[str, Any]]] = {}
-    for row in data["inputs"]:
-        below.setdefault(row["parent"], []).append(row)
-    waiting = [(row, 0) for row in reversed(below.get("", []))]
-    while waiting:
-        row, depth = waiting.pop()
-        click.echo(f"{'  ' * depth}{row['function']} {row['status']} {row['input_id']} {row['container_id']}".rstrip())
-        waiting += [(child, depth + 1) for child in reversed(below.get(row["input_id"], []))]
-    if data["truncated"]:
-        click.echo("there is more of it", err=True)
-
-
 @call.command("logs")
 @click.argument("call_id", metavar="CALL")
 @log_options
 def call_logs(call_id: str, printer: Printer) -> None:
     """Print what was written while a call ran, where it ran. CALL is the id of a call or of an input."""
     printer.show(connect(), call=call_id)
+
+
+@call.command("graph")
+@click.argument("call_id", metavar="CALL")
+@json_option
+def call_graph(call_id: str, as_json: bool) -> None:
+    """Show what the inputs of a spawned call have called, and so on down, as far as it is remembered."""
+    data = ask(connect().link, GetCallGraph(checked(call_id)))
+    if as_json:
+        print_json(data)
+        return
+    for line in graph_lines(data["inputs"]):
+        click.echo(line)
+    if data["truncated"]:
+        click.echo("there is more than is shown", err=True)
+
+
+def graph_lines(inputs: list[dict[str, Any]]) -> list[str]:
+    """A line for each input, below the one that called it and further to the right."""
+    below: dict[str, list[dict[str, Any]]] = {}
+    known = {row["input_id"] for row in inputs}
+    for row in inputs:
+        below.setdefault(row["parent"] if row["parent"] in known else "", []).append(row)
+    lines: list[str] = []
+    pending = [(row, 0) for row in reversed(below.get("", []))]
+    while pending:
+        row, depth = pending.pop()
+        lines.append(
+            f"{'  ' * depth}{cells(row['function'])}  {row['status']}  {row['input_id']}  {row['container_id']}"
+        )
+        pending += [(one, depth + 1) for one in reversed(below.pop(row["input_id"], []))]
+    return [line.rstrip() for line in lines]
 
 
 @call.command("cancel")

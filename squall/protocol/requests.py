@@ -171,6 +171,7 @@ class ReadLogs(Message):
     """
 
     TAG = "read_logs"
+    IS_REPEATABLE = True
     app: str = ""
     function: str = ""
     container_id: str = ""
