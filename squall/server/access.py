@@ -99,6 +99,12 @@ class Access:
         await self.auth.ready()
         await self.vault.ready()
 
+    async def check_place(self, scope: Scope) -> None:
+        """Raise NotFoundError unless the place exists: what is made there must be found again."""
+        if scope != Scope():
+            await self.auth.ready()
+            self.auth.scope(*scope)
+
     def bind(self) -> None:
         """Take the address to listen at, before anything is started that would have to be ended again."""
         config = self.server.config
