@@ -702,6 +702,8 @@ def _start_server(settings: Config, *arguments: str) -> socket.socket:
     import fcntl
 
     path = str(settings.socket_path)
+    if not arguments and (sock := _await_successor(settings, path)) is not None:
+        return sock
     for directory in (settings.home, settings.run_dir, settings.state_dir):
         _make_directory(str(directory))
     lock = os.open(str(settings.run_dir / "start.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -719,6 +721,23 @@ def _start_server(settings: Config, *arguments: str) -> socket.socket:
         return sock if sock is not None else _launch(settings, path, deadline, arguments)
     finally:
         os.close(lock)
+
+
+def _await_successor(settings: Config, path: str) -> socket.socket | None:
+    """Wait for the server of `squall up` where it was killed and somebody, such as systemd, starts it again: one of our
+    own in its place would keep it from coming back. None where there is no such server."""
+    deadline = time.monotonic() + settings.start_timeout
+    while os.path.exists(str(settings.run_dir / "stays")):
+        if (sock := _try_connect(path)) is not None:
+            return sock
+        if time.monotonic() > deadline:
+            raise ServiceError(
+                f"the server that `squall up` started for `{settings.home}` is gone, and did not come back within "
+                f"{settings.start_timeout:g} s",
+                hint="start it with `squall up`; after `squall down` programs start one of their own",
+            )
+        time.sleep(0.02)
+    return None
 
 
 def _make_directory(path: str) -> None:
