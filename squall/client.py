@@ -176,21 +176,19 @@ class Client:
         from squall import config as configs  # pathlib, which it needs, would double the SDK's own import time
 
         settings = config or configs.load()
-        sock = _connect_elsewhere(settings) if settings.server else _try_connect(str(settings.socket_path))
-        if sock is None:
-            if not autostart:
-                raise ServiceError(
-                    f"no server listens at `{settings.socket_path}`",
-                    hint="`squall run` and `app.run()` start one by themselves",
-                )
-            sock = _start_server(settings)
-        client = Client(sock)
-        client._settings, client._autostart = settings, autostart
-        try:
-            client._greet()
-        except BaseException:
-            client.close()
-            raise
+        deadline = time.monotonic() + CONNECT_TIMEOUT
+        while True:
+            client = Client(_find_server(settings, autostart))
+            client._settings, client._autostart = settings, autostart
+            try:
+                client._greet()
+                break
+            except BaseException as error:
+                was_ending = isinstance(error, ServiceError) and client._welcome is not None and client.link.closed
+                client.close()
+                if not was_ending or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)  # it ended when we came: another follows, or nobody listens any more
         client.link.on_lost = client._on_lost
         client.link.start_background()
         return client
@@ -668,6 +666,18 @@ def current_function_call_id() -> str | None:
 
 
 # ---- starting a server ------------------------------------------------------------------------------------------
+
+
+def _find_server(settings: Config, autostart: bool) -> socket.socket:
+    sock = _connect_elsewhere(settings) if settings.server else _try_connect(str(settings.socket_path))
+    if sock is not None:
+        return sock
+    if not autostart:
+        raise ServiceError(
+            f"no server listens at `{settings.socket_path}`",
+            hint="`squall run` and `app.run()` start one by themselves",
+        )
+    return _start_server(settings)
 
 
 def _connect_elsewhere(settings: Config) -> socket.socket:
