@@ -53,7 +53,7 @@ def test_program_that_waited_in_vain_is_told_what_to_do(home: Path, monkeypatch:
     up()
     kill_server(home)
     monkeypatch.setenv("SQUALL_START_TIMEOUT", "0.3")
-    with pytest.raises(ServiceError, match="`squall up` started for .* is gone") as raised:
+    with pytest.raises(ServiceError, match="`squall up` started for") as raised:
         Client.connect()
     assert "squall down" in raised.value.hint
     monkeypatch.delenv("SQUALL_START_TIMEOUT")

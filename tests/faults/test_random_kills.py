@@ -152,6 +152,7 @@ class Chaos:
     def _kill_one(self) -> None:
         bodies: dict[str, Callable[[], bool]] = {
             "server": lambda: kill(pid_of(self.home, "server")),
+            "restart": lambda: kill(pid_of(self.home, "server"), signal.SIGTERM),
             "agent": lambda: kill(pid_of(self.home, "node")),
             "zygote": lambda: kill(self._one_of(self._zygotes())),
             "container": lambda: kill(self._one_of(self._in_containers())),
@@ -181,12 +182,12 @@ class Chaos:
                     self.firings.setdefault(one["at"], set()).add(one.get("call_id", ""))
 
 
-def kill(pid: int) -> bool:
-    """Kill -9; False when there was nobody."""
+def kill(pid: int, signum: int = signal.SIGKILL) -> bool:
+    """Wait until it is gone; False when there was nobody."""
     if not pid:
         return False
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signum)
         wait_until(lambda: not is_alive(pid), f"{pid} is gone")
         return True
     return False
@@ -307,6 +308,7 @@ def test_nothing_acknowledged_is_lost_or_done_twice_whatever_is_killed(
         finally:
             programs.end()
         lines = programs.lines()
+        assert "error:" not in supervisor.log.read_text(), "something kept the server from coming back"
         check_calls(lines)
         results = check_spawned(lines)
         end_schedule()
