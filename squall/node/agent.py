@@ -33,7 +33,7 @@ from squall.node.layers import Damaged, total_size
 from squall.node.native import NativeRuntime
 from squall.node.network import Network
 from squall.node.runtime import Container, ContainerIO, Exit, Runtime
-from squall.protocol.images import image_id_of, settings_of
+from squall.protocol.images import build_id_of, settings_of
 from squall.protocol.messages import (
     BuildDone,
     BuildImage,
@@ -386,7 +386,7 @@ class Agent:
     # -- images
 
     async def _build(self, message: BuildImage) -> None:
-        image_id = image_id_of(message.image.steps)
+        image_id = build_id_of(message.image)
         done = BuildDone(image_id)
         try:
             if self.builder is None:

@@ -29,7 +29,7 @@ from squall.node.layers import Layer, Layers, total_size
 from squall.node.native import NativeRuntime
 from squall.node.runtime import Build, Exit
 from squall.node.sources import unpack
-from squall.protocol.images import Settings, check_image, check_secrets, image_id_of, layer_keys, title_of
+from squall.protocol.images import Settings, build_id_of, check_image, check_secrets, layer_keys, title_of
 from squall.protocol.messages import BuildOutput, ContainerSpec, ImageSpec, ImageStep, Message, new_id
 
 OUTPUT_CHUNK_BYTES = 1 << 16
@@ -39,6 +39,7 @@ FREE_BYTES = 256 << 20
 """Disk that a build leaves free."""
 WATCH_INTERVAL = 0.5
 PARALLEL_BUILDS = 4
+MAIN = "main"
 Send = Callable[[Message, bytes], None]
 ReadBlob = Callable[[str], Awaitable[bytes]]
 
@@ -101,10 +102,10 @@ class Builder:
         """Build what is missing of an image. Each layer, lowest first, and whether it was made just now."""
         check_image(image)
         check_secrets(image, secrets or {})
-        image_id = image_id_of(image.steps)
+        image_id = build_id_of(image)
         made: list[tuple[Layer, bool]] = []
         settings = Settings()
-        keys = list(layer_keys(image.steps))
+        keys = list(layer_keys(image))
         forced = False
         held: list[Layer] = []
         try:
@@ -127,9 +128,9 @@ class Builder:
 
     async def _warm(self, image: ImageSpec) -> None:
         try:
-            await self.runtime.warm(image)
+            await self.runtime.warm(image, image.workspace or MAIN)
         except Error as error:  # the first container will say the same
-            _log.warning("an image could not be warmed", image=image_id_of(image.steps), error=error.message)
+            _log.warning("an image could not be warmed", image=build_id_of(image), error=error.message)
 
     def cancel(self, image_id: str, reason: str) -> None:
         """Nobody waits for this image any more: end what is built for it alone."""
@@ -150,7 +151,7 @@ class Builder:
     async def verify(self, image: ImageSpec) -> list[Layer]:
         """Compare every byte of an image with what was built; the damaged layers, which are taken out."""
         damaged = []
-        for key, _ in layer_keys(image.steps):
+        for key, _ in layer_keys(image):
             layer = self.layers.find(key)
             if layer is None or not layer.settled:
                 continue
@@ -279,7 +280,9 @@ class Builder:
     async def _run_container(
         self, work: _Work, recipe: recipes.Recipe, building: Path, inputs: Path, output: _Output
     ) -> Exit:
-        spec = ContainerSpec(new_id("bd"), cpu=float(os.cpu_count() or 1), memory_mib=1024)
+        spec = ContainerSpec(
+            new_id("bd"), work.image.workspace or MAIN, cpu=float(os.cpu_count() or 1), memory_mib=1024
+        )
         root, mounts = self._root(work, recipe, inputs, spec.workspace)
         wanted = building / "tree"
 

@@ -123,12 +123,12 @@ class Layers:
         return [layer for layer in self.all() if not layer.settled]
 
     def has(self, image: ImageSpec) -> bool:
-        return all(key in self._by_key for key, _ in layer_keys(image.steps))
+        return all(key in self._by_key for key, _ in layer_keys(image))
 
     def resolve(self, image: ImageSpec) -> tuple[Layer, ...]:
         """The layers of an image, the topmost first. Raises NotFoundError when one is missing."""
         found = []
-        for key, _ in layer_keys(image.steps):
+        for key, _ in layer_keys(image):
             layer = self._by_key.get(key)
             if layer is None:
                 raise NotFoundError(f"image `{image.image_id}` lacks its layer `{key}` on this node")

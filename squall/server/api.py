@@ -306,13 +306,13 @@ class Api:
 
     def get_image(self, peer: Peer, message: GetImage, payload: bytes) -> None:
         builds = self.server.builds
-        peer.reply(message.id, builds.row(builds.find(message.image_id)))
+        peer.reply(message.id, builds.row(builds.find(message.image_id, peer.scope.workspace)))
 
     async def prune_images(self, peer: Peer, message: PruneImages) -> None:
-        peer.reply(message.id, await self.server.builds.prune(message))
+        peer.reply(message.id, await self.server.builds.prune(message, peer.scope.workspace))
 
     async def verify_image(self, peer: Peer, message: VerifyImage) -> None:
-        peer.reply(message.id, await self.server.builds.verify(message.image.image_id))
+        peer.reply(message.id, await self.server.builds.verify(message.image.image_id, peer.scope.workspace))
 
     # -- schedules
 
@@ -402,9 +402,17 @@ class Api:
 
     def stop_container(self, peer: Peer, message: StopContainer, payload: bytes) -> None:
         reason = message.reason or "stopped by the operator"
-        if not self.server.reconciler.stop_container(message.container_id, message.grace, reason, by_operator=True):
+        record = self._container(peer, message.container_id)
+        if not self.server.reconciler.stop_container(record.container_id, message.grace, reason, by_operator=True):
             raise no_container(message.container_id)
         peer.reply(message.id)
+
+    def _container(self, peer: Peer, container_id: str) -> ContainerRecord:
+        """One of the asker's workspace: an id is no permission, as it is in logs, lists and traces."""
+        record = self.server.reconciler.containers.get(container_id)
+        if record is None or record.function.app.scope.workspace != peer.scope.workspace:
+            raise no_container(container_id)
+        return record
 
     def kill_container(self, record: ContainerRecord, reason: str) -> None:
         """End it at once, for the user's own sake: what runs in it is not tried again."""
@@ -417,8 +425,8 @@ class Api:
         self.server.reconciler.stop_container(record.container_id, 0.0, reason)
 
     def start_exec(self, peer: Peer, message: StartExec, payload: bytes) -> None:
-        record = self.server.reconciler.containers.get(message.container_id)
-        if record is None or record.state not in ("starting", "ready", "draining"):
+        record = self._container(peer, message.container_id)
+        if record.state not in ("starting", "ready", "draining"):
             raise no_container(message.container_id)
         if not message.argv or not message.argv[0] or any("\0" in word for word in message.argv):
             raise InvalidError("an exec needs a command, and words without NUL characters")
@@ -466,9 +474,9 @@ class Api:
             "apps": lambda _: self._apps(peer, message),
             "containers": lambda _: self._containers(peer, message),
             "functions": lambda _: self.apps.function_rows(peer, message.app),
-            "calls": self._calls,
+            "calls": lambda _: self._calls(peer),
             "nodes": lambda _: self.server.nodes.inventory(),
-            "images": lambda _: self.server.builds.rows(),
+            "images": lambda _: self.server.builds.rows(peer.scope.workspace),
             "schedules": lambda asked: self._schedules(peer, asked),
         }
         rows = makers.get(message.kind)
@@ -518,9 +526,11 @@ class Api:
             )
         return rows
 
-    def _calls(self, message: ListObjects) -> list[dict[str, Any]]:
+    def _calls(self, peer: Peer) -> list[dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         for timeline in self.server.timelines.inputs:
+            if timeline.scope != peer.scope:
+                continue
             row = found.setdefault(
                 timeline.call_id,
                 {
@@ -539,8 +549,9 @@ class Api:
 
     def get_trace(self, peer: Peer, message: GetTrace, payload: bytes) -> None:
         timelines = self.server.timelines
-        call_id, idx = parse_call(message.call or timelines.latest())
+        call_id, idx = parse_call(message.call or timelines.latest(peer.scope))
         inputs = [t for t in timelines.of_call(call_id) if idx is None or t.idx == idx]
+        inputs = [t for t in inputs if t.scope[0] == peer.scope.workspace]
         if not inputs:
             what = f"call `{message.call[:80]}`" if message.call else "any call"
             raise NotFoundError(f"no timeline of {what}", hint="timelines are kept while the server runs")

@@ -20,7 +20,7 @@ from typing import Any
 
 from squall._observe import Logger
 from squall.exception import ConflictError, Error, InvalidError, NotFoundError, ServiceError, from_wire
-from squall.protocol.images import check_image, check_secrets, image_id_of, layer_keys
+from squall.protocol.images import build_id_of, check_image, check_secrets, image_id_of, layer_keys
 from squall.protocol.messages import (
     BuildDone,
     BuildImage,
@@ -44,6 +44,7 @@ NODE_TRIES = 3
 """Times a build is begun when the node that builds is lost."""
 RECIPE_LIMIT_BYTES = 1 << 20
 KEPT_IMAGES = 1000
+KEPT_FAILURES = 200
 
 log = Logger("server")
 
@@ -51,6 +52,7 @@ log = Logger("server")
 @dataclass(eq=False)
 class ImageRecord:
     image_id: str
+    """As its workspace knows it."""
     image: ImageSpec
     created_at: float = 0.0
     used_at: float = 0.0
@@ -61,6 +63,11 @@ class ImageRecord:
     """Connections that wait for its build."""
     node: Node | None = None
     done: asyncio.Future[BuildDone] | None = None
+
+    @property
+    def build_id(self) -> str:
+        """As this server and its nodes know it."""
+        return build_id_of(self.image)
 
     @property
     def state(self) -> str:
@@ -78,8 +85,9 @@ class Builds:
         self.sizes: dict[str, int] = {}
         """Bytes of each layer, by its key, as the node last said."""
         self.images: dict[str, ImageRecord] = {}
+        """By build id."""
         self.in_use: Callable[[], set[str]] = set
-        """Set by `main`: ids of images that functions of running apps name."""
+        """Set by `main`: build ids of images that functions of running apps name."""
         self._asked: deque[asyncio.Future[Pruned]] = deque()
         """What the node was asked to prune and verify: it answers in order."""
         self._sending: set[asyncio.Future[Any]] = set()
@@ -89,6 +97,7 @@ class Builds:
 
     async def build(self, peer: Any, message: BuildImage) -> dict[str, Any]:
         """Have the image built, or find that it is; `Reply.data` of `BuildImage`."""
+        message.image.workspace = own_name(peer.scope.workspace)
         record = self._record(message.image)
         check_secrets(message.image, message.secrets)
         record.image = message.image
@@ -113,11 +122,18 @@ class Builds:
         missing = [step.blob for step in image.steps if step.blob and not self.blobs.has(step.blob)]
         if missing:
             raise NotFoundError(f"build an image: its files `{missing[0]}` were not uploaded")
-        image_id = image_id_of(image.steps)
-        record = self.images.get(image_id)
+        record = self.images.get(build_id_of(image))
         if record is None:
-            record = self.images[image_id] = ImageRecord(image_id, image, time.time())
+            self._forget_failed()
+            record = self.images[build_id_of(image)] = ImageRecord(image_id_of(image.steps), image, time.time())
         return record
+
+    def _forget_failed(self) -> None:
+        """Of recipes that never came to an image only so many are remembered: anybody may send any number."""
+        records = self.images.items()
+        failed = [build_id for build_id, record in records if record.state == "failed" and not record.waiting]
+        for build_id in failed[: max(0, len(failed) + 1 - KEPT_FAILURES)]:
+            del self.images[build_id]
 
     def _begin(self, record: ImageRecord, secrets: dict[str, dict[str, str]]) -> asyncio.Future[BuildDone]:
         """Start a build. Its future ends with its node's answer, or with that node."""
@@ -143,7 +159,7 @@ class Builds:
     def _ended(self, record: ImageRecord, done: asyncio.Future[BuildDone]) -> None:
         if record.done is done:
             record.done, record.node = None, None
-        self.logs.close_app(record.image_id)
+        self.logs.close_app(record.build_id)
         result = done.result()
         if result.code:
             record.error = result.message
@@ -156,34 +172,36 @@ class Builds:
 
     # -- removing
 
-    async def prune(self, message: PruneImages) -> dict[str, Any]:
-        """Forget images that are not in use, and have the node remove the layers that no other image has."""
-        ids = [self.find(message.image_id).image_id] if message.image_id else list(self.images)
+    async def prune(self, message: PruneImages, workspace: str) -> dict[str, Any]:
+        """Forget images of a workspace that are not in use, and have the node remove the layers that no other has."""
+        ids = [self.find(message.image_id, workspace).build_id] if message.image_id else list(self._of(workspace))
         used = self._used()
         if message.image_id and ids[0] in used:
-            raise ConflictError(f"image `{ids[0]}` is in use", hint="stop the apps that run on it: `squall app list`")
+            known_as = self.images[ids[0]].image_id
+            raise ConflictError(f"image `{known_as}` is in use", hint="stop the apps that run on it: `squall app list`")
         now = time.time()
         gone = [
-            image_id for image_id in ids
-            if image_id not in used and now - self.images[image_id].used_at >= message.older_than
+            build_id for build_id in ids
+            if build_id not in used and now - self.images[build_id].used_at >= message.older_than
         ]  # fmt: skip
+        shown = [self.images[build_id].image_id for build_id in gone]
         pruned = await self._forget(gone)
-        return {"images": gone, "size_bytes": pruned.size_bytes}
+        return {"images": shown, "size_bytes": pruned.size_bytes}
 
-    async def _forget(self, image_ids: list[str]) -> Pruned:
-        for image_id in image_ids:
-            del self.images[image_id]
-            self._path(image_id).unlink(missing_ok=True)
-            self.logs.remove(image_id)
-        keep = {key for record in self.images.values() for key, _ in layer_keys(record.image.steps)}
+    async def _forget(self, build_ids: list[str]) -> Pruned:
+        for build_id in build_ids:
+            del self.images[build_id]
+            self._path(build_id).unlink(missing_ok=True)
+            self.logs.remove(build_id)
+        keep = {key for record in self.images.values() for key, _ in layer_keys(record.image)}
         return await self._ask(PruneImages(keep=sorted(keep)))
 
     def _used(self) -> set[str]:
-        return self.in_use() | {record.image_id for record in self.images.values() if record.done is not None}
+        return self.in_use() | {record.build_id for record in self.images.values() if record.done is not None}
 
-    async def verify(self, image_id: str) -> dict[str, Any]:
+    async def verify(self, image_id: str, workspace: str) -> dict[str, Any]:
         """Have the node compare an image with what was built."""
-        record = self.find(image_id)
+        record = self.find(image_id, workspace)
         return {"damaged": (await self._ask(VerifyImage(record.image))).titles}
 
     async def _ask(self, message: PruneImages | VerifyImage) -> Pruned:
@@ -210,8 +228,8 @@ class Builds:
             return
         used, gone = self._used(), []
         for record in sorted(self.images.values(), key=lambda record: record.used_at):
-            if excess > 0 and record.image_id not in used:
-                gone.append(record.image_id)
+            if excess > 0 and record.build_id not in used:
+                gone.append(record.build_id)
                 excess -= self._own_bytes(record, set(gone))
         if gone:
             log.info("images are removed, as layers take more than they may", images=gone)
@@ -222,12 +240,9 @@ class Builds:
     def _own_bytes(self, record: ImageRecord, gone: set[str]) -> int:
         """What goes with an image, when those of `gone` have gone."""
         others = {
-            key
-            for other in self.images.values()
-            if other.image_id not in gone
-            for key, _ in layer_keys(other.image.steps)
+            key for other in self.images.values() if other.build_id not in gone for key, _ in layer_keys(other.image)
         }
-        return sum(self.sizes.get(key, 0) for key, _ in layer_keys(record.image.steps) if key not in others)
+        return sum(self.sizes.get(key, 0) for key, _ in layer_keys(record.image) if key not in others)
 
     # -- what nodes say
 
@@ -237,7 +252,8 @@ class Builds:
             return
         text = data if message.kind == "output" else f"[{message.kind}] {message.text}\n".encode()
         stream = "stdout" if message.kind == "output" else "system"
-        self.logs.append(record.image_id, Record(time.time(), record.image_id, f"step-{message.step}", stream, text))
+        self.logs.append(record.build_id, Record(time.time(), record.image_id, f"step-{message.step}", stream, text))
+        message.image_id = record.image_id
         for peer in record.waiting:
             if not peer.stream.paused:
                 peer.stream.send(message, data)
@@ -261,29 +277,35 @@ class Builds:
         for record in self.images.values():
             record.waiting.discard(peer)
             if record.done is not None and not record.waiting and record.node is not None:
-                record.node.send(CancelBuild(record.image_id, "whoever asked for it went away"))
+                record.node.send(CancelBuild(record.build_id, "whoever asked for it went away"))
 
     # -- use
 
-    def check_use(self, image: ImageSpec) -> None:
-        """Whether functions may run on it. Raises InvalidError, NotFoundError."""
+    def check_use(self, image: ImageSpec, workspace: str) -> None:
+        """Whether functions of a workspace may run on it: one that was built there. Raises InvalidError,
+        NotFoundError."""
         check_image(image)
         if image.kind == "host":
             return
-        record = self.images.get(image_id_of(image.steps))
+        image.workspace = own_name(workspace)
+        record = self.images.get(build_id_of(image))
         if record is None or not record.is_built:
             raise NotFoundError(f"image `{image_id_of(image.steps)}` was not built here", hint="build it first")
         record.used_at = time.time()
 
-    def find(self, ref: str) -> ImageRecord:
-        found = [record for image_id, record in self.images.items() if image_id.startswith(ref)]
+    def _of(self, workspace: str) -> dict[str, ImageRecord]:
+        own = own_name(workspace)
+        return {build_id: record for build_id, record in self.images.items() if record.image.workspace == own}
+
+    def find(self, ref: str, workspace: str) -> ImageRecord:
+        found = [record for record in self._of(workspace).values() if record.image_id.startswith(ref)]
         if len(found) != 1:
             what = f"{len(found)} images begin with" if found else "no image"
             raise NotFoundError(f"{what} `{ref[:80]}`", hint="see `squall image list`")
         return found[0]
 
-    def rows(self) -> list[dict[str, Any]]:
-        return [self.row(record) for record in self.images.values()]
+    def rows(self, workspace: str) -> list[dict[str, Any]]:
+        return [self.row(record) for record in self._of(workspace).values()]
 
     def row(self, record: ImageRecord) -> dict[str, Any]:
         return {
@@ -291,8 +313,8 @@ class Builds:
             "state": record.state,
             "steps": len(record.image.steps),
             "layers": [{**row, "size_bytes": self.sizes.get(row["key"], row["size_bytes"])} for row in record.layers],
-            "size_bytes": sum(self.sizes.get(key, 0) for key, _ in layer_keys(record.image.steps)),
-            "in_use": record.image_id in self._used(),
+            "size_bytes": sum(self.sizes.get(key, 0) for key, _ in layer_keys(record.image)),
+            "in_use": record.build_id in self._used(),
             "created_at": record.created_at,
             "used_at": record.used_at or None,
             "error": record.error,
@@ -301,18 +323,19 @@ class Builds:
 
     # -- files
 
-    def _path(self, image_id: str) -> Path:
-        return self.directory / f"{image_id}.json"
+    def _path(self, build_id: str) -> Path:
+        return self.directory / f"{build_id}.json"
 
     def _write(self, record: ImageRecord) -> None:
         fields = {
             "image_id": record.image_id,
+            "workspace": record.image.workspace,
             "steps": [to_dict(step) for step in record.image.steps],
             "created_at": record.created_at,
             "used_at": record.used_at,
             "layers": record.layers,
         }
-        path = self._path(record.image_id)
+        path = self._path(record.build_id)
         temporary = path.with_suffix(".new")
         temporary.write_text(json.dumps(fields))
         os.replace(temporary, path)
@@ -322,15 +345,23 @@ class Builds:
         for path in paths[-KEPT_IMAGES:]:
             try:
                 fields = json.loads(path.read_text())
-                image = build(ImageSpec, {"kind": "layers", "steps": fields["steps"]})
+                image = build(
+                    ImageSpec,
+                    {"kind": "layers", "steps": fields["steps"], "workspace": fields.get("workspace", "")},
+                )
                 check_image(image)
             except (OSError, ValueError, KeyError, TypeError, Error) as error:
                 log.warning("an image's file is left out", path=str(path), error=str(error))
                 continue
             record = ImageRecord(fields["image_id"], image, fields["created_at"], fields["used_at"], fields["layers"])
             record.is_built = True
-            self.images[record.image_id] = record
+            self.images[record.build_id] = record
+
+
+def own_name(workspace: str) -> str:
+    """How images name it: those of `main` as they did before there were others."""
+    return "" if workspace == "main" else workspace
 
 
 def _failed(record: ImageRecord, error: Error) -> BuildDone:
-    return BuildDone(record.image_id, code=error.code, message=error.message, hint=error.hint)
+    return BuildDone(record.build_id, code=error.code, message=error.message, hint=error.hint)

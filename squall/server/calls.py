@@ -23,7 +23,7 @@ from squall.server.dispatch import Call, Dispatch, Finish, Input
 from squall.server.durable import Cancel, Durable
 from squall.server.inputs import Retried
 from squall.server.journal import RESULT_DAYS, Added, Entry, Journal, KeptCall, Payload, Row
-from squall.server.objects import FunctionRecord, Objects, has_ended
+from squall.server.objects import FunctionRecord, Objects, Scope, has_ended
 from squall.server.timelines import InputTimeline, Timelines
 from squall.server.wire import check_id, output_head
 from squall.storage.blobs import check_digest
@@ -32,6 +32,8 @@ log = Logger("server")
 
 UNREAD_RESULTS_BYTES = 1 << 30
 """More than the SDK ever lets wait: it reads whether its user takes the results or not."""
+NOBODY = Scope("", "")
+"""Of a call whose function is not known any more: better unseen than seen by others."""
 IDX_LIMIT = 1 << 31
 WAIT_LIMIT = RESULT_DAYS * 86400.0
 KEY_LIMIT = 200
@@ -44,12 +46,13 @@ MAP_LIMIT = 25_000
 class CallInfo:
     """What the hand remembers of a call, in `Call.data`."""
 
-    __slots__ = ("function", "function_id", "method", "parent", "sent_at")
+    __slots__ = ("function", "function_id", "method", "parent", "scope", "sent_at")
 
     def __init__(
         self, function: FunctionRecord | None, function_id: str, sent_at: float, parent: str, method: str
     ) -> None:
         self.function = function
+        self.scope = NOBODY if function is None else function.app.scope
         self.function_id = function_id
         """What the caller named; `function` is what that was then."""
         self.method = method
@@ -210,6 +213,7 @@ class Calls:
                 time.monotonic() + offset,
                 container_id,
                 info.function_id if info else "",
+                info.scope if info else NOBODY,
             )
         )
 

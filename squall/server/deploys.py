@@ -85,7 +85,7 @@ class Deploys:
         _check(message)
         check_specs(message.name, message.functions)
         for spec in message.functions:
-            self.builds.check_use(spec.image)
+            self.builds.check_use(spec.image, scope.workspace)
         async with self._turn(scope, message.name):
             app = self.objects.deployed(message.name, scope) or self._new_app(message.name, scope)
             version = Version(app.version + 1, time.time(), message.functions)
@@ -104,7 +104,7 @@ class Deploys:
         async with self._turn(app.scope, app.name):
             before = self._to_repeat(app, message)
             for spec in before.specs:
-                self.builds.check_use(spec.image)
+                self.builds.check_use(spec.image, app.scope.workspace)
             version = dataclasses.replace(
                 before,
                 number=app.version + 1,

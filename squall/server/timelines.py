@@ -34,6 +34,8 @@ class InputTimeline(NamedTuple):
     container_id: str
     function_id: str = ""
     """As its caller named it."""
+    scope: tuple[str, str] = ("main", "main")
+    """Workspace and environment of its app: nobody of another workspace hears of it."""
 
 
 @dataclass
@@ -70,8 +72,9 @@ class Timelines:
     def of_call(self, call_id: str) -> list[InputTimeline]:
         return sorted((t for t in self.inputs if t.call_id == call_id), key=lambda t: t.idx)
 
-    def latest(self) -> str:
-        return self.inputs[-1].call_id if self.inputs else ""
+    def latest(self, scope: tuple[str, str] = ("main", "main")) -> str:
+        """The call whose input ended last there; empty when none did."""
+        return next((timeline.call_id for timeline in reversed(self.inputs) if timeline.scope == scope), "")
 
 
 def parse_call(ref: str) -> tuple[str, int | None]:
