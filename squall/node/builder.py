@@ -15,12 +15,14 @@ import contextlib
 import copy
 import functools
 import os
+import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from squall._observe import Logger
 from squall.exception import BuildError, Error, NotFoundError, ResourceExhaustedError
@@ -37,6 +39,8 @@ TAIL_BYTES = 6000
 LOG_LIMIT_BYTES = 8 << 20
 FREE_BYTES = 256 << 20
 """Disk that a build leaves free."""
+FREE_FILES_SHARE = 0.01
+"""Of the files that the disk can hold, where it has such a limit: empty ones fill it without a byte."""
 WATCH_INTERVAL = 0.5
 PARALLEL_BUILDS = 4
 MAIN = "main"
@@ -347,6 +351,9 @@ class Builder:
             if status.f_bavail * status.f_frsize < FREE_BYTES:
                 kill(f"the disk is full: a build leaves {FREE_BYTES >> 20} MiB of it free")
                 return
+            if status.f_files and status.f_favail < status.f_files * FREE_FILES_SHARE:
+                kill(f"the disk holds no more files: a build leaves {FREE_FILES_SHARE:.0%} of their number free")
+                return
 
 
 MASKED_BYTES = 4
@@ -357,7 +364,8 @@ class Mask:
     """Strikes secrets out of a stream. What may be the beginning of one is held back until more has come."""
 
     def __init__(self, values: Iterable[str]) -> None:
-        said = {line.strip().encode() for value in values for line in value.splitlines()}
+        lines = [line.strip() for value in values for line in value.splitlines()]
+        said = {text.encode() for line in lines for text in (line, *_passwords(line))}
         self._values = sorted((value for value in said if len(value) >= MASKED_BYTES), key=len, reverse=True)
         self._held = b""
 
@@ -379,6 +387,15 @@ class Mask:
         for value in self._values:
             data = data.replace(value, b"***")
         return data
+
+
+def _passwords(text: str) -> list[str]:
+    """What is secret in a URL, as it stands there and as it is meant: programs repeat either, and seldom the whole."""
+    found = re.search(r"://([^/@\s]*)@", text)
+    _, _, password = found[1].partition(":") if found else ("", "", "")
+    if found and not password:  # `https://TOKEN@host`
+        password = found[1].rstrip(":")
+    return [password, unquote(password)] if password else []
 
 
 class _Output:

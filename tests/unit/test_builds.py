@@ -11,7 +11,16 @@ import pytest
 
 from squall.exception import NotFoundError
 from squall.protocol.images import build_id_of
-from squall.protocol.messages import BuildDone, BuildImage, BuildOutput, ImageSpec, ImageStep, Message, PruneImages
+from squall.protocol.messages import (
+    BuildDone,
+    BuildImage,
+    BuildOutput,
+    ImageSpec,
+    ImageStep,
+    Message,
+    Pruned,
+    PruneImages,
+)
 from squall.server import builds as builds_module
 from squall.server.builds import Builds
 
@@ -112,7 +121,7 @@ def test_a_workspace_prunes_its_own_images_only(tmp_path: Path) -> None:
         await build(builds, "other")
         pruning = asyncio.ensure_future(builds.prune(PruneImages(), "other"))
         await asyncio.wait_for(node.asked.wait(), 5)
-        builds.answered(builds_module.Pruned())
+        builds.answered(Pruned())
         assert len((await pruning)["images"]) == 1
         assert (len(builds.rows("main")), builds.rows("other")) == (1, [])
         assert isinstance(node.sent[-1], PruneImages)
