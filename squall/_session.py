@@ -38,6 +38,7 @@ from squall.protocol.messages import (
     LogChunk,
     Notice,
     StopApp,
+    new_id,
 )
 
 if TYPE_CHECKING:
@@ -363,8 +364,11 @@ async def start_app(app: App, name: str, detach: bool, output: Output, is_intera
     if terminal is not None:
         output = Between(output, terminal)
     term = terminal.term if terminal is not None else ""
-    reply, _ = await client.request(CreateApp(name, prepared.specs, detach=detach, terminal=term))
+    # Its id is made here, so that the request may be repeated, now and when the connection is lost later.
+    message = CreateApp(name, prepared.specs, detach=detach, terminal=term, app_id=new_id("ap"))
+    reply, _ = await client.request(message)
     app_id = str(reply.data["app_id"])
+    client.apps[app_id] = message
     client.follow(app_id, output)
     functions = dict(reply.data["functions"])
     return RunningApp(app_id, client, functions, prepared.source_map, prepared.shared_main)
@@ -378,7 +382,7 @@ async def send_parts(app: App, client: Client, output: Output) -> Prepared:
         image = app._images.get(spec.tag)
         if image is not None:
             if image not in built:
-                built[image] = await _build(client, image, output)
+                built[image] = await _build(client, image, output, for_app=True)
             spec.image = built[image]
     for data in prepared.blobs.values():
         await client.put_blob.aio(data)
@@ -395,7 +399,7 @@ def _lend_terminal(client: Client) -> Terminal:
     return client.terminal
 
 
-async def _build(client: Client, image: Image, output: Output) -> ImageSpec:
+async def _build(client: Client, image: Image, output: Output, *, for_app: bool = False) -> ImageSpec:
     """Have the node build what is missing of an image; its recipe."""
     spec, blobs = image._resolve()
     for data in blobs.values():
@@ -403,7 +407,7 @@ async def _build(client: Client, image: Image, output: Output) -> ImageSpec:
     client.follow(spec.image_id, output)
     try:
         # No timeout: the node holds each step to its deadline.
-        await client.request(BuildImage(spec, image._secrets()), timeout=None)
+        await client.request(BuildImage(spec, image._secrets(), for_app), timeout=None)
     finally:
         client.unfollow(spec.image_id)
     return spec
@@ -500,6 +504,7 @@ class AppRun:
                 raise
         finally:
             self.app._running = None
+            running.client.apps.pop(running.app_id, None)
             running.client.unfollow(running.app_id)
 
 

@@ -3,7 +3,8 @@
 Owns connecting (and starting an embedded server when none listens), the routing of pushed messages to whoever waits
 for them, blobs, and the translation of an `OutputItem` into a value or an exception. One client per process,
 `Client.current()`; in a container the runner installs one on its own link. Must never interpret log text or decide
-to retry an input: the server does. Tested in `tests/unit/test_client.py` and `tests/integration/test_calls.py`.
+to retry an input: the server does. How it goes on when its connection breaks is in
+`_resume`. Tested in `tests/unit/test_client.py` and `tests/integration/test_calls.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from squall._blocking import both
@@ -39,7 +40,10 @@ from squall.protocol import payload as payloads
 from squall.protocol.messages import (
     BLOB_CHUNK_BYTES,
     INLINE_LIMIT_BYTES,
+    BindFunction,
     BuildOutput,
+    CreateApp,
+    Ending,
     ExecData,
     ExecExit,
     GetBlob,
@@ -56,7 +60,7 @@ from squall.protocol.messages import (
     Welcome,
     split_payload,
 )
-from squall.protocol.transport import Link, Pending
+from squall.protocol.transport import Link, Pending, RequestLostError
 
 if TYPE_CHECKING:
     from squall._terminal import Terminal
@@ -68,6 +72,8 @@ PAYLOAD_LIMIT_BYTES = 4 << 30
 """A value larger than this, pickled, is refused before anything is sent."""
 REQUEST_TIMEOUT = 60.0
 CONNECT_TIMEOUT = 5.0
+UPLOAD_LOOK = 0.02
+"""Seconds between two looks at an upload that another thread makes."""
 UPLOAD_WINDOW = 16
 """Chunks of a blob that are under way before the sender waits for the server."""
 UNCLAIMED_LIMIT = 1024
@@ -89,20 +95,37 @@ class Sink(Protocol):
 
     def fail(self, error: Error) -> None: ...
 
+    def lost(self) -> None:
+        """The connection broke, and another is being made."""
+
+    def again(self) -> Iterable[tuple[Message, bytes]]:
+        """What the other connection must carry for the results that are still missing."""
+
 
 class Waiter:
     """The sink of a call with one input and one result."""
 
-    __slots__ = ("pending",)
+    __slots__ = ("pending", "sent")
 
     def __init__(self, link: Link) -> None:
         self.pending: Pending[tuple[OutputItem, bytes]] = Pending(link)
+        self.sent: tuple[Message, bytes] | None = None
+
+    def send(self, message: Message, payload: bytes) -> None:
+        """Make the call; once more if the connection is lost before its result."""
+        self.pending.link.send_tracked(message, payload, lambda: setattr(self, "sent", (message, payload)))
 
     def take(self, outputs: list[tuple[OutputItem, bytes]]) -> None:
         self.pending.set(outputs[0])
 
     def fail(self, error: Error) -> None:
         self.pending.fail(error)
+
+    def lost(self) -> None:
+        pass  # it is as good over another connection
+
+    def again(self) -> Iterable[tuple[Message, bytes]]:
+        return () if self.sent is None or self.pending.done else (self.sent,)
 
 
 class Client:
@@ -128,6 +151,16 @@ class Client:
         """This program's, while an interactive app runs."""
         self._unclaimed: deque[tuple[str, Message, bytes]] = deque(maxlen=UNCLAIMED_LIMIT)
         self._follow_lock = threading.Lock()
+        self.client_id = os.urandom(8).hex()
+        self.apps: dict[str, CreateApp] = {}
+        """By id, those this program runs: they are named again on another connection."""
+        self.pools: dict[str, tuple[BindFunction, bytes]] = {}
+        """By id, variants that this program asked for: another server has to hear of them before their calls."""
+        self._settings: Config | None = None
+        self._autostart = False
+        self._server_stays = False
+        self._ended_for_good = ""
+        self._connected_at = 0.0
         if link is None:
             assert sock is not None
             self._welcome: Pending[Message] | None = None
@@ -154,25 +187,32 @@ class Client:
                 )
             sock = _start_server(settings)
         client = Client(sock)
+        client._settings, client._autostart = settings, autostart
         try:
-            client._greet(settings)
+            client._greet()
         except BaseException:
             client.close()
             raise
+        client.link.on_lost = client._on_lost
         client.link.start_background()
         return client
 
-    def _greet(self, settings: Config | None = None) -> None:
-        """Say hello; the answer is the one message of a connection that neither names a request nor is a push."""
-        welcome: Pending[Message] = Pending(self.link)
-        self._welcome = welcome
+    def hello(self) -> Hello:
+        """The first words on each connection."""
+        settings = self._settings
         python = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        hello = Hello("client", python=python, prefix=sys.prefix)
+        hello = Hello("client", python=python, prefix=sys.prefix, client_id=self.client_id)
         if settings is not None:
             hello.environment = "" if settings.environment == "main" else settings.environment
             if settings.server and settings.token_id:
                 hello.token = f"{settings.token_id}:{settings.token_secret}"
-        self.link.send(hello)
+        return hello
+
+    def _greet(self) -> None:
+        """Say hello; the answer is the one message of a connection that neither names a request nor is a push."""
+        welcome: Pending[Message] = Pending(self.link)
+        self._welcome = welcome
+        self.link.send(self.hello())
         answer = welcome.wait(CONNECT_TIMEOUT)
         self._welcome = None
         if not isinstance(answer, Welcome):
@@ -183,11 +223,55 @@ class Client:
                 getattr(answer, "message", "the server refused the connection"),
                 getattr(answer, "hint", ""),
             )
-        self.server_id = answer.server_id
-        if answer.heartbeat:
+        self.welcomed(answer)
+
+    def welcomed(self, welcome: Welcome) -> None:
+        """A server has let this client in."""
+        self.server_id, self._server_stays = welcome.server_id, welcome.stays
+        self._connected_at = time.monotonic()
+        if welcome.heartbeat:
             from squall.protocol.remote import keep_alive
 
-            keep_alive(self.link, answer.heartbeat)
+            keep_alive(self.link, welcome.heartbeat)
+
+    # -- coming back
+
+    def _on_lost(self, reason: str) -> bool:
+        """Whether the connection is worth another: something of this program goes on there, and the server returns."""
+        settings = self._settings
+        if self.pid != os.getpid() or settings is None or self._ended_for_good or not settings.reconnect_timeout:
+            return False
+        if not (self.apps or self.sinks or self.link.has_open_requests()):
+            return False
+        if not self._autostart and not self._server_stays and not settings.server:
+            return False
+        from squall._resume import FIRST_PAUSE_S, HEALTHY_AFTER_S, Return
+
+        for sink in list(self.sinks.values()):
+            sink.lost()
+        if self.terminal is not None:
+            self.terminal.close("the connection to the server broke")
+        lasted = time.monotonic() - self._connected_at
+        pause = FIRST_PAUSE_S if lasted > HEALTHY_AFTER_S else 10 * FIRST_PAUSE_S
+        Return(self, reason, settings.reconnect_timeout, pause).start()
+        return True
+
+    def reach(self) -> socket.socket:
+        """A new connection to the server this client had, or its successor."""
+        settings = self._settings
+        assert settings is not None  # only a client that was connected comes back
+        if settings.server:
+            return _connect_elsewhere(settings)
+        sock = _try_connect(str(settings.socket_path))
+        if sock is None:
+            if self._server_stays or not self._autostart:
+                raise ServiceError(f"no server listens at `{settings.socket_path}`")
+            sock = _start_server(settings)
+        return sock
+
+    def unanswered(self) -> list[tuple[Message, bytes]]:
+        """What must be said again for the calls without a result."""
+        return [frame for sink in list(self.sinks.values()) for frame in sink.again()]
 
     @staticmethod
     def current() -> Client:
@@ -223,7 +307,11 @@ class Client:
         if type(message) is Outputs:
             self._route(message, payload)
         elif isinstance(message, (LogChunk, Notice)):
+            if isinstance(message, Notice) and message.kind == "stopped":
+                self.apps.pop(message.app_id, None)
             self._show(message.app_id, message, payload)
+        elif isinstance(message, Ending):
+            self._ended_for_good = "" if message.returns else message.reason or "it was stopped"
         elif isinstance(message, BuildOutput):
             self._show(message.image_id, _as_shown(message), payload)
         elif self.terminal is not None and isinstance(message, (Interact, ExecData, ExecExit)):
@@ -307,10 +395,17 @@ class Client:
             else:
                 self._uploads[digest] = []
         if others is not None:
+            from squall.exception import OutputTimeoutError
+
+            # In turns: a thread that reads the connection meanwhile is woken by what arrives, not by another thread.
+            while not mine.done:
+                with contextlib.suppress(OutputTimeoutError):
+                    await mine.within(UPLOAD_LOOK)
             await mine
             return digest
         try:
-            await self._upload(digest, data)
+            while not await self._upload(digest, data):
+                pass
         except BaseException as error:
             for other in self._end_upload(digest):
                 other.fail(error)
@@ -324,10 +419,20 @@ class Client:
         with self._upload_lock:
             return self._uploads.pop(digest)
 
-    async def _upload(self, digest: str, data: bytes) -> None:
+    async def _upload(self, digest: str, data: bytes) -> bool:
+        """Whether the server has it; False when the connection was lost meanwhile."""
         reply, _ = await self.request(HasBlobs([digest]))
         if digest not in reply.data.get("missing", [digest]):
-            return
+            return True
+        try:
+            await self._send_blob(digest, data)
+        except RequestLostError:
+            if self.link.closed:
+                raise
+            return False
+        return True
+
+    async def _send_blob(self, digest: str, data: bytes) -> None:
         view = memoryview(data)
         under_way: deque[Pending[tuple[Reply, bytes]]] = deque()
         for offset in range(0, max(1, len(data)), BLOB_CHUNK_BYTES):

@@ -60,6 +60,11 @@ class Config:
     images_gib: float = _setting(
         50.0, "disk for image layers, in GiB; above it, images used longest ago are removed", minimum=0.1
     )
+    zygotes_mib: int = _setting(
+        0,
+        "memory for warm interpreters of images, in MiB; above it, idle ones go; 0: an eighth of the machine's",
+        minimum=0,
+    )
     debian_mirror: str = _setting(
         "", "URL of the Debian mirror that `Image.debian_slim` is made from; empty: that of this machine's apt"
     )
@@ -87,6 +92,15 @@ class Config:
     drain_timeout: float = _setting(
         30.0, "seconds that running inputs may take to end when a server of `squall up` is stopped", minimum=0
     )
+    reconnect_timeout: float = _setting(
+        60.0,
+        "seconds a program tries to reach a server again that is gone, before its calls fail; 0: not at all",
+        minimum=0,
+    )
+    pending_limit: int = _setting(
+        25_000, "inputs of one function that may wait, beside those of maps and those that were spawned", minimum=1
+    )
+    spawn_limit: int = _setting(1_000_000, "spawned inputs of one function that may be unfinished", minimum=1)
     traceback: bool = _setting(False, "show Squall's own frames when a command fails, for a bug report")
 
     @property

@@ -90,8 +90,10 @@ class Variant:
         """The id of the pool."""
         found = self._ids.get(target.function_id)
         if found is None:
-            reply, _ = await target.client.request(BindFunction(target.function_id, self.options), self.parameters)
+            asked = BindFunction(target.function_id, self.options)
+            reply, _ = await target.client.request(asked, self.parameters)
             found = self._ids[target.function_id] = str(reply.data["function_id"])
+            target.client.pools[found] = (asked, self.parameters)
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -194,10 +196,14 @@ class Function(Handle, Generic[P, R]):
 
         Example:
 
-            import squall
+            app = squall.App("numbers")
 
-            square = squall.Function.from_name("numbers", "square")
-            print(square.remote(7))
+            @app.function()
+            def square(x): return x * x
+
+            if __name__ == "__main__":
+                app.deploy()
+                print(squall.Function.from_name("numbers", "square").remote(7))
         """
         lookup = checked_lookup(app_name, name, version, environment_name, is_class=False)
         return by_lookup(lookup)
@@ -352,7 +358,7 @@ class Function(Handle, Generic[P, R]):
         call_id, client = new_id("fc"), target.client
         waiter = client.sinks[call_id] = Waiter(client.link)
         try:
-            client.link.send(_submit(call_id, target, [item], "remote"), payload)
+            waiter.send(_submit(call_id, target, [item], "remote"), payload)
             output, data = await waiter.pending
         except BaseException:
             _cancel_quietly(client, call_id)

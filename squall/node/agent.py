@@ -29,15 +29,13 @@ from squall.exception import BuildError, Error, InvalidError, ServiceError
 from squall.node import reports, sources
 from squall.node.builder import Builder
 from squall.node.execs import Execs
-from squall.node.layers import Damaged, total_size
+from squall.node.layers import Absent, total_size
 from squall.node.native import NativeRuntime
 from squall.node.network import Network
 from squall.node.runtime import Container, ContainerIO, Exit, Runtime
 from squall.protocol.images import build_id_of, settings_of
 from squall.protocol.messages import (
-    BuildDone,
     BuildImage,
-    CancelBuild,
     ContainerEvent,
     ContainerOutput,
     ExecData,
@@ -45,22 +43,23 @@ from squall.protocol.messages import (
     Hello,
     Message,
     NodeReport,
-    Pruned,
-    PruneImages,
     Register,
     Reply,
     StartContainer,
     StartExec,
     StopContainer,
-    VerifyImage,
     Welcome,
     decode,
 )
+from squall.protocol.requests import BuildDone, CancelBuild, Pruned, PruneImages, VerifyImage
 from squall.protocol.transport import FrameStream, payload_for, widen
 
 log = Logger("agent")
 
 OUTPUT_CHUNK_BYTES = 1 << 16
+OUTPUT_WINDOW_S = 0.05
+OUTPUT_WINDOW_BYTES = 3 << 20
+"""What one container may write in that time, 60 MiB/s; then it waits, so that others are not kept waiting."""
 LOCK_TRIES = 40
 REPORT_INTERVAL = 5.0
 DRAIN_SECONDS = 2.0
@@ -80,6 +79,9 @@ class Held:
         self.stop_reason = ""
         self.outputs: set[int] = set()
         """Our ends of its output streams that are not yet at their end."""
+        self.window_began = 0.0
+        self.window_bytes = 0
+        """Written by it since then."""
         self.drained = asyncio.Event()
         self.kill_timer: asyncio.TimerHandle | None = None
 
@@ -125,6 +127,8 @@ class Agent:
             await self._register()
             self._spawn(self.sources.remove(unused))
             reporter = self._spawn(self._report())
+            if self.builder is not None:
+                self.builder.start()
             await self.ended.wait()
             reporter.cancel()
         finally:
@@ -289,13 +293,14 @@ class Agent:
         await self._follow(held, container)
 
     async def _create(self, held: Held, message: StartContainer) -> Container:
-        """A layer that is missing or damaged, as found just before it is used, is built again, once."""
+        """A layer that is missing or damaged, as found just before it is used, is built again, once; one may also have
+        been pruned after the first look."""
         image = message.spec.image
         if image.kind != "host" and self.builder is not None and not self.builder.layers.has(image):
             await self.builder.ensure(image)
         try:
             return await self._create_once(held, message)
-        except Damaged:
+        except Absent:
             if self.builder is None:
                 raise
             await self.builder.ensure(image)
@@ -439,10 +444,21 @@ class Agent:
             data = os.read(fd, OUTPUT_CHUNK_BYTES)
         except BlockingIOError:
             return
-        if data:
-            self.stream.send(ContainerOutput(held.container_id, stream), data)
+        if not data:
+            self._close_output(held, fd)
             return
-        self._close_output(held, fd)
+        self.stream.send(ContainerOutput(held.container_id, stream), data)
+        now = self.loop.time()
+        if now - held.window_began > OUTPUT_WINDOW_S:
+            held.window_began, held.window_bytes = now, 0
+        held.window_bytes += len(data)
+        if held.window_bytes > OUTPUT_WINDOW_BYTES:
+            self.loop.remove_reader(fd)
+            self.loop.call_later(held.window_began + OUTPUT_WINDOW_S - now, self._go_on_reading, held, stream, fd)
+
+    def _go_on_reading(self, held: Held, stream: str, fd: int) -> None:
+        if fd in held.outputs:
+            self._read_output(held, stream, fd)
 
     def _close_output(self, held: Held, fd: int) -> None:
         self.loop.remove_reader(fd)
@@ -453,8 +469,7 @@ class Agent:
 
     async def _resume_output(self, held: Held, stream: str, fd: int) -> None:
         await self.stream.drained()
-        if fd in held.outputs:
-            self._read_output(held, stream, fd)
+        self._go_on_reading(held, stream, fd)
 
     async def _drain(self, held: Held) -> None:
         """Pass on the last output of a container that has ended, then close its pipes: a copy of their other ends may

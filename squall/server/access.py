@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,9 @@ class Access:
         config = server.config
         self.auth = Auth(server.database)
         self.vault = Vault(server.database, Seal(config.state_dir / "seal.key", config.seal_key))
-        self.door = Door(self.loop, server.on_frame, server.on_lost, self._respond, config.max_connections)
+        self.door = Door(
+            self.loop, server.on_frame, server.on_lost, self._respond, _connections(config.max_connections)
+        )
         self.auth.on_ended = self._token_ended
         self._silent: dict[Peer, tuple[int, int]] = {}
         """Peers from elsewhere: what had come of each at the last beat, and for how many beats nothing more."""
@@ -96,11 +99,21 @@ class Access:
         await self.auth.ready()
         await self.vault.ready()
 
-    async def listen(self) -> None:
-        """Open the door, once it is known who may come in."""
+    async def check_place(self, scope: Scope) -> None:
+        """Raise NotFoundError unless the place exists: what is made there must be found again."""
+        if scope != Scope():
+            await self.auth.ready()
+            self.auth.scope(*scope)
+
+    def bind(self) -> None:
+        """Take the address to listen at, before anything is started that would have to be ended again."""
         config = self.server.config
-        await self.ready()
         self.door.open(config.listen, config.tls_cert, config.tls_key)
+
+    async def listen(self) -> None:
+        """Open the door, now that the Store can say who may come in."""
+        await self.ready()
+        self.door.start()
         log.info("listening", at=self.url())
         if self.door.tls is None and not all(map(_is_loopback, self.door.addresses)):
             log.warning("tokens and values travel unencrypted: set `tls_cert` and `tls_key`, or put a proxy in front")
@@ -160,7 +173,8 @@ class Access:
         if peer is not None and token is not None and visitor is not None:
             peer.is_admin, peer.token_id, peer.remote = token.is_admin, token.token_id, visitor.address
             self._silent[peer] = (0, 0)
-        stream.send(Welcome(self.server.server_id, pid=os.getpid(), heartbeat=heartbeat, re=message.id))
+        stays = self.server.stays
+        stream.send(Welcome(self.server.server_id, pid=os.getpid(), heartbeat=heartbeat, stays=stays, re=message.id))
 
     def _scope_of(self, message: Hello, token: Token | None) -> Scope:
         if token is not None and message.workspace not in ("", token.workspace):
@@ -254,7 +268,7 @@ class Access:
                 "pid": os.getpid(),
                 "started_at": server.started_at,
                 "stays": server.stays,
-                "listens": self.url(),
+                "listens": self.url() if self.auth.is_loaded else "",
                 "draining": server.draining,
                 "connections": len(server.peers),
                 "workspace": peer.scope.workspace,
@@ -400,6 +414,11 @@ def _check_version(message: Hello) -> None:
 def _turn_down(stream: FrameStream, message: Hello, error: Error) -> None:
     refuse(stream, message.id, error)
     stream.close(error.message)
+
+
+def _connections(wanted: int) -> int:
+    """How many may come from elsewhere: containers and files need descriptors too."""
+    return max(1, min(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
 
 
 def _is_loopback(address: str) -> bool:

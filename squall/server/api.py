@@ -24,6 +24,7 @@ from squall.exception import (
     NotFoundError,
     ResourceExhaustedError,
     ServiceError,
+    VersionError,
 )
 from squall.protocol.messages import (
     BLOB_CHUNK_BYTES,
@@ -44,13 +45,11 @@ from squall.protocol.messages import (
     Message,
     OutputItem,
     Ping,
-    PruneImages,
     PutBlob,
     StartExec,
     StopApp,
     StopContainer,
     Submit,
-    VerifyImage,
     YieldCredit,
     new_id,
     to_dict,
@@ -59,6 +58,7 @@ from squall.protocol.requests import (
     ChangeSchedule,
     DeployApp,
     GetApp,
+    GetCallGraph,
     GetFunctionStats,
     GetTrace,
     ListObjects,
@@ -66,20 +66,23 @@ from squall.protocol.requests import (
     LookupApp,
     LookupFunction,
     MoreLogs,
+    PruneImages,
     PutSecret,
     ReadLogs,
     RedeployApp,
     SetLabels,
     UpdateAutoscaler,
+    VerifyImage,
 )
 from squall.protocol.transport import FrameStream
 from squall.server.app_api import AppApi
 from squall.server.demand import Demand
+from squall.server.graph import graph_of
 from squall.server.logs import Record
 from squall.server.objects import AppRecord, Scope
 from squall.server.terminals import Terminals
 from squall.server.timelines import parse_call, spans
-from squall.server.wire import Outbox, refuse, reply
+from squall.server.wire import Outbox, check_id, refuse, reply
 from squall.storage.blobs import Upload, check_digest
 
 if TYPE_CHECKING:
@@ -183,6 +186,7 @@ class Api:
         self._slow: dict[type[Message], Callable[[Peer, Any], Any]] = {
             GetOutput: server.calls.get_output,
             GetCall: self.get_call,
+            GetCallGraph: self.get_call_graph,
             UpdateAutoscaler: self.apps.update_autoscaler,
         }
         """What a runner may ask too."""
@@ -344,6 +348,11 @@ class Api:
             raise NotFoundError(f"function `{function.spec.tag}` has ended with its app")
         peer.reply(message.id, stats_of(self.server.dispatch.demand(time.monotonic(), function.function_id)))
 
+    async def get_call_graph(self, peer: Peer, message: GetCallGraph) -> None:
+        call_id = check_id(message.call_id, "fc")
+        inputs, truncated = await graph_of(self.server.calls, call_id, peer.scope.workspace)
+        peer.reply(message.id, {"inputs": inputs, "truncated": truncated})
+
     async def get_call(self, peer: Peer, message: GetCall) -> None:
         await self.server.calls.get_call(peer, message)
 
@@ -402,13 +411,13 @@ class Api:
 
     def stop_container(self, peer: Peer, message: StopContainer, payload: bytes) -> None:
         reason = message.reason or "stopped by the operator"
-        record = self._container(peer, message.container_id)
-        if not self.server.reconciler.stop_container(record.container_id, message.grace, reason, by_operator=True):
+        self._container(peer, message.container_id)
+        if not self.server.reconciler.stop_container(message.container_id, message.grace, reason, by_operator=True):
             raise no_container(message.container_id)
         peer.reply(message.id)
 
     def _container(self, peer: Peer, container_id: str) -> ContainerRecord:
-        """One of the asker's workspace: an id is no permission, as it is in logs, lists and traces."""
+        """A running one of the peer's workspace; that of another does not exist."""
         record = self.server.reconciler.containers.get(container_id)
         if record is None or record.function.app.scope.workspace != peer.scope.workspace:
             raise no_container(container_id)
@@ -470,14 +479,14 @@ class Api:
             await self.server.objects.recall()
         if message.kind == "schedules":
             await self.server.firings.settled()
-        makers: dict[str, Callable[[ListObjects], list[dict[str, Any]]]] = {
-            "apps": lambda _: self._apps(peer, message),
-            "containers": lambda _: self._containers(peer, message),
-            "functions": lambda _: self.apps.function_rows(peer, message.app),
-            "calls": lambda _: self._calls(peer),
-            "nodes": lambda _: self.server.nodes.inventory(),
-            "images": lambda _: self.server.builds.rows(peer.scope.workspace),
-            "schedules": lambda asked: self._schedules(peer, asked),
+        makers: dict[str, Callable[[Peer, ListObjects], list[dict[str, Any]]]] = {
+            "apps": self._apps,
+            "containers": self._containers,
+            "functions": lambda peer, asked: self.apps.function_rows(peer, asked.app),
+            "calls": self._calls,
+            "nodes": lambda peer, _: self.server.nodes.inventory(),
+            "images": lambda peer, _: self.server.builds.rows(peer.scope.workspace),
+            "schedules": self._schedules,
         }
         rows = makers.get(message.kind)
         if rows is None and message.kind in self.server.access.lists:
@@ -487,7 +496,7 @@ class Api:
         if rows is None:
             known = ", ".join([*makers, *self.server.access.lists])
             raise InvalidError(f"cannot list `{message.kind[:40]}`", hint=f"what can be listed: {known}")
-        peer.reply(message.id, {"rows": rows(message)[-max(1, message.limit) :]})
+        peer.reply(message.id, {"rows": rows(peer, message)[-max(1, message.limit) :]})
 
     def _apps(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
         apps = [app for app in self.server.objects.apps.values() if app.scope == peer.scope]
@@ -526,16 +535,17 @@ class Api:
             )
         return rows
 
-    def _calls(self, peer: Peer) -> list[dict[str, Any]]:
+    def _calls(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         for timeline in self.server.timelines.inputs:
-            if timeline.scope != peer.scope:
+            if timeline.place != peer.scope:
                 continue
             row = found.setdefault(
                 timeline.call_id,
                 {
                     "call_id": timeline.call_id,
                     "function": timeline.function,
+                    "function_id": timeline.function_id,
                     "kind": timeline.kind,
                     "started_at": timeline.sent_at or timeline.queued_at,
                     "inputs": 0,
@@ -550,8 +560,8 @@ class Api:
     def get_trace(self, peer: Peer, message: GetTrace, payload: bytes) -> None:
         timelines = self.server.timelines
         call_id, idx = parse_call(message.call or timelines.latest(peer.scope))
-        inputs = [t for t in timelines.of_call(call_id) if idx is None or t.idx == idx]
-        inputs = [t for t in inputs if t.scope[0] == peer.scope.workspace]
+        mine = [t for t in timelines.of_call(call_id) if t.place[0] == peer.scope.workspace]
+        inputs = [t for t in mine if idx is None or t.idx == idx]
         if not inputs:
             what = f"call `{message.call[:80]}`" if message.call else "any call"
             raise NotFoundError(f"no timeline of {what}", hint="timelines are kept while the server runs")
@@ -586,7 +596,11 @@ class Api:
 
 
 def check_environment(peer: Peer, message: CreateApp | DeployApp) -> None:
-    """`Image.host()` shows containers this server's Python environment, so a program of another would miss its own."""
+    """`Image.host()` shows containers this server's Python environment, so a program of another would miss its own. A
+    program on another machine cannot have the same; it is held only to the version that values need."""
+    if peer.remote:
+        _check_python(peer, message)
+        return
     if not peer.prefix or os.path.realpath(peer.prefix) == os.path.realpath(sys.prefix):
         return
     for spec in message.functions:
@@ -596,6 +610,19 @@ def check_environment(peer: Peer, message: CreateApp | DeployApp) -> None:
                 f"the running server, and your program runs in `{peer.prefix}`",
                 hint="`squall down` ends that server and the next run starts one of yours; or set SQUALL_HOME to "
                 "another directory for this environment",
+            )
+
+
+def _check_python(peer: Peer, message: CreateApp | DeployApp) -> None:
+    """What is pickled by value, as code is, can be read by the same minor version of Python only."""
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    for spec in message.functions:
+        if spec.image.kind == "host" and spec.serialized_blob and peer.python not in ("", here):
+            raise VersionError(
+                f"function `{spec.tag}` is sent by value from Python {peer.python}, and `Image.host()` is the server's "
+                f"Python {here}",
+                hint=f"use an image with your version, `squall.Image.debian_slim('{peer.python[:8]}')`, or run your "
+                f"program with Python {here}",
             )
 
 

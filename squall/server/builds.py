@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,16 @@ from squall._observe import Logger
 from squall.exception import ConflictError, Error, InvalidError, NotFoundError, ServiceError, from_wire
 from squall.protocol.images import build_id_of, check_image, check_secrets, image_id_of, layer_keys
 from squall.protocol.messages import (
-    BuildDone,
     BuildImage,
     BuildOutput,
-    CancelBuild,
     ImageSpec,
-    Pruned,
-    PruneImages,
-    VerifyImage,
     build,
     to_dict,
 )
+from squall.protocol.requests import BuildDone, CancelBuild, Pruned, PruneImages, VerifyImage
 from squall.server.logs import Logs, Record
 from squall.server.nodes import Node, Nodes
+from squall.server.objects import MAIN
 from squall.storage.blobs import BlobStore
 
 NODE_TIMEOUT = 30.0
@@ -45,6 +42,8 @@ NODE_TRIES = 3
 RECIPE_LIMIT_BYTES = 1 << 20
 KEPT_IMAGES = 1000
 KEPT_FAILURES = 200
+PROMISE_SECONDS = 60.0
+"""Between the build of an image and the app that it is for; nothing prunes it meanwhile."""
 
 log = Logger("server")
 
@@ -61,6 +60,8 @@ class ImageRecord:
     error: str = ""
     waiting: set[Any] = field(default_factory=set)
     """Connections that wait for its build."""
+    promised: dict[Any, float] = field(default_factory=dict)
+    """Connections that make an app of it next, and until when (of the monotonic clock) they are believed."""
     node: Node | None = None
     done: asyncio.Future[BuildDone] | None = None
 
@@ -72,6 +73,45 @@ class ImageRecord:
     @property
     def state(self) -> str:
         return "building" if self.done is not None else "built" if self.is_built else "failed"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An image as the choice below sees it."""
+
+    image_id: str
+    used_at: float
+    keys: frozenset[str]
+
+
+def choose_gone(
+    images: Iterable[Kept], sizes: Mapping[str, int], used: set[str], quota_bytes: int
+) -> tuple[list[str], bool]:
+    """Which images go so that the layers fit, those used longest ago first; and whether any layer is to be removed.
+
+    Layers that no image has go in any case. An image goes only when it brings something: all that it has may be part
+    of one that is in use.
+    """
+    images = list(images)
+    in_use = frozenset().union(*(image.keys for image in images if image.image_id in used))
+    owned = frozenset().union(*(image.keys for image in images))
+    excess = sum(sizes.values()) - quota_bytes
+    if excess <= 0:
+        return [], False
+    orphans = sum(size for key, size in sizes.items() if key not in owned)
+    excess -= orphans
+    left = {image.image_id: image for image in images}
+    gone = []
+    for image in sorted(images, key=lambda image: image.used_at):
+        if excess <= 0:
+            break
+        if image.image_id in used or not image.keys - in_use:
+            continue
+        del left[image.image_id]
+        gone.append(image.image_id)
+        others = frozenset().union(*(other.keys for other in left.values()))
+        excess -= sum(sizes.get(key, 0) for key in image.keys - others)
+    return gone, bool(gone or orphans)
 
 
 class Builds:
@@ -91,6 +131,8 @@ class Builds:
         self._asked: deque[asyncio.Future[Pruned]] = deque()
         """What the node was asked to prune and verify: it answers in order."""
         self._sending: set[asyncio.Future[Any]] = set()
+        self._forgetting = False
+        """Whether the node is removing layers for the quota."""
         self._read()
 
     # -- building
@@ -104,9 +146,12 @@ class Builds:
         record.waiting.add(peer)
         try:
             for _ in range(NODE_TRIES):
+                if message.for_app:
+                    record.promised[peer] = time.monotonic() + PROMISE_SECONDS
                 done = await asyncio.shield(record.done or self._begin(record, message.secrets))
                 if done.code != ServiceError.code:
                     break
+                log.warning("a build is begun again", image=record.image_id, reason=done.message)
         finally:
             record.waiting.discard(peer)
         if done.code:
@@ -140,6 +185,7 @@ class Builds:
         done: asyncio.Future[BuildDone] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda _: self._ended(record, done))
         record.done = done
+        self.images[record.build_id] = record  # it may have been forgotten between two tries
         task = asyncio.ensure_future(self._send(record, done, secrets))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
@@ -166,6 +212,8 @@ class Builds:
             if not record.is_built:
                 record.layers = []
         else:
+            for peer in record.promised:
+                record.promised[peer] = time.monotonic() + PROMISE_SECONDS
             record.is_built, record.error, record.layers = True, "", result.layers
             record.used_at = time.time()
             self._write(record)
@@ -173,8 +221,11 @@ class Builds:
     # -- removing
 
     async def prune(self, message: PruneImages, workspace: str) -> dict[str, Any]:
-        """Forget images of a workspace that are not in use, and have the node remove the layers that no other has."""
-        ids = [self.find(message.image_id, workspace).build_id] if message.image_id else list(self._of(workspace))
+        """Forget images that are not in use, and have the node remove the layers that no other image has.
+
+        Of a workspace its own; of the main one, whose people run the machine, all."""
+        mine = sorted(self.images if workspace == MAIN.workspace else self._of(workspace))
+        ids = [self.find(message.image_id, workspace).build_id] if message.image_id else mine
         used = self._used()
         if message.image_id and ids[0] in used:
             known_as = self.images[ids[0]].image_id
@@ -197,7 +248,13 @@ class Builds:
         return await self._ask(PruneImages(keep=sorted(keep)))
 
     def _used(self) -> set[str]:
-        return self.in_use() | {record.build_id for record in self.images.values() if record.done is not None}
+        now = time.monotonic()
+        wanted = {
+            record.build_id
+            for record in self.images.values()
+            if record.done is not None or any(until > now for until in record.promised.values())
+        }
+        return self.in_use() | wanted
 
     async def verify(self, image_id: str, workspace: str) -> dict[str, Any]:
         """Have the node compare an image with what was built."""
@@ -223,26 +280,21 @@ class Builds:
     def reported(self, sizes: dict[str, int]) -> None:
         """The node's layers have changed; above the quota, images used longest ago go, as far as nothing uses them."""
         self.sizes = sizes
-        excess = sum(sizes.values()) - self.quota_bytes
-        if excess <= 0:
-            return
-        used, gone = self._used(), []
-        for record in sorted(self.images.values(), key=lambda record: record.used_at):
-            if excess > 0 and record.build_id not in used:
-                gone.append(record.build_id)
-                excess -= self._own_bytes(record, set(gone))
-        if gone:
+        records = self.images.values()
+        standing = [Kept(r.build_id, r.used_at, frozenset(k for k, _ in layer_keys(r.image))) for r in records]
+        gone, is_over = choose_gone(standing, sizes, self._used(), self.quota_bytes)
+        if is_over and not self._forgetting:
             log.info("images are removed, as layers take more than they may", images=gone)
+            self._forgetting = True
             task = asyncio.ensure_future(self._forget(gone))
             self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            task.add_done_callback(self._forgotten)
 
-    def _own_bytes(self, record: ImageRecord, gone: set[str]) -> int:
-        """What goes with an image, when those of `gone` have gone."""
-        others = {
-            key for other in self.images.values() if other.build_id not in gone for key, _ in layer_keys(other.image)
-        }
-        return sum(self.sizes.get(key, 0) for key, _ in layer_keys(record.image) if key not in others)
+    def _forgotten(self, task: asyncio.Future[Any]) -> None:
+        self._sending.discard(task)
+        self._forgetting = False
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("layers could not be removed", error=str(error))
 
     # -- what nodes say
 
@@ -276,14 +328,15 @@ class Builds:
     def peer_lost(self, peer: Any) -> None:
         for record in self.images.values():
             record.waiting.discard(peer)
+            record.promised.pop(peer, None)
             if record.done is not None and not record.waiting and record.node is not None:
                 record.node.send(CancelBuild(record.build_id, "whoever asked for it went away"))
 
     # -- use
 
-    def check_use(self, image: ImageSpec, workspace: str) -> None:
-        """Whether functions of a workspace may run on it: one that was built there. Raises InvalidError,
-        NotFoundError."""
+    def check_use(self, image: ImageSpec, workspace: str, peer: Any = None) -> None:
+        """Whether functions of a workspace may run on it, as `peer` has announced: only on what was built there.
+        Raises InvalidError, NotFoundError."""
         check_image(image)
         if image.kind == "host":
             return
@@ -291,20 +344,21 @@ class Builds:
         record = self.images.get(build_id_of(image))
         if record is None or not record.is_built:
             raise NotFoundError(f"image `{image_id_of(image.steps)}` was not built here", hint="build it first")
+        record.promised.pop(peer, None)
         record.used_at = time.time()
 
     def _of(self, workspace: str) -> dict[str, ImageRecord]:
         own = own_name(workspace)
         return {build_id: record for build_id, record in self.images.items() if record.image.workspace == own}
 
-    def find(self, ref: str, workspace: str) -> ImageRecord:
+    def find(self, ref: str, workspace: str = MAIN.workspace) -> ImageRecord:
         found = [record for record in self._of(workspace).values() if record.image_id.startswith(ref)]
         if len(found) != 1:
             what = f"{len(found)} images begin with" if found else "no image"
             raise NotFoundError(f"{what} `{ref[:80]}`", hint="see `squall image list`")
         return found[0]
 
-    def rows(self, workspace: str) -> list[dict[str, Any]]:
+    def rows(self, workspace: str = MAIN.workspace) -> list[dict[str, Any]]:
         return [self.row(record) for record in self._of(workspace).values()]
 
     def row(self, record: ImageRecord) -> dict[str, Any]:
@@ -329,11 +383,11 @@ class Builds:
     def _write(self, record: ImageRecord) -> None:
         fields = {
             "image_id": record.image_id,
-            "workspace": record.image.workspace,
             "steps": [to_dict(step) for step in record.image.steps],
             "created_at": record.created_at,
             "used_at": record.used_at,
             "layers": record.layers,
+            "workspace": record.image.workspace,
         }
         path = self._path(record.build_id)
         temporary = path.with_suffix(".new")
@@ -345,10 +399,8 @@ class Builds:
         for path in paths[-KEPT_IMAGES:]:
             try:
                 fields = json.loads(path.read_text())
-                image = build(
-                    ImageSpec,
-                    {"kind": "layers", "steps": fields["steps"], "workspace": fields.get("workspace", "")},
-                )
+                whose = fields.get("workspace", "")  # releases before had the main one alone
+                image = build(ImageSpec, {"kind": "layers", "steps": fields["steps"], "workspace": whose})
                 check_image(image)
             except (OSError, ValueError, KeyError, TypeError, Error) as error:
                 log.warning("an image's file is left out", path=str(path), error=str(error))
@@ -360,7 +412,7 @@ class Builds:
 
 def own_name(workspace: str) -> str:
     """How images name it: those of `main` as they did before there were others."""
-    return "" if workspace == "main" else workspace
+    return "" if workspace == MAIN.workspace else workspace
 
 
 def _failed(record: ImageRecord, error: Error) -> BuildDone:

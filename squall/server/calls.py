@@ -23,7 +23,7 @@ from squall.server.dispatch import Call, Dispatch, Finish, Input
 from squall.server.durable import Cancel, Durable
 from squall.server.inputs import Retried
 from squall.server.journal import RESULT_DAYS, Added, Entry, Journal, KeptCall, Payload, Row
-from squall.server.objects import FunctionRecord, Objects, Scope, has_ended
+from squall.server.objects import MAIN, FunctionRecord, Objects, has_ended
 from squall.server.timelines import InputTimeline, Timelines
 from squall.server.wire import check_id, output_head
 from squall.storage.blobs import check_digest
@@ -32,8 +32,6 @@ log = Logger("server")
 
 UNREAD_RESULTS_BYTES = 1 << 30
 """More than the SDK ever lets wait: it reads whether its user takes the results or not."""
-NOBODY = Scope("", "")
-"""Of a call whose function is not known any more: better unseen than seen by others."""
 IDX_LIMIT = 1 << 31
 WAIT_LIMIT = RESULT_DAYS * 86400.0
 KEY_LIMIT = 200
@@ -46,13 +44,12 @@ MAP_LIMIT = 25_000
 class CallInfo:
     """What the hand remembers of a call, in `Call.data`."""
 
-    __slots__ = ("function", "function_id", "method", "parent", "scope", "sent_at")
+    __slots__ = ("function", "function_id", "method", "parent", "sent_at")
 
     def __init__(
         self, function: FunctionRecord | None, function_id: str, sent_at: float, parent: str, method: str
     ) -> None:
         self.function = function
-        self.scope = NOBODY if function is None else function.app.scope
         self.function_id = function_id
         """What the caller named; `function` is what that was then."""
         self.method = method
@@ -98,14 +95,16 @@ class Calls:
         if function.app.state != "running":
             raise has_ended(function)
         items: list[tuple[int, Payload]] = []
+        is_kept = message.kind == "spawn"
         for item, part in zip(message.items, parts, strict=True):
             if not 0 <= item.idx < IDX_LIMIT:
                 raise InvalidError(f"input index {item.idx} of call `{message.call_id}` is out of range")
-            items.append((item.idx, check_digest(item.blob) if item.blob else part))
+            data = check_digest(item.blob) if item.blob else part
+            items.append((item.idx, bytes(data) if is_kept and type(data) is memoryview else data))
         call = self.dispatch.calls.get(message.call_id)
         if call is not None and (call.owner not in (peer, None) or not _is_of(call, function)):
             raise InvalidError(f"call `{message.call_id}` belongs to another caller or function")
-        if message.kind == "spawn":
+        if is_kept:
             self._spawn(peer, message, function, items)
             return
         self._check_room(function, call, message, len(items))
@@ -170,6 +169,7 @@ class Calls:
         data: Payload = b"" if result is None else result.data
         self._record(input_, call, instruction.status, result)
         if call.kind == "spawn":
+            data = data if isinstance(data, str) else bytes(data)
             self.durable.finish(input_, instruction.status, instruction.message, instruction.hint, data)
             return
         input_.payload = None  # a cancelled input stays in its queue until it is reached
@@ -213,7 +213,7 @@ class Calls:
                 time.monotonic() + offset,
                 container_id,
                 info.function_id if info else "",
-                info.scope if info else NOBODY,
+                info.function.app.scope if info and info.function else MAIN,
             )
         )
 

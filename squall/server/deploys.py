@@ -24,7 +24,7 @@ from squall.exception import (
     ResourceExhaustedError,
     StartupError,
 )
-from squall.protocol.messages import new_id
+from squall.protocol.messages import FunctionSpec, new_id
 from squall.protocol.requests import DeployApp, RedeployApp
 from squall.server import app_rows
 from squall.server.builds import Builds
@@ -86,6 +86,7 @@ class Deploys:
         check_specs(message.name, message.functions)
         for spec in message.functions:
             self.builds.check_use(spec.image, scope.workspace)
+        await self._check_secrets(message.functions, scope)
         async with self._turn(scope, message.name):
             app = self.objects.deployed(message.name, scope) or self._new_app(message.name, scope)
             version = Version(app.version + 1, time.time(), message.functions)
@@ -105,6 +106,7 @@ class Deploys:
             before = self._to_repeat(app, message)
             for spec in before.specs:
                 self.builds.check_use(spec.image, app.scope.workspace)
+            await self._check_secrets(before.specs, app.scope)
             version = dataclasses.replace(
                 before,
                 number=app.version + 1,
@@ -116,6 +118,13 @@ class Deploys:
                 host=message.host[:TEXT_LIMIT],
             )
             return await self._release(app, version, None)
+
+    async def _check_secrets(self, specs: list[FunctionSpec], scope: Scope) -> None:
+        vault = self.reconciler.vault
+        if any(spec.secrets for spec in specs):
+            await vault.ready()
+        for spec in specs:
+            vault.check(scope, spec)
 
     def _to_repeat(self, app: AppRecord, message: RedeployApp) -> Version:
         if not app.deployed or not app.version:

@@ -42,6 +42,7 @@ BACKLOG = 1024
 ACCEPTS_A_TURN = 64
 PAUSE_S = 0.5
 """How long nobody is taken when the process has no descriptor, or the kernel no memory, left."""
+TELL_EVERY_S = 10.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 Answer = tuple[int, dict[str, Any] | str]
 """Status, and a JSON object or plain text."""
@@ -113,20 +114,26 @@ class Door:
         self.visitors: dict[Visitor, None] = {}
         self.pending: dict[Visitor, None] = {}
         """Those without a token yet, the oldest first."""
+        self._listeners: list[socket.socket] = []
         self._acceptors: list[Acceptor] = []
         self._certificates = ("", "")
+        self._tell_again_at = 0.0
 
     def open(self, listen: str, cert: str = "", key: str = "") -> None:
-        """Listen at `HOST:PORT`. Raises InvalidError for what cannot be listened at, or no certificate."""
+        """Listen at `HOST:PORT`; who comes waits until `start`. Raises InvalidError for what cannot be listened at, or
+        no certificate."""
         import h11  # noqa: F401  (loaded now, not in the first connection's time)
 
         if bool(cert) != bool(key):
             raise InvalidError("TLS needs both `tls_cert` and `tls_key`, and one of them is not set")
         if cert:
             self.tls, self._certificates = tls_context(cert, key), (cert, key)
-        for listener in listening_sockets(listen):
-            self._acceptors.append(Acceptor(self.loop, listener, self._arrive))
-            self.addresses.append(address_text(listener.getsockname()))
+        self._listeners = listening_sockets(listen)
+        self.addresses = [address_text(listener.getsockname()) for listener in self._listeners]
+
+    def start(self) -> None:
+        """Let them in, once it is known who may."""
+        self._acceptors = [Acceptor(self.loop, listener, self._arrive) for listener in self._listeners]
 
     def reload(self) -> None:
         """Read the certificate again: connections from now on are shown the new one."""
@@ -141,7 +148,9 @@ class Door:
         """Take nobody any more; who is inside stays."""
         for acceptor in self._acceptors:
             acceptor.close()
-        self._acceptors.clear()
+        for listener in self._listeners:
+            listener.close()
+        self._acceptors, self._listeners = [], []
         for visitor in list(self.pending):
             visitor.drop("the server is ending")
 
@@ -160,7 +169,9 @@ class Door:
 
     def _turn_away(self, sock: socket.socket, address: Any) -> None:
         count("connections_refused")
-        log.warning("refused a connection: there are as many as may be", peer=address_text(address))
+        if self.loop.time() >= self._tell_again_at:  # a crowd must not fill the log instead
+            self._tell_again_at = self.loop.time() + TELL_EVERY_S
+            log.warning("refused a connection: there are as many as may be", peer=address_text(address))
         if self.tls is None:
             with contextlib.suppress(OSError):
                 sock.send(_BUSY)

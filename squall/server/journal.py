@@ -427,6 +427,32 @@ def find_output(connection: Any, call_id: str, idx: int, workspace: str) -> Any:
     return connection.execute(t.select().where((t.c.call_id == call_id) & (t.c.idx == idx))).first()
 
 
+def find_inputs(connection: Any, call_ids: list[str], limit: int) -> list[Any]:
+    """Up to `limit` inputs of some calls, in their order, with what they call."""
+    import sqlalchemy as sa
+
+    from squall.server import tables
+
+    inputs, calls = tables.inputs.c, tables.calls.c
+    found: list[Any] = []
+    for some in _portions(call_ids):
+        query = sa.select(inputs.call_id, inputs.idx, inputs.status, calls.function_id, calls.method)
+        query = query.join(tables.calls, calls.call_id == inputs.call_id).where(inputs.call_id.in_(some))
+        found += connection.execute(query.order_by(inputs.seq).limit(limit - len(found)))
+    return found
+
+
+def find_children(connection: Any, input_ids: list[str]) -> list[Any]:
+    """The spawned calls that these inputs made."""
+    from squall.server import tables
+
+    table = tables.calls
+    found: list[Any] = []
+    for some in _portions(input_ids):
+        found += connection.execute(table.select().where(table.c.parent.in_(some)).order_by(table.c.created_at))
+    return found
+
+
 def count_inputs(connection: Any, call_id: str) -> dict[str, int]:
     """How many inputs of a call are in which state; `pending` are those that have not ended."""
     import sqlalchemy as sa

@@ -24,11 +24,11 @@ from squall.exception import ConflictError, Error, InternalError, NotFoundError,
 from squall.protocol.messages import (
     SUPPORTED_VERSIONS,
     BindFunction,
-    BuildDone,
     BuildOutput,
     ContainerEvent,
     ContainerOutput,
     CreateApp,
+    Ending,
     ExecData,
     ExecExit,
     FunctionSpec,
@@ -39,12 +39,11 @@ from squall.protocol.messages import (
     NodeReport,
     Notice,
     Outputs,
-    Pruned,
     Register,
     new_id,
     split_payload,
 )
-from squall.protocol.requests import DeployApp
+from squall.protocol.requests import BuildDone, DeployApp, Pruned
 from squall.protocol.transport import FrameStream, payload_for
 from squall.server.access import Access, Greeting
 from squall.server.api import Api, Dropped, Peer, check_environment, log_chunk
@@ -99,6 +98,10 @@ class Server:
         self.config = config
         self.stays = stays
         """Started by somebody to stay: it does not end by idleness, and takes connections from elsewhere."""
+        self.returns = stays
+        """Another server will take its place: apps are left as they are, and clients may wait."""
+        self.ending = ""
+        """Why it ends."""
         self.draining = False
         self.loop = asyncio.get_running_loop()
         self.server_id = new_id("sv")
@@ -120,6 +123,7 @@ class Server:
         self.builds = Builds(config.state_dir / "images", self.nodes, self.blobs, self.logs, quota)
         self.builds.in_use = self._images_in_use
         self.calls = Calls(self.dispatch, self.objects, self.database, self.timelines)
+        self.calls.pending_limit, self.calls.durable.limit = config.pending_limit, config.spawn_limit
         self.reconciler = Reconciler(self.dispatch, self.objects, self.nodes, self.calls, self.metering)
         self.deploys = Deploys(self.objects, self.dispatch, self.reconciler, self.builds, self.database)
         self.readers = Readers(self)
@@ -149,6 +153,8 @@ class Server:
         for signum in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(signum, self._on_signal, signum)
         self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
+        if self.stays and self.config.listen:
+            self.access.bind()
         has_apps = has_any(self.config.state_dir / "squall.db") or self.database.backend.has_deployed_apps()
         if self.stays or has_apps:
             await self.database.ready()  # what else can be wrong with it must be said before serving
@@ -225,7 +231,9 @@ class Server:
             stream.abort("it did not say who it is")
 
     def _on_signal(self, signum: int) -> None:
-        """The second one does not wait for inputs any more."""
+        """Whoever sends it, systemd or a machine that goes down, did not ask for apps to be stopped. The second one
+        does not wait for inputs any more."""
+        self.returns = True
         self.end(f"received {signal.Signals(signum).name}", 0.0 if self.draining else -1.0)
 
     def end(self, reason: str, grace: float = -1.0) -> None:
@@ -234,6 +242,7 @@ class Server:
             grace = self.config.drain_timeout if self.stays else 0.0
         if self.ended.is_set() or (self.draining and grace):
             return
+        self.ending = reason
         log.info("ending", reason=reason, grace=grace)
         if not grace:
             self.ended.set()
@@ -258,12 +267,11 @@ class Server:
         if self._listener is not None:
             self._listener.close()
         self.config.socket_path.unlink(missing_ok=True)
-        grace = max((grace_of(record) for record in self.reconciler.containers.values()), default=0.0)
+        for peer in self.peers:
+            peer.stream.send(Ending(self.ending, self.returns))
         self.reconciler.is_held = True
-        apps = list(self.objects.apps.values())
-        stops = [self._leave_app(app) if app.deployed else self.stop_app(app, "the server is ending") for app in apps]
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*stops), grace + STOP_TIMEOUT)
+        await self._stop_apps()
+        await self._end_containers()
         await self.provider.stop()
         self.nodes.close()
         with contextlib.suppress(OSError):  # a full disk must not keep the Store from being committed
@@ -275,13 +283,25 @@ class Server:
         await asyncio.sleep(0)
         self.lock.close()
 
-    async def _leave_app(self, app: AppRecord) -> None:
-        """End the containers of an app that goes on with the next server."""
-        mine = [record for record in self.reconciler.containers.values() if record.function.app is app]
-        for record in mine:
-            reason = "the server is ending"
-            self.reconciler.stop_container(record.container_id, grace_of(record), reason, by_operator=True)
-        await asyncio.gather(*(record.gone.wait() for record in mine))
+    async def _stop_apps(self) -> None:
+        """Where no other server follows, apps end with the clients that run them. Whatever else is in the journal waits
+        there for the next one."""
+        apps = [app for app in self.objects.apps.values() if app.owner is not None and not app.detached]
+        if apps and not self.returns:
+            grace = max((grace_of(record) for record in self.reconciler.containers.values()), default=0.0)
+            stops = [self.stop_app(app, f"the server is ending: {self.ending}") for app in apps]
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(asyncio.gather(*stops), grace + STOP_TIMEOUT)
+
+    async def _end_containers(self) -> None:
+        """End the containers that are left. What that does to their inputs is nobody's result: they will run again."""
+        self.reconciler.is_closed = True
+        records = list(self.reconciler.containers.values())
+        for record in records:
+            self.reconciler.stop_container(record.container_id, grace_of(record), self.ending, cancel=True)
+        if records:
+            gone = [self.loop.create_task(record.gone.wait()) for record in records]
+            await asyncio.wait(gone, timeout=max(map(grace_of, records)) + STOP_TIMEOUT)
 
     async def _watch_idle(self) -> None:
         while True:
@@ -442,6 +462,8 @@ class Server:
         self.api.peer_lost(peer)
         self.readers.peer_lost(peer)
         self.builds.peer_lost(peer)
+        if self.ended.is_set():
+            return  # it is this server that leaves
         for app in list(self.objects.apps.values()):
             app.followers.discard(peer)
             if app.owner is peer:
@@ -519,7 +541,7 @@ class Server:
             raise ServiceError("the server is ending", hint="try again")
         check_schedules(message.functions, time.time())
         for spec in message.functions:
-            self.builds.check_use(spec.image, peer.scope.workspace)
+            self.builds.check_use(spec.image, peer.scope.workspace, peer)
             self.access.vault.check(peer.scope, spec)
         app = self._resumed(message, peer)
         if app is None:

@@ -102,6 +102,8 @@ class Reconciler:
         self._reading: asyncio.Task[None] | None = None
         self.is_held = False
         """No container is started: the server is ending."""
+        self.is_closed = False
+        """The server is at its end: what still happens to inputs is not their end."""
         self._wanting: set[str] = set()
         self._asked: set[str] = set()
         self._asking_again: set[str] = set()
@@ -116,6 +118,8 @@ class Reconciler:
     # -- instructions
 
     def apply(self, instructions: Instructions) -> None:
+        if self.is_closed:
+            return
         for instruction in instructions:
             kind = type(instruction)
             if kind is Push:

@@ -34,8 +34,8 @@ class InputTimeline(NamedTuple):
     container_id: str
     function_id: str = ""
     """As its caller named it."""
-    scope: tuple[str, str] = ("main", "main")
-    """Workspace and environment of its app: nobody of another workspace hears of it."""
+    place: tuple[str, str] = ("main", "main")
+    """Workspace and environment of its app."""
 
 
 @dataclass
@@ -72,9 +72,9 @@ class Timelines:
     def of_call(self, call_id: str) -> list[InputTimeline]:
         return sorted((t for t in self.inputs if t.call_id == call_id), key=lambda t: t.idx)
 
-    def latest(self, scope: tuple[str, str] = ("main", "main")) -> str:
-        """The call whose input ended last there; empty when none did."""
-        return next((timeline.call_id for timeline in reversed(self.inputs) if timeline.scope == scope), "")
+    def latest(self, place: tuple[str, str]) -> str:
+        """The call whose input ended last, of those in a workspace and environment."""
+        return next((timeline.call_id for timeline in reversed(self.inputs) if timeline.place == place), "")
 
 
 def parse_call(ref: str) -> tuple[str, int | None]:
