@@ -11,16 +11,8 @@ import pytest
 
 from squall.exception import NotFoundError
 from squall.protocol.images import build_id_of
-from squall.protocol.messages import (
-    BuildDone,
-    BuildImage,
-    BuildOutput,
-    ImageSpec,
-    ImageStep,
-    Message,
-    Pruned,
-    PruneImages,
-)
+from squall.protocol.messages import BuildImage, BuildOutput, ImageSpec, ImageStep, Message
+from squall.protocol.requests import BuildDone, Pruned, PruneImages
 from squall.server import builds as builds_module
 from squall.server.builds import Builds, Kept, choose_gone
 
