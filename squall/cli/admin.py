@@ -209,6 +209,7 @@ def down(now: bool, grace: float | None) -> None:
     settings = config.load()
     client = here(settings)
     if client is None:
+        (settings.run_dir / "stays").unlink(missing_ok=True)
         click.echo("no server is running", err=True)
         return
     seconds = 0.0 if now else -1.0 if grace is None else grace
