@@ -37,7 +37,7 @@ def test_input_that_a_container_does_not_read_ends_its_turn_before_it_fills_the_
     runner: Any = Peer(record)
     dispatch: Any = SimpleNamespace(attend=lambda *_: None)
     terminals = Terminals(dispatch, lambda record, reason: None)
-    terminals.ask(runner, Interact(id=1), b"")  # type: ignore[call-arg]
+    terminals.ask(runner, Interact(id=1), b"")
     exec_id = client.sent[0].exec_id
     terminals.from_client(client, ExecData(exec_id, "resize", rows=24, cols=80), b"")
     terminals.from_client(client, ExecData(exec_id, "stdin"), b"keys")
