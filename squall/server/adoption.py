@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from squall.server.inputs import Call, Container, Input, Instructions, KillContainer, Result, Status
+from squall.server.inputs import Call, Container, Function, Input, Instructions, KillContainer, Result, Status
 
 if TYPE_CHECKING:
     from squall.server.dispatch import Dispatch
@@ -37,8 +37,10 @@ class HeldInput(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """The end of an input whose caller is not back yet."""
+    """The end of an input whose caller is not back yet. Only a caller of the same function may have it: who names an
+    input is a tenant."""
 
+    function: Function
     attempt: int
     status: Status
     message: str
@@ -133,7 +135,7 @@ class Adoption:
                 self._end_queued(now, input_, status, attempt, output, out)
             elif input_ is None and (call is None or not call.is_done(idx)) and status in ("ok", "error"):
                 end: Status = "ok" if status == "ok" else "error"
-                self._keep((call_id, idx), Kept(attempt, end, "", "", output, now + RESUME_GRACE))
+                self._keep((call_id, idx), Kept(container.function, attempt, end, "", "", output, now + RESUME_GRACE))
         if container is not None:
             self.dispatch._at(now + RESUME_GRACE, self._expire, None, 0)
             self.dispatch._settle(now, out)
@@ -157,6 +159,8 @@ class Adoption:
         if claim is None:
             return False
         if isinstance(claim, Kept):
+            if claim.function is not input_.call.function:
+                return False
             del self.claims[_key(input_)]
             return claim.attempt >= input_.attempt and self._give(now, input_, claim, out)
         container = claim.container
@@ -198,7 +202,7 @@ class Adoption:
             self._forget(stand_in, stand_in.container)
         self.dispatch._leave(stand_in, "done")
         if is_claimed and not stand_in.cancelling and status in ("ok", "error", "timeout"):
-            kept = Kept(stand_in.attempt, status, message, hint, output, now + RESUME_GRACE)
+            kept = Kept(stand_in.call.function, stand_in.attempt, status, message, hint, output, now + RESUME_GRACE)
             self._keep(_key(stand_in), kept)
             self.dispatch._at(kept.until, self._expire, None, 0)
 

@@ -6,8 +6,8 @@ START_FAILURES waves, or at once when the runner reported why the import failed 
 as `init_error`, as does what comes in until the delay is over; then one container is tried again. As long as another
 container of the function is ready nothing fails.
 
-Part of the brain in `dispatch`, which calls it and has the other rules; pure state changes, no clock, no I/O. Tested with
-dispatch.
+Part of the brain in `dispatch`, which calls it and has the other rules; pure state changes, no clock, no I/O. Tested
+with dispatch.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ from squall.protocol.messages import (
     new_id,
     split_payload,
 )
+from squall.protocol.resumption import OutputsAgain, RunnerBack
 from squall.protocol.transport import FrameStream, payload_for
 from squall.server.access import Access, Greeting
 from squall.server.api import Api, Dropped, Peer, log_chunk
@@ -364,6 +365,7 @@ class Server:
         elif isinstance(message, Register):
             stream.owner = None
             node = self.nodes.register(stream, message)
+            self.provider.registered()
             reply(stream, message.id, {"node_id": node.node_id})
             self.reconciler.node_joined(node)
             for app in self.objects.apps.values():
@@ -441,7 +443,12 @@ class Server:
         record: ContainerRecord = stream.owner
         try:
             message = decode(header)
-            if isinstance(message, Outputs):
+            if isinstance(message, OutputsAgain):
+                parts = split_payload(message.items, payload)
+                self.reconciler.runner_outputs_again(record, message.items, parts)
+            elif isinstance(message, RunnerBack):
+                self.reconciler.runner_back(record, message)
+            elif isinstance(message, Outputs):
                 parts = split_payload(message.items, payload)
                 self.reconciler.runner_outputs(record, message.items, parts)
             elif isinstance(message, Hello):
