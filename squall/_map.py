@@ -13,23 +13,25 @@ early, in any way, cancels the rest. Tested in `tests/unit/test_map.py`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 from typing import Any
 
 from squall._blocking import run
 from squall.client import Client, check_payload
-from squall.exception import Error, InvalidError, SerializationError
+from squall.exception import Error, InvalidError, SerializationError, ServiceError
 from squall.protocol import payload as payloads
 from squall.protocol.messages import (
     YIELD_WINDOW,
     CancelCall,
     InputItem,
+    Message,
     OutputItem,
     Submit,
     YieldCredit,
@@ -153,6 +155,9 @@ class _Stream:
     def has_ended(self) -> bool:
         return False
 
+    def lost(self) -> None:
+        """The connection broke, and another is being made."""
+
     async def changed(self) -> None:
         """Wait until there is something in `ready`, or the stream broke or ended."""
         pending: Pending[None] = Pending(self.client.link)
@@ -216,6 +221,8 @@ class Mapping(_Stream):
         self._part_bytes = 0
         self._flushed_at = 0.0
         self._told_last = False
+        self._open: dict[int, tuple[InputItem, bytes]] = {}
+        """What was sent and has no result."""
         self._batch_lock = threading.Lock()
         self._room = threading.Event()
         self._room_async: Pending[None] | None = None
@@ -314,6 +321,7 @@ class Mapping(_Stream):
             size = sizes.pop(item.idx, None)
             if size is None:
                 continue
+            self._open.pop(item.idx, None)
             self._arrived_bytes += size
             self._untaken += 1
             self._held_bytes += item.size
@@ -468,13 +476,32 @@ class Mapping(_Stream):
             self._send(items, parts, last)
 
     def _send(self, items: list[InputItem], parts: list[bytes], last: bool) -> None:
+        def note() -> None:
+            self._told_last = last
+            for item, data in zip(items, parts, strict=True):
+                self._open[item.idx] = (item, data)
+
+        self.client.link.send_raw(encode_header(self._frame(items, last)), *parts, note=note)
+
+    def _frame(self, items: list[InputItem], last: bool) -> Submit:
         submit = self.submit
-        self._told_last = last
-        sent_at = time.time()
-        frame = Submit(
-            submit.call_id, submit.function_id, items, submit.kind, submit.parent, sent_at, last, submit.method
+        return Submit(
+            submit.call_id, submit.function_id, items, submit.kind, submit.parent, time.time(), last, submit.method
         )
-        self.client.link.send_raw(encode_header(frame), *parts)
+
+    def again(self) -> Iterable[tuple[Message, bytes]]:
+        """All that was sent and has no result, in its order."""
+        frames: list[tuple[Submit, bytes]] = []
+        left = sorted(self._open.values(), key=lambda pair: pair[0].idx)
+        while left:
+            size = count = 0
+            while count < min(len(left), BATCH_INPUTS) and size < FRAME_TARGET_BYTES:
+                size += left[count][0].size
+                count += 1
+            some, left = left[:count], left[count:]
+            frame = self._frame([item for item, _ in some], self._told_last and not left)
+            frames.append((frame, b"".join(data for _, data in some)))
+        return frames
 
     def _flush_soon(self) -> None:
         import asyncio
@@ -530,16 +557,34 @@ class YieldStream(_Stream):
         super().__init__(client, call_id)
         self.name = name
         self.source_map = source_map
+        self._begun = False
+        self._sent: tuple[Message, bytes] | None = None
 
     def take(self, outputs: list[tuple[OutputItem, bytes]]) -> None:
+        self._begun = True
         self.ready.extend(outputs)
         self.wake()
+
+    def lost(self) -> None:
+        """What it would yield again from the beginning need not be the same."""
+        if self._begun:
+            self.client.sinks.pop(self.call_id, None)
+            self.fail(
+                ServiceError(
+                    f"the connection to the server broke while `{self.name}` yielded",
+                    hint="a generator that has yielded is not run again by itself: call it again",
+                )
+            )
+
+    def again(self) -> Iterable[tuple[Message, bytes]]:
+        return () if self._begun or self._sent is None else (self._sent,)
 
     async def values(self, submit: Submit, payload: bytes) -> AsyncGenerator[Any, None]:
         self.client.sinks[self.call_id] = self
         finished = False
         try:
-            self.client.link.send(submit, payload)
+            note = functools.partial(setattr, self, "_sent", (submit, payload))
+            self.client.link.send_tracked(submit, payload, note)
             seq = owed = 0
             while True:
                 while not self.ready:

@@ -38,6 +38,7 @@ from squall.protocol.messages import (
     LogChunk,
     Notice,
     StopApp,
+    new_id,
 )
 
 if TYPE_CHECKING:
@@ -372,8 +373,11 @@ async def start_app(app: App, name: str, detach: bool, output: Output, is_intera
     if terminal is not None:
         output = Between(output, terminal)
     term = terminal.term if terminal is not None else ""
-    reply, _ = await client.request(CreateApp(name, prepared.specs, detach=detach, terminal=term))
+    # Its id is made here, so that the request may be repeated, now and when the connection is lost later.
+    message = CreateApp(name, prepared.specs, detach=detach, terminal=term, app_id=new_id("ap"))
+    reply, _ = await client.request(message)
     app_id = str(reply.data["app_id"])
+    client.apps[app_id] = message
     client.follow(app_id, output)
     functions = dict(reply.data["functions"])
     return RunningApp(app_id, client, functions, prepared.source_map, prepared.shared_main)
@@ -494,6 +498,7 @@ class AppRun:
                 raise
         finally:
             self.app._running = None
+            running.client.apps.pop(running.app_id, None)
             running.client.unfollow(running.app_id)
 
 

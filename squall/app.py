@@ -21,7 +21,7 @@ from squall.cls import Cls
 from squall.exception import InvalidError
 from squall.function import Function
 from squall.image import Image
-from squall.options import FunctionOptions, checked_name, not_yet, read_options, read_secrets
+from squall.options import FunctionOptions, checked_name, not_yet, read_options, secret_fields, with_secrets
 from squall.protocol.messages import FunctionSpec
 from squall.secret import Secret, checked_env
 
@@ -158,7 +158,8 @@ class App:
         if not isinstance(include_source, bool):
             raise InvalidError(f"`App(include_source={include_source!r})` takes True or False")
         self._image = image
-        self._env = {**read_secrets(list(secrets or ())), **checked_env(env or {}, "App(env)")}
+        self._secrets = secret_fields(list(secrets or ()))
+        self._env = {**self._secrets.pop("secret_env"), **checked_env(env or {}, "App(env)")}
         self._include_source = include_source
         self.tags = _checked_tags(tags)
         self._functions: dict[str, Function[..., Any]] = {}
@@ -374,7 +375,7 @@ class App:
         return {**self._functions, **{tag: cls._pool for tag, cls in self._classes.items()}}
 
     def _spec(self, tag: str, raw_f: Any, fields: dict[str, Any]) -> FunctionSpec:
-        own = dict(fields)
+        own = {**fields, **with_secrets(self._secrets, fields)}
         env = {**self._env, **own.pop("secret_env", {}), **own.pop("plain_env", {})}
         if own.get("single_use") and (own.get("concurrency", 1) > 1 or own.get("batch_size")):
             raise InvalidError(

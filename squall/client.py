@@ -3,7 +3,8 @@
 Owns connecting (and starting an embedded server when none listens), the routing of pushed messages to whoever waits
 for them, blobs, and the translation of an `OutputItem` into a value or an exception. One client per process,
 `Client.current()`; in a container the runner installs one on its own link. Must never interpret log text or decide
-to retry an input: the server does. Tested in `tests/unit/test_client.py` and `tests/integration/test_calls.py`.
+to retry an input: the server does. How it goes on when its connection breaks is in
+`_resume`. Tested in `tests/unit/test_client.py` and `tests/integration/test_calls.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from squall._blocking import both
@@ -40,6 +41,8 @@ from squall.protocol.messages import (
     BLOB_CHUNK_BYTES,
     INLINE_LIMIT_BYTES,
     BuildOutput,
+    CreateApp,
+    Ending,
     ExecData,
     ExecExit,
     GetBlob,
@@ -56,7 +59,7 @@ from squall.protocol.messages import (
     Welcome,
     split_payload,
 )
-from squall.protocol.transport import Link, Pending
+from squall.protocol.transport import Link, Pending, RequestLostError
 
 if TYPE_CHECKING:
     from squall._terminal import Terminal
@@ -89,20 +92,37 @@ class Sink(Protocol):
 
     def fail(self, error: Error) -> None: ...
 
+    def lost(self) -> None:
+        """The connection broke, and another is being made."""
+
+    def again(self) -> Iterable[tuple[Message, bytes]]:
+        """What the other connection must carry for the results that are still missing."""
+
 
 class Waiter:
     """The sink of a call with one input and one result."""
 
-    __slots__ = ("pending",)
+    __slots__ = ("pending", "sent")
 
     def __init__(self, link: Link) -> None:
         self.pending: Pending[tuple[OutputItem, bytes]] = Pending(link)
+        self.sent: tuple[Message, bytes] | None = None
+
+    def send(self, message: Message, payload: bytes) -> None:
+        """Make the call; once more if the connection is lost before its result."""
+        self.pending.link.send_tracked(message, payload, lambda: setattr(self, "sent", (message, payload)))
 
     def take(self, outputs: list[tuple[OutputItem, bytes]]) -> None:
         self.pending.set(outputs[0])
 
     def fail(self, error: Error) -> None:
         self.pending.fail(error)
+
+    def lost(self) -> None:
+        pass  # it is as good over another connection
+
+    def again(self) -> Iterable[tuple[Message, bytes]]:
+        return () if self.sent is None or self.pending.done else (self.sent,)
 
 
 class Client:
@@ -126,6 +146,14 @@ class Client:
         """This program's, while an interactive app runs."""
         self._unclaimed: deque[tuple[str, Message, bytes]] = deque(maxlen=UNCLAIMED_LIMIT)
         self._follow_lock = threading.Lock()
+        self.client_id = os.urandom(8).hex()
+        self.apps: dict[str, CreateApp] = {}
+        """By id, those this program runs: they are named again on another connection."""
+        self._settings: Config | None = None
+        self._autostart = False
+        self._server_stays = False
+        self._ended_for_good = ""
+        self._connected_at = 0.0
         if link is None:
             assert sock is not None
             self._welcome: Pending[Message] | None = None
@@ -152,25 +180,32 @@ class Client:
                 )
             sock = _start_server(settings)
         client = Client(sock)
+        client._settings, client._autostart = settings, autostart
         try:
-            client._greet(settings)
+            client._greet()
         except BaseException:
             client.close()
             raise
+        client.link.on_lost = client._on_lost
         client.link.start_background()
         return client
 
-    def _greet(self, settings: Config | None = None) -> None:
-        """Say hello; the answer is the one message of a connection that neither names a request nor is a push."""
-        welcome: Pending[Message] = Pending(self.link)
-        self._welcome = welcome
+    def hello(self) -> Hello:
+        """The first words on each connection."""
+        settings = self._settings
         python = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        hello = Hello("client", python=python, prefix=sys.prefix)
+        hello = Hello("client", python=python, prefix=sys.prefix, client_id=self.client_id)
         if settings is not None:
             hello.environment = "" if settings.environment == "main" else settings.environment
             if settings.server and settings.token_id:
                 hello.token = f"{settings.token_id}:{settings.token_secret}"
-        self.link.send(hello)
+        return hello
+
+    def _greet(self) -> None:
+        """Say hello; the answer is the one message of a connection that neither names a request nor is a push."""
+        welcome: Pending[Message] = Pending(self.link)
+        self._welcome = welcome
+        self.link.send(self.hello())
         answer = welcome.wait(CONNECT_TIMEOUT)
         self._welcome = None
         if not isinstance(answer, Welcome):
@@ -181,11 +216,55 @@ class Client:
                 getattr(answer, "message", "the server refused the connection"),
                 getattr(answer, "hint", ""),
             )
-        self.server_id = answer.server_id
-        if answer.heartbeat:
+        self.welcomed(answer)
+
+    def welcomed(self, welcome: Welcome) -> None:
+        """A server has let this client in."""
+        self.server_id, self._server_stays = welcome.server_id, welcome.stays
+        self._connected_at = time.monotonic()
+        if welcome.heartbeat:
             from squall.protocol.remote import keep_alive
 
-            keep_alive(self.link, answer.heartbeat)
+            keep_alive(self.link, welcome.heartbeat)
+
+    # -- coming back
+
+    def _on_lost(self, reason: str) -> bool:
+        """Whether the connection is worth another: something of this program goes on there, and the server returns."""
+        settings = self._settings
+        if self.pid != os.getpid() or settings is None or self._ended_for_good or not settings.reconnect_timeout:
+            return False
+        if not (self.apps or self.sinks or self.link.has_open_requests()):
+            return False
+        if not self._autostart and not self._server_stays and not settings.server:
+            return False
+        from squall._resume import FIRST_PAUSE_S, HEALTHY_AFTER_S, Return
+
+        for sink in list(self.sinks.values()):
+            sink.lost()
+        if self.terminal is not None:
+            self.terminal.close("the connection to the server broke")
+        lasted = time.monotonic() - self._connected_at
+        pause = FIRST_PAUSE_S if lasted > HEALTHY_AFTER_S else 10 * FIRST_PAUSE_S
+        Return(self, reason, settings.reconnect_timeout, pause).start()
+        return True
+
+    def reach(self) -> socket.socket:
+        """A new connection to the server this client had, or its successor."""
+        settings = self._settings
+        assert settings is not None  # only a client that was connected comes back
+        if settings.server:
+            return _connect_elsewhere(settings)
+        sock = _try_connect(str(settings.socket_path))
+        if sock is None:
+            if self._server_stays or not self._autostart:
+                raise ServiceError(f"no server listens at `{settings.socket_path}`")
+            sock = _start_server(settings)
+        return sock
+
+    def unanswered(self) -> list[tuple[Message, bytes]]:
+        """What must be said again for the calls without a result."""
+        return [frame for sink in list(self.sinks.values()) for frame in sink.again()]
 
     @staticmethod
     def current() -> Client:
@@ -221,7 +300,11 @@ class Client:
         if type(message) is Outputs:
             self._route(message, payload)
         elif isinstance(message, (LogChunk, Notice)):
+            if isinstance(message, Notice) and message.kind == "stopped":
+                self.apps.pop(message.app_id, None)
             self._show(message.app_id, message, payload)
+        elif isinstance(message, Ending):
+            self._ended_for_good = "" if message.returns else message.reason or "it was stopped"
         elif isinstance(message, BuildOutput):
             self._show(message.image_id, _as_shown(message), payload)
         elif self.terminal is not None and isinstance(message, (Interact, ExecData, ExecExit)):
@@ -303,7 +386,8 @@ class Client:
             return digest
         upload = self._uploads[digest] = Pending(self.link)
         try:
-            await self._upload(digest, data)
+            while not await self._upload(digest, data):
+                pass
         except BaseException as error:
             upload.fail(error)
             raise
@@ -312,10 +396,20 @@ class Client:
         upload.set(None)
         return digest
 
-    async def _upload(self, digest: str, data: bytes) -> None:
+    async def _upload(self, digest: str, data: bytes) -> bool:
+        """Whether the server has it; False when the connection was lost meanwhile."""
         reply, _ = await self.request(HasBlobs([digest]))
         if digest not in reply.data.get("missing", [digest]):
-            return
+            return True
+        try:
+            await self._send_blob(digest, data)
+        except RequestLostError:
+            if self.link.closed:
+                raise
+            return False
+        return True
+
+    async def _send_blob(self, digest: str, data: bytes) -> None:
         view = memoryview(data)
         under_way: deque[Pending[tuple[Reply, bytes]]] = deque()
         for offset in range(0, max(1, len(data)), BLOB_CHUNK_BYTES):
@@ -588,7 +682,7 @@ def _try_connect(path: str) -> socket.socket | None:
     return sock
 
 
-def _start_server(settings: Config) -> socket.socket:
+def _start_server(settings: Config, *arguments: str) -> socket.socket:
     """Start `python -m squall.server`, once however many clients ask, and connect to it."""
     import fcntl
 
@@ -607,7 +701,7 @@ def _start_server(settings: Config) -> socket.socket:
                     return sock
                 _pause(deadline, f"waited {settings.start_timeout:g} s for another process to start the server")
         sock = _try_connect(path)
-        return sock if sock is not None else _launch(settings, path, deadline)
+        return sock if sock is not None else _launch(settings, path, deadline, arguments)
     finally:
         os.close(lock)
 
@@ -621,7 +715,7 @@ def _make_directory(path: str) -> None:
         ) from None
 
 
-def _launch(settings: Config, path: str, deadline: float) -> socket.socket:
+def _launch(settings: Config, path: str, deadline: float, arguments: tuple[str, ...] = ()) -> socket.socket:
     import subprocess
 
     log_path = str(settings.state_dir / "server.log")
@@ -630,7 +724,7 @@ def _launch(settings: Config, path: str, deadline: float) -> socket.socket:
     env = {**os.environ, "SQUALL_HOME": str(settings.home), "PYTHONPATH": _python_path()}
     try:
         server = subprocess.Popen(
-            [sys.executable, *_SAFE_PATH, "-m", "squall.server"],
+            [sys.executable, *_SAFE_PATH, "-m", "squall.server", *arguments],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/", env=env,
         )  # fmt: skip
     finally:

@@ -90,6 +90,15 @@ class Config:
     drain_timeout: float = _setting(
         30.0, "seconds that running inputs may take to end when a server of `squall up` is stopped", minimum=0
     )
+    reconnect_timeout: float = _setting(
+        60.0,
+        "seconds a program tries to reach a server again that is gone, before its calls fail; 0: not at all",
+        minimum=0,
+    )
+    pending_limit: int = _setting(
+        25_000, "inputs of one function that may wait, beside those of maps and those that were spawned", minimum=1
+    )
+    spawn_limit: int = _setting(1_000_000, "spawned inputs of one function that may be unfinished", minimum=1)
     traceback: bool = _setting(False, "show Squall's own frames when a command fails, for a bug report")
 
     @property
@@ -196,12 +205,12 @@ def profiles(environ: Mapping[str, str] | None = None) -> dict[str, dict[str, An
     return found
 
 
-def choose(*, profile: str = "", environment: str = "") -> None:
-    """Have `load` answer for this profile and environment from now on, in this process and those it starts."""
-    if profile:
-        os.environ["SQUALL_PROFILE"] = profile
-    if environment:
-        os.environ["SQUALL_ENVIRONMENT"] = environment
+def choose(**values: str) -> None:
+    """Have `load` answer with these settings from now on, in this process and those it starts; empty ones stay."""
+    variables = {row.name: row.env for row in settings()}
+    for name, value in values.items():
+        if value:
+            os.environ[variables[name]] = value
 
 
 def write(values: Mapping[str, str], *, profile: str = "", environ: Mapping[str, str] | None = None) -> Path:

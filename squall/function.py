@@ -315,7 +315,7 @@ class Function(Handle, Generic[P, R]):
         call_id, client = new_id("fc"), target.client
         waiter = client.sinks[call_id] = Waiter(client.link)
         try:
-            client.link.send(_submit(call_id, target, [item], "remote"), payload)
+            waiter.send(_submit(call_id, target, [item], "remote"), payload)
             output, data = await waiter.pending
         except BaseException:
             _cancel_quietly(client, call_id)

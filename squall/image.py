@@ -91,6 +91,11 @@ def _own(secrets: Sequence[Secret] | None, env: Mapping[str, str | None] | None,
     for secret in [secrets] if isinstance(secrets, Secret) else secrets or ():
         if not isinstance(secret, Secret):
             raise InvalidError(f"`secrets` of an image step holds {type(secret).__name__!r}, which is no `Secret`")
+        if secret._ref:
+            raise InvalidError(
+                f"an image step cannot use {secret!r}: its values never leave the server",
+                hint="give the step `Secret.from_dict`, `from_dotenv` or `from_local_environ`",
+            )
         values.update(secret._values)
     return _Own(values, checked_env(env or {}, "env"), later)
 

@@ -15,7 +15,7 @@ from squall.exception import InvalidError
 from squall.image import Image
 from squall.protocol.messages import RetryPolicy
 from squall.schedule import Schedule, schedule_fields
-from squall.secret import Secret, checked_env
+from squall.secret import Secret, checked_env, named
 
 NAME_LIMIT = 64
 DAY_S = 86_400
@@ -158,7 +158,7 @@ def merged_fields(before: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[
     merged = {**before, **fields}
     if "env" in before and "env" in fields:
         merged["env"] = {**before["env"], **fields["env"]}
-    return merged
+    return {**merged, **with_secrets(before, fields)}
 
 
 def _unknown(name: str, where: str) -> InvalidError:
@@ -307,6 +307,23 @@ def read_secrets(value: Any) -> dict[str, str]:
     return merged
 
 
+def secret_fields(value: Any) -> dict[str, Any]:
+    """Fields of a spec for a list of secrets: values given in the program, and names of those the server keeps."""
+    fields: dict[str, Any] = {"secret_env": read_secrets(value)}
+    refs, keys = named(value)
+    return {**fields, **({"secrets": refs} if refs else {}), **({"secret_keys": keys} if keys else {})}
+
+
+def with_secrets(below: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The secrets of both, those of `fields` last."""
+    refs = [ref for ref in below.get("secrets", ()) if ref not in fields.get("secrets", ())]
+    merged = {
+        "secrets": [*refs, *fields.get("secrets", ())],
+        "secret_keys": {**below.get("secret_keys", {}), **fields.get("secret_keys", {})},
+    }
+    return {name: value for name, value in merged.items() if value}
+
+
 def _field(name: str, check: Callable[[str, Any, Any, Any], Any], low: float, high: float = math.inf) -> Any:
     return lambda value: {name: check(name, value, low, high)}
 
@@ -322,7 +339,7 @@ def _flag_field(option: str, field: str) -> Callable[[Any], dict[str, Any]]:
 _READERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "image": _read_image,
     "env": lambda value: {"plain_env": checked_env(value, "env")},
-    "secrets": lambda value: {"secret_env": read_secrets(value)},
+    "secrets": lambda value: secret_fields(value),
     "gpu": _read_gpu,
     "cpu": _read_cpu,
     "memory": _read_memory,

@@ -1,27 +1,30 @@
 """Secret: environment values that reach only the containers that name them.
 
-Values are kept here until the app is made and are never shown: not by `repr`, not in an error. Tested in
-`tests/unit/test_options.py`.
+Values given in the program are kept here until the app is made and are never shown: not by `repr`, not in an error. Of
+a secret that the server keeps only the name is here. Tested in `tests/unit/test_options.py` and
+`tests/integration/test_secrets.py`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
-from typing import NoReturn
 
 from squall.exception import InvalidError
 
 VALUE_LIMIT = 32_768
 RESERVED_PREFIX = "SQUALL_"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Secret:
     """Named values for the environment of a function's containers.
 
     They are sent to a container only after its walls were checked, over the connection of its own runner; they are
-    in no log, no error and not in the server's database. Values have at most 32,768 characters; names starting with
-    `SQUALL_` are refused.
+    in no log and no error, and the server's database holds them sealed. Values have at most 32,768 characters; names
+    starting with `SQUALL_` are refused. Of a variable in several secrets the last one's value counts, but values given
+    in the program count before those of secrets that the server keeps.
 
     Example:
 
@@ -35,9 +38,12 @@ class Secret:
             print(call_api.remote())
     """
 
-    def __init__(self, values: Mapping[str, str], label: str) -> None:
+    def __init__(self, values: Mapping[str, str], label: str, ref: str = "", keys: Iterable[str] = ()) -> None:
         self._values = dict(values)
         self._label = label
+        self._ref = ref
+        """Name of a secret that the server keeps, `NAME` or `ENVIRONMENT/NAME`."""
+        self._keys = list(keys)
 
     @classmethod
     def from_dict(cls, env_dict: Mapping[str, str | None] | None = None) -> Secret:
@@ -83,15 +89,40 @@ class Secret:
             return cls(checked_env(_parse_dotenv(stream.read(), file), file), "from_dotenv")
 
     @classmethod
-    def from_name(cls, name: str, **_options: object) -> NoReturn:
-        """Secrets kept by a server; not in this release."""
-        raise InvalidError(
-            f"`Secret.from_name({name!r})` needs secrets kept by a server, which this release does not have",
-            hint="use `Secret.from_dict`, `Secret.from_dotenv` or `Secret.from_local_environ`",
-        )
+    def from_name(cls, name: str, *, environment_name: str | None = None, required_keys: Iterable[str] = ()) -> Secret:
+        """A secret that the server keeps: `squall secret create NAME KEY=VALUE` puts it there.
+
+        Its values never come here: the server gives them to containers when they start, those of that moment, so that
+        one that runs keeps what it has when they are replaced. `environment_name`: that of another environment of the
+        workspace. `required_keys`: variables that it must hold. A secret that is not there, or lacks one of them, is a
+        NotFoundError when the app is made, and when a container would start.
+
+        Example:
+
+            db = squall.Secret.from_name("db", required_keys=["PASSWORD"])
+        """
+        keys = [required_keys] if isinstance(required_keys, str) else list(required_keys)
+        for what, given in (("name", name), ("environment_name", environment_name or "main")):
+            if not isinstance(given, str) or not NAME.fullmatch(given):
+                raise InvalidError(
+                    f"`Secret.from_name({what}={given!r:.80})` is not a name",
+                    hint="use 1 to 64 letters, digits, `-`, `_` and `.`, beginning with a letter or digit",
+                )
+        if not all(isinstance(key, str) for key in keys):
+            raise InvalidError(f"`Secret.from_name({name!r}, required_keys=...)` takes a list of strings")
+        return cls({}, f"from_name({name!r})", f"{environment_name}/{name}" if environment_name else name, keys)
 
     def __repr__(self) -> str:
-        return f"<Secret.{self._label}: {len(self._values)} values>"
+        return f"<Secret.{self._label}>" if self._ref else f"<Secret.{self._label}: {len(self._values)} values>"
+
+
+def named(secrets: Iterable[Secret]) -> tuple[list[str], dict[str, list[str]]]:
+    """Of a list of secrets, those that the server keeps, and the keys that each must have."""
+    refs: dict[str, list[str]] = {}
+    for secret in secrets:
+        if secret._ref:
+            refs[secret._ref] = sorted({*refs.pop(secret._ref, []), *secret._keys})
+    return list(refs), {ref: keys for ref, keys in refs.items() if keys}
 
 
 def checked_env(values: object, where: str) -> dict[str, str]:

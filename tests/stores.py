@@ -13,10 +13,11 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import sqlalchemy as sa
 
 from squall.server.database import Database
@@ -30,6 +31,7 @@ SETTINGS = {
     "shared_buffers": "32MB",
 }
 STOP_SECONDS = 60
+ROOM_BYTES = 2 << 20
 
 
 class Cluster:
@@ -105,6 +107,39 @@ def find_postgres() -> Path | None:
 
 def engine_of(url: str) -> sa.Engine:
     return sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"), poolclass=sa.pool.NullPool)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A PostgreSQL that the tests share, each with a database of its own."""
+    binaries = find_postgres()
+    if binaries is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    cluster = Cluster(binaries)
+    try:
+        yield cluster
+    finally:
+        cluster.remove()
+
+
+@contextlib.contextmanager
+def small_disk_at(path: Path, filler_bytes: int = 1 << 20) -> Iterator[Path]:
+    """A file system of its own with little room, and `filler` on it, which makes more when it is removed."""
+    path.mkdir(exist_ok=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={ROOM_BYTES + filler_bytes},mode=0700", "squall-test", path], check=True
+    )
+    try:
+        (path / "filler").write_bytes(bytes(filler_bytes))
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk_at(tmp_path / "disk") as path:
+        yield path
 
 
 class Place:

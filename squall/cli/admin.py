@@ -12,18 +12,17 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from squall import config
-from squall.cli.manage import ask, connect, json_option, print_json
+from squall.cli.manage import ago, ask, json_option, print_json
 from squall.client import Client
 from squall.exception import Error, ServiceError
-from squall.protocol.requests import ListObjects, StopServer
+from squall.protocol.requests import GetServer, ListObjects, StopServer
 
 DOWN_SECONDS = 75.0
 """More than the exit hooks of classes have."""
@@ -142,9 +141,10 @@ def _gpu_check() -> Check:
 # ---- status, down -------------------------------------------------------------------------------------------------
 
 
-def connect_if_running() -> Client | None:
+def here(settings: config.Config) -> Client | None:
+    """A connection to the server of this home, whatever server the profile names; None where none runs."""
     try:
-        return connect()
+        return Client.connect(autostart=False, config=replace(settings, server="", environment="main"))
     except ServiceError:
         return None
 
@@ -152,27 +152,40 @@ def connect_if_running() -> Client | None:
 @click.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show whether a server runs for this home, and what it has."""
+    """Show whether a server runs, for this home or where the profile says, and what it has."""
     settings = config.load()
-    facts: dict[str, Any] = {"home": str(settings.home), "running": False}
-    client = connect_if_running()
+    facts: dict[str, Any] = {"server": settings.server} if settings.server else {"home": str(settings.home)}
+    facts["running"] = False
+    client = Client.connect(autostart=False) if settings.server else here(settings)
     if client is not None:
         rows = {kind: _rows(client, kind) for kind in ("nodes", "apps", "containers")}
-        facts.update(running=True, server_id=client.server_id, nodes=rows["nodes"])
+        facts.update(ask(client.link, GetServer()), running=True, nodes=rows["nodes"])
         facts.update(apps=len(rows["apps"]), containers=len(rows["containers"]))
         client.close()
     if as_json:
         print_json(facts)
         return
-    click.echo(f"home        {facts['home']}")
-    if client is None:
-        click.echo("server      not running (`squall run` starts one)")
-        return
-    click.echo(f"server      running, {facts['server_id']}")
-    for node in facts["nodes"]:
-        click.echo(f"node        {_node_line(node)}")
-    click.echo(f"apps        {facts['apps']}")
-    click.echo(f"containers  {facts['containers']}")
+    for line in status_lines(facts):
+        click.echo(line)
+
+
+def status_lines(facts: dict[str, Any]) -> list[str]:
+    """What `squall status` says, a line a fact."""
+    if not facts["running"]:
+        return [f"home        {facts['home']}", "server      not running (`squall run` or `squall up` starts one)"]
+    state = "ending" if facts["draining"] else "running"
+    kind = "stays" if facts["stays"] else "ends when nobody uses it"
+    lines = [
+        f"home        {facts['home']}",
+        f"server      {state}, {facts['server_id']}, version {facts['version']}, pid {facts['pid']}, {kind}",
+        f"since       {ago(facts['started_at'])}",
+        f"listens     {facts['listens']}" if facts["listens"] else "",
+        f"workspace   {facts['workspace']}, environment {facts['environment']}",
+        *(f"node        {_node_line(node)}" for node in facts["nodes"]),
+        f"apps        {facts['apps']}",
+        f"containers  {facts['containers']}",
+    ]
+    return [line for line in lines if line]
 
 
 def _rows(client: Client, kind: str) -> list[dict[str, Any]]:
@@ -186,32 +199,40 @@ def _node_line(node: dict[str, Any]) -> str:
 
 
 @click.command()
-def down() -> None:
-    """Stop the server of this home: its apps stop, its containers end. Harmless when none runs."""
-    client = connect_if_running()
+@click.option("--now", is_flag=True, help="Do not wait for running inputs.")
+@click.option("--grace", type=click.FloatRange(0, 86_400), help="Seconds to wait for them; else as the settings say.")
+def down(now: bool, grace: float | None) -> None:
+    """Stop the server of this home, whatever server the profile names. Harmless when none runs.
+
+    One of `squall up` starts nothing more and lets running inputs end first; apps stop, containers end.
+    """
+    settings = config.load()
+    client = here(settings)
     if client is None:
         click.echo("no server is running", err=True)
         return
-    gone = _on_close(client)
+    seconds = 0.0 if now else -1.0 if grace is None else grace
     try:
-        ask(client.link, StopServer(reason="`squall down`"))
+        ask(client.link, StopServer("`squall down`", seconds))
     except ServiceError:
         if not client.link.closed:
             raise
-    path = config.load().socket_path
-    deadline = time.monotonic() + DOWN_SECONDS
-    while not (gone() and not path.exists()):
-        if time.monotonic() > deadline:
-            raise ServiceError(
-                f"the server was asked to stop and has not within {DOWN_SECONDS:g} s",
-                hint=f"its log is `{config.load().state_dir / 'server.log'}`",
-            )
-        time.sleep(0.02)
+    wait_gone(client, settings, DOWN_SECONDS + (settings.drain_timeout if seconds < 0 else seconds))
     click.echo("the server has stopped", err=True)
 
 
-def _on_close(client: Client) -> Callable[[], bool]:
-    return lambda: bool(client.link.closed)
+def wait_gone(client: Client, settings: config.Config, seconds: float) -> None:
+    """Wait until the server that was asked to end has ended."""
+    path = settings.socket_path
+    deadline = time.monotonic() + seconds
+    while not (client.link.closed and not path.exists()):
+        if time.monotonic() > deadline:
+            raise ServiceError(
+                f"the server was asked to stop and has not within {seconds:g} s",
+                hint=f"its log is `{settings.state_dir / 'server.log'}`; `squall down --now` does not wait for inputs",
+            )
+        time.sleep(0.02)
+    client.close()
 
 
 # ---- completion ---------------------------------------------------------------------------------------------------

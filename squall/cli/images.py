@@ -31,8 +31,8 @@ from squall.cli.manage import (
 from squall.client import Client
 from squall.exception import InvalidError, NotFoundError
 from squall.protocol.images import title_of
-from squall.protocol.messages import GetImage, ImageSpec, ImageStep, PruneImages, VerifyImage
-from squall.protocol.requests import ListObjects
+from squall.protocol.messages import GetImage, ImageSpec, ImageStep
+from squall.protocol.requests import ListObjects, PruneImages, VerifyImage
 
 PRUNE_SECONDS = 600.0
 DAY_SECONDS = 86400.0

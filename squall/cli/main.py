@@ -27,10 +27,19 @@ COMMANDS = {
     "app": "squall.cli.manage:app",
     "container": "squall.cli.manage:container",
     "call": "squall.cli.calls:call",
+    "schedule": "squall.cli.schedules:schedule",
     "image": "squall.cli.images:image",
     "trace": "squall.cli.manage:trace",
+    "secret": "squall.cli.access:secret",
+    "environment": "squall.cli.access:environment",
+    "up": "squall.cli.up:up",
     "status": "squall.cli.admin:status",
     "down": "squall.cli.admin:down",
+    "token": "squall.cli.access:token",
+    "workspace": "squall.cli.access:workspace",
+    "profile": "squall.cli.access:profile",
+    "config": "squall.cli.access:config_group",
+    "backup": "squall.cli.backup:backup",
     "doctor": "squall.cli.admin:doctor",
     "completion": "squall.cli.admin:completion",
 }
@@ -75,7 +84,42 @@ class LazyGroup(Group):
             return None
         module, name = COMMANDS[cmd_name].split(":")
         command: click.Command = getattr(importlib.import_module(module), name)
-        return command
+        return command if cmd_name in HERE_ONLY else _placed(command)
+
+
+HERE_ONLY = ("up", "down", "backup", "doctor", "completion", "profile", "config")
+"""Commands about this machine, whatever server the profile names."""
+
+
+def _placed(command: click.Command) -> click.Command:
+    """Give a command, or each of a group, the options that say where it works."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _placed(inner)
+    else:
+        taken = {option for param in command.params for option in param.opts}
+        command.params += [option for option in _place_options() if not taken & set(option.opts)]
+    return command
+
+
+def _place_options() -> list[click.Option]:
+    return [
+        click.Option(
+            ["squall_environment", "-e", "--env"], metavar="ENVIRONMENT", expose_value=False, is_eager=True,
+            callback=lambda ctx, param, value: _choose(ctx, environment=value),
+            help="Work in this environment; else SQUALL_ENVIRONMENT, the profile's, or `main`.",
+        ),
+        click.Option(
+            ["squall_profile", "--profile"], metavar="PROFILE", expose_value=False, is_eager=True,
+            callback=lambda ctx, param, value: _choose(ctx, profile=value),
+            help="Use the server of this profile; else SQUALL_PROFILE, or the active one.",
+        ),
+    ]  # fmt: skip
+
+
+def _choose(ctx: click.Context, *, profile: str | None = None, environment: str | None = None) -> None:
+    if not ctx.resilient_parsing:
+        config.choose(profile=profile or "", environment=environment or "")
 
 
 class UsageHint(click.UsageError):

@@ -84,6 +84,17 @@ def ago(at: float, now: float | None = None) -> str:
     return f"{int(seconds)} s ago"
 
 
+def until(at: float | None, now: float | None = None) -> str:
+    """`in 3 min`, from seconds since 1970; empty for None."""
+    if at is None:
+        return ""
+    seconds = max(0.0, at - (time.time() if now is None else now))
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"in {int(seconds // size)} {unit}"
+    return f"in {int(seconds)} s"
+
+
 def size_of(size_bytes: int) -> str:
     """`213 MiB`, from bytes."""
     return f"{size_bytes / (1 << 20):.0f} MiB" if size_bytes >= 1 << 20 else f"{size_bytes >> 10} KiB"
@@ -163,6 +174,21 @@ NOUNS = {
             _field("FAILED", "failed"),
             _age("STARTED", "started_at"),
             _age("ENDED", "ended_at"),
+        ),
+    ),
+    "schedule": Noun(
+        "schedules",
+        "no schedules (`squall deploy` an app with `schedule=` functions)",
+        (
+            _field("SCHEDULE", "schedule_id"),
+            _field("APP", "app"),
+            _field("FUNCTION", "function"),
+            _field("WHEN", "schedule"),
+            Column("NEXT", lambda row: "paused" if row.get("paused") else until(row.get("next_at"))),
+            _age("LAST", "last_at"),
+            _field("FIRED", "fired"),
+            _field("LEFT OUT", "skipped"),
+            _field("RUNNING", "running"),
         ),
     ),
     "container": Noun(

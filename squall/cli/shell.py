@@ -104,6 +104,8 @@ def shell_spec(spec: FunctionSpec) -> FunctionSpec:
         memory_limit_mib=spec.memory_limit_mib,
         gpu=spec.gpu,
         env=spec.env,
+        secrets=spec.secrets,
+        secret_keys=spec.secret_keys,
         block_network=spec.block_network,
         min_containers=1,
         max_containers=1,
@@ -122,12 +124,20 @@ def run_in(client: Client, spec: FunctionSpec, blobs: list[bytes], command: str,
     client.follow(app_id, PlainOutput())
     try:
         extra = {"TERM": os.environ.get("TERM", "xterm")}
-        _write_profile(str(made["functions"][spec.tag]), sorted(spec.env), extra)
+        _write_profile(str(made["functions"][spec.tag]), [*sorted(spec.env), *_secret_keys(client, spec)], extra)
         job = Exec(client.link, _container_of(client, app_id), argv_of(command), pty=pty, workdir="")
         return job.run()
     finally:
         if client.usable():
             ask(client.link, StopApp(app_id, "the shell has ended"))
+
+
+def _secret_keys(client: Client, spec: FunctionSpec) -> list[str]:
+    """Variables that secrets kept by the server bring; those of another environment are not listed here."""
+    if not spec.secrets:
+        return []
+    rows = ask(client.link, ListObjects("secrets")).get("rows", [])
+    return sorted({key for row in rows if row["name"] in spec.secrets for key in row["keys"]} - set(spec.env))
 
 
 def _write_profile(function_id: str, names: list[str], extra: dict[str, str]) -> None:

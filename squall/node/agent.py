@@ -36,9 +36,7 @@ from squall.node.network import Network
 from squall.node.runtime import Container, ContainerIO, Exit, Runtime
 from squall.protocol.images import image_id_of, settings_of
 from squall.protocol.messages import (
-    BuildDone,
     BuildImage,
-    CancelBuild,
     ContainerEvent,
     ContainerOutput,
     ContainerSpec,
@@ -47,18 +45,19 @@ from squall.protocol.messages import (
     Hello,
     Message,
     NodeReport,
-    Pruned,
-    PruneImages,
     Register,
     Reply,
     StartContainer,
     StartExec,
     StopContainer,
-    VerifyImage,
     Welcome,
     decode,
 )
+<<<<<<< HEAD
 from squall.protocol.resumption import HeldContainer, RegisterAgain
+=======
+from squall.protocol.requests import BuildDone, CancelBuild, Pruned, PruneImages, VerifyImage
+>>>>>>> durable
 from squall.protocol.transport import FrameStream, payload_for, widen
 
 log = Logger("agent")

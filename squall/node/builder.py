@@ -489,6 +489,7 @@ def _tidy(building: Path) -> None:
 # ---- what failed --------------------------------------------------------------------------------------------------
 
 TAIL_LINES = 30
+_UNREACHED = ("Temporary failure resolving", "Could not resolve", "dns error", "Failed to fetch", "Connection refused")
 _HINTS = (
     (("No space left on device",), "the disk or a limit of the build is full: `squall image prune` frees some"),
     (
@@ -504,7 +505,7 @@ _HINTS = (
     ),
     (("Unable to locate package", "has no installation candidate"), "check the name at https://packages.debian.org"),
     (
-        ("Temporary failure resolving", "Could not resolve", "dns error", "Failed to fetch", "Connection refused"),
+        _UNREACHED,
         "a build reaches the internet and this machine's proxies and indexes, nothing else of its network",
     ),
     (("command not found", ": not found"), "install the command in an earlier step: `.apt_install(...)`"),
@@ -530,6 +531,8 @@ def failure(work: _Work, end: Exit, tail: str) -> BuildError:
     what = "ran out of memory" if end.oom else "failed: " + end.reason
     shown = "\n".join(f"    {line}" for line in tail.splitlines()[-TAIL_LINES:])
     hint = next((hint for marks, hint in _HINTS if any(mark in tail for mark in marks)), "")
+    if work.step.kind == "debian" and any(mark in tail for mark in _UNREACHED):
+        hint = "the Debian mirror was not reached; `SQUALL_DEBIAN_MIRROR` names another"
     if end.oom:
         hint = "the node's containers together reached the memory they have"
     return BuildError(f"{_which(work)} {what}" + (f"\n{shown}" if shown else ""), hint=hint)

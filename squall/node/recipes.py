@@ -243,7 +243,8 @@ def base_files(step: ImageStep, host: HostSettings) -> Recipe:
         "a=/tmp/apt; mkdir -p $a/lists/partial $a/archives/partial $a/etc",
         ": > $a/status",
         f"cp {INPUTS}/sources.list {INPUTS}/apt.conf $a/etc/",
-        "apt-get -qq update",
+        "apt-get -qq update",  # to which a mirror that is not there is worth a warning
+        "ls $a/lists/*Packages* > /dev/null 2>&1 || { echo 'no list of packages was fetched'; exit 3; }",
         "mkdir -p $a/essential/partial",
         "apt-get -qq -y -o Dir::Cache::archives=$a/essential --download-only install '?essential'",
         "cp $a/essential/*.deb $a/archives/",

@@ -52,6 +52,10 @@ class Message:
 
     TAG: ClassVar[str] = ""
     NESTED: ClassVar[dict[str, type]] = {}
+    IS_REPEATABLE: ClassVar[bool] = False
+    """A request that may be sent again when the connection was lost before its answer: twice is as good as once."""
+    IS_FLEETING: ClassVar[bool] = False
+    """Without an answer, and of no use to another connection than the one it was meant for."""
     __hash__ = None  # type: ignore[assignment]
 
     id: int = field(default=0, kw_only=True)
@@ -102,6 +106,17 @@ class Welcome(Message):
     heartbeat: float = 0.0
     """Seconds between two `Ping` that each side sends, asked for no answer, on a connection from elsewhere; 0: none.
     Who hears nothing at all for three of them takes the other for dead."""
+    stays: bool = False
+    """It was started to stay: when it is gone, whoever started it will bring it back, not a client."""
+
+
+@dataclass(eq=False, repr=False)
+class Ending(Message):
+    """The server ends, so the connection will. `returns`: another takes its place, and clients may wait for it."""
+
+    TAG = "ending"
+    reason: str = ""
+    returns: bool = True
 
 
 @dataclass(eq=False, repr=False)
@@ -251,6 +266,7 @@ class CreateApp(Message):
     """
 
     TAG = "create_app"
+    IS_REPEATABLE = True
     NESTED = {"functions": FunctionSpec}
     name: str
     functions: list[FunctionSpec] = field(default_factory=list)
@@ -273,6 +289,7 @@ class BindFunction(Message):
     """
 
     TAG = "bind_function"
+    IS_REPEATABLE = True
     function_id: str
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of its `FunctionSpec`; variables in `env` are laid over those it has."""
@@ -284,6 +301,7 @@ class StopApp(Message):
     their last output was pushed. `app` is an id or a name."""
 
     TAG = "stop_app"
+    IS_REPEATABLE = True
     app: str
     reason: str = "stopped by the caller"
 
@@ -328,6 +346,7 @@ class BuildImage(Message):
     are part of no recipe and kept by nobody."""
 
     TAG = "build_image"
+    IS_REPEATABLE = True
     NESTED = {"image": ImageSpec}
     image: ImageSpec
     secrets: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -351,60 +370,8 @@ class GetImage(Message):
     size_bytes, created_at, used_at, error, recipe (the steps), in_use."""
 
     TAG = "get_image"
+    IS_REPEATABLE = True
     image_id: str
-
-
-@dataclass(eq=False, repr=False)
-class PruneImages(Message):
-    """Forget images that nothing uses and remove their layers: all of them, those unused for `older_than` seconds, or
-    the one named. From a client: `Reply.data` `{"images": [ids], "size_bytes": int}`. From the server to an agent:
-    `keep` are the keys of layers that stay; answered by `Pruned`."""
-
-    TAG = "prune_images"
-    image_id: str = ""
-    older_than: float = 0.0
-    keep: list[str] = field(default_factory=list)
-
-
-@dataclass(eq=False, repr=False)
-class VerifyImage(Message):
-    """Compare every byte of an image's layers with what was built; a damaged layer is taken out. From a client:
-    `Reply.data` `{"damaged": [titles]}`. To an agent, which answers with `Pruned`."""
-
-    TAG = "verify_image"
-    NESTED = {"image": ImageSpec}
-    image: ImageSpec
-
-
-@dataclass(eq=False, repr=False)
-class Pruned(Message):
-    """An agent's answer to `PruneImages` and `VerifyImage`: the titles of layers taken out, and their size."""
-
-    TAG = "pruned"
-    titles: list[str] = field(default_factory=list)
-    size_bytes: int = 0
-
-
-@dataclass(eq=False, repr=False)
-class CancelBuild(Message):
-    """From the server to an agent: nobody waits for this image any more; end what is built for it alone."""
-
-    TAG = "cancel_build"
-    image_id: str
-    reason: str = ""
-
-
-@dataclass(eq=False, repr=False)
-class BuildDone(Message):
-    """An agent's answer to `BuildImage`: `layers` as they are now, or the failure."""
-
-    TAG = "build_done"
-    image_id: str
-    layers: list[dict[str, Any]] = field(default_factory=list)
-    """Each `{"key", "title", "size_bytes", "files", "built_at", "seconds", "was_built"}`, the lowest first."""
-    code: str = ""
-    message: str = ""
-    hint: str = ""
 
 
 # ---- calls ------------------------------------------------------------------------------------------------------
@@ -429,6 +396,7 @@ class Submit(Message):
     """
 
     TAG = "submit"
+    IS_REPEATABLE = True
     NESTED = {"items": InputItem}
     call_id: str
     function_id: str
@@ -482,6 +450,7 @@ class YieldCredit(Message):
     """The consumer of a generator took `n` values; the runner keeps at most `YIELD_WINDOW` untaken ones in flight."""
 
     TAG = "yield_credit"
+    IS_FLEETING = True
     call_id: str
     idx: int
     n: int
@@ -495,6 +464,8 @@ class CancelCall(Message):
     """Cancel inputs of a call: those named, or all. Finished ones stay finished. `Reply.data`: `{"cancelled": n}`."""
 
     TAG = "cancel_call"
+    IS_REPEATABLE = True
+    IS_FLEETING = True
     call_id: str
     idxs: list[int] = field(default_factory=list)
     terminate_containers: bool = False
@@ -506,6 +477,7 @@ class GetOutput(Message):
     as long as the connection) passed, else `data={"ready": true, "item": OutputItem as dict}` and its payload."""
 
     TAG = "get_output"
+    IS_REPEATABLE = True
     call_id: str
     idx: int = 0
     timeout: float = -1.0
@@ -516,6 +488,7 @@ class GetCall(Message):
     """`Reply.data`: call_id, function_id, function, app_id, kind, state, num_inputs, created_at, counts by state."""
 
     TAG = "get_call"
+    IS_REPEATABLE = True
     call_id: str
 
 
@@ -524,6 +497,7 @@ class GetStats(Message):
     """`Reply.data`: backlog, num_total_runners, num_running_inputs, input_headroom of a function."""
 
     TAG = "get_stats"
+    IS_REPEATABLE = True
     function_id: str
 
 
@@ -621,6 +595,7 @@ class HasBlobs(Message):
     """`Reply.data`: `{"missing": [digest, ...]}`."""
 
     TAG = "has_blobs"
+    IS_REPEATABLE = True
     digests: list[str]
 
 
@@ -629,6 +604,7 @@ class GetBlob(Message):
     """`Reply.data`: `{"size": whole size}`; the payload is up to BLOB_CHUNK_BYTES from `offset`."""
 
     TAG = "get_blob"
+    IS_REPEATABLE = True
     digest: str
     offset: int = 0
 

@@ -235,8 +235,8 @@ def keep_alive(link: Link, interval: float) -> None:
 
 
 def _beat(link: Link, interval: float) -> None:
-    seen, missed = link.received, 0
-    while not link.ended.wait(interval):
+    seen, missed, epoch = link.received, 0, link.epoch
+    while not link.ended.wait(interval) and not link.lost and link.epoch == epoch:
         missed = missed + 1 if link.received == seen else 0
         seen = link.received
         if missed >= BEATS_MISSED:

@@ -6,9 +6,10 @@ Imported by the server and by the commands that send them. The contract is teste
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from squall.protocol.messages import Message
+from squall.protocol.messages import ImageSpec, Message
 
 # ---- looking at things ------------------------------------------------------------------------------------------
 
@@ -18,6 +19,7 @@ class ListObjects(Message):
     """`kind`: `apps`, `containers`, `functions`, `calls`, `nodes`. `Reply.data`: `{"rows": [dict, ...]}`."""
 
     TAG = "list_objects"
+    IS_REPEATABLE = True
     kind: str
     app: str = ""
     all: bool = False
@@ -30,6 +32,7 @@ class GetTrace(Message):
     attempts, spans: [{name, start, end, note}], events}], total_ms."""
 
     TAG = "get_trace"
+    IS_REPEATABLE = True
     call: str = ""
     limit: int = 20
 
@@ -187,3 +190,73 @@ class MoreLogs(Message):
     wait: float = 10.0
     close: bool = False
     """No more is wanted: forget the reader."""
+
+
+# ---- images: what is kept of them ---------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, repr=False)
+class PruneImages(Message):
+    """Forget images that nothing uses and remove their layers: all of them, those unused for `older_than` seconds, or
+    the one named. From a client: `Reply.data` `{"images": [ids], "size_bytes": int}`. From the server to an agent:
+    `keep` are the keys of layers that stay; answered by `Pruned`."""
+
+    TAG = "prune_images"
+    image_id: str = ""
+    older_than: float = 0.0
+    keep: list[str] = field(default_factory=list)
+
+
+@dataclass(eq=False, repr=False)
+class VerifyImage(Message):
+    """Compare every byte of an image's layers with what was built; a damaged layer is taken out. From a client:
+    `Reply.data` `{"damaged": [titles]}`. To an agent, which answers with `Pruned`."""
+
+    TAG = "verify_image"
+    IS_REPEATABLE = True
+    NESTED = {"image": ImageSpec}
+    image: ImageSpec
+
+
+@dataclass(eq=False, repr=False)
+class Pruned(Message):
+    """An agent's answer to `PruneImages` and `VerifyImage`: the titles of layers taken out, and their size."""
+
+    TAG = "pruned"
+    titles: list[str] = field(default_factory=list)
+    size_bytes: int = 0
+
+
+@dataclass(eq=False, repr=False)
+class CancelBuild(Message):
+    """From the server to an agent: nobody waits for this image any more; end what is built for it alone."""
+
+    TAG = "cancel_build"
+    image_id: str
+    reason: str = ""
+
+
+@dataclass(eq=False, repr=False)
+class BuildDone(Message):
+    """An agent's answer to `BuildImage`: `layers` as they are now, or the failure."""
+
+    TAG = "build_done"
+    image_id: str
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    """Each `{"key", "title", "size_bytes", "files", "built_at", "seconds", "was_built"}`, the lowest first."""
+    code: str = ""
+    message: str = ""
+    hint: str = ""
+
+
+# ---- schedules --------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, repr=False)
+class ChangeSchedule(Message):
+    """`action`: `pause`, `resume`, or `run`, which makes a call now, beside the schedule's own. `Reply.data`:
+    `{"call_id": str}`, empty where none was made. Lists: `ListObjects` of `schedules`."""
+
+    TAG = "change_schedule"
+    schedule_id: str
+    action: str

@@ -15,6 +15,7 @@ Nothing here knows what a message means. Tested in `tests/unit/test_transport.py
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import select
@@ -22,10 +23,12 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from squall.exception import Error, OutputTimeoutError, ServiceError, from_wire
+from squall.protocol.frames import HEAD_BYTES, LARGE_FRAME_BYTES, Frame, FrameReader
 from squall.protocol.messages import (
     FRAME_LIMIT_BYTES,
     Failure,
@@ -42,9 +45,20 @@ from squall.protocol.messages import (
 if TYPE_CHECKING:
     import asyncio
 
+__all__ = [
+    "Frame",
+    "FrameReader",
+    "FrameStream",
+    "Link",
+    "Pending",
+    "RequestLostError",
+    "driver",
+    "payload_for",
+    "widen",
+]
+
 T = TypeVar("T")
 
-HEAD_BYTES = 8
 RECEIVE_BYTES = 1 << 16
 """Of one read of what is not known to be large; the rest of a large payload is read at once."""
 JOIN_BYTES = 1 << 18
@@ -52,11 +66,8 @@ JOIN_BYTES = 1 << 18
 SEND_TIMEOUT = 120.0
 QUIET_S = 0.02
 """How long the foreground must have been quiet before the background thread takes the lead."""
-HEADER_LIMIT_BYTES = 16 << 20
-CHUNK_LIMIT = 1024
-"""Pieces of a frame that are kept as they came; what comes in more is joined."""
-LARGE_FRAME_BYTES = 1 << 16
-"""From here on a frame is taken and sent without joining it to its neighbours: copying costs more than a call."""
+RESUME_LOOK_S = 0.5
+"""How long somebody who waits for another connection sleeps at most before looking again; its coming wakes them."""
 
 SOCKET_BUFFER_BYTES = 4 << 20
 """A large payload then leaves in few pieces; each piece more is two switches between processes."""
@@ -192,123 +203,6 @@ class _Within(Generic[T]):
             raise OutputTimeoutError(f"no answer within {self.timeout:g} s")
 
 
-Frame = tuple[bytes, Any]
-"""Header and payload; a large payload is a memoryview."""
-
-
-class FrameReader:
-    """Cuts a byte stream into frames, `(header, payload)` pairs; raises ValueError on abuse.
-
-    `feed` takes bytes that came. A large payload is received where it will lie: while one is under way, `room` is
-    what is missing of it, and `filled` says how much of that has come. Such a payload is a `memoryview`, any other
-    `bytes`.
-    """
-
-    __slots__ = ("_chunks", "_filled", "_have", "_header", "_need", "_payload", "_since_join", "limit")
-
-    def __init__(self, limit: int = FRAME_LIMIT_BYTES) -> None:
-        self._chunks: list[bytes] = []
-        self._since_join = 0
-        self._have = 0
-        self._need = HEAD_BYTES
-        self._header = b""
-        self._payload: memoryview | None = None
-        """Of the large frame under way, of which `_filled` bytes are there."""
-        self._filled = 0
-        self.limit = limit
-
-    def room(self) -> memoryview | None:
-        """Where the next bytes belong, when they are the rest of a large payload."""
-        return None if self._payload is None else self._payload[self._filled :]
-
-    def filled(self, count: int) -> list[Frame]:
-        """`count` bytes were written to `room()`."""
-        payload = self._payload
-        assert payload is not None
-        self._filled += count
-        if self._filled < len(payload):
-            return []
-        self._payload = None
-        return [(self._header, payload.toreadonly())]
-
-    def feed(self, data: bytes) -> list[Frame]:
-        frames: list[Frame] = []
-        room = self.room()
-        if room is not None:
-            count = min(len(room), len(data))
-            room[:count] = data[:count]
-            frames = self.filled(count)
-            data = data[count:]
-        return frames + self._feed(data) if data else frames
-
-    def feed_view(self, data: memoryview) -> list[Frame]:
-        """As `feed`, for a buffer that is written to again afterwards: only what is kept of it is copied, once."""
-        if not self._have and self._payload is None and len(data) >= LARGE_FRAME_BYTES // 2:
-            header_len = int.from_bytes(data[:4], "little")
-            payload_len = int.from_bytes(data[4:HEAD_BYTES], "little")
-            body = HEAD_BYTES + header_len
-            if body <= len(data) < body + payload_len and LARGE_FRAME_BYTES <= payload_len <= self.limit - body:
-                self._begin_large(bytes(data[HEAD_BYTES:body]), payload_len, data[body:])
-                return []
-        return self.feed(bytes(data))
-
-    def _feed(self, data: bytes) -> list[Frame]:
-        self._have += len(data)
-        if self._have < self._need and self._chunks:
-            self._chunks.append(data)
-            self._since_join += 1
-            if self._since_join > CHUNK_LIMIT:
-                self._join_latest()
-            return []
-        if self._chunks:
-            self._chunks.append(data)
-            data = b"".join(self._chunks)
-            self._chunks.clear()
-            self._since_join = 0
-        return self._cut(data)
-
-    def _join_latest(self) -> None:
-        """A frame that comes byte by byte would cost forty times its size: an object each. Only what came since the
-        last time is joined, so that no byte is copied again and again."""
-        self._chunks[-self._since_join :] = [b"".join(self._chunks[-self._since_join :])]
-        self._since_join = 0
-
-    def _cut(self, data: bytes) -> list[Frame]:
-        frames: list[Frame] = []
-        offset, end = 0, len(data)
-        need = HEAD_BYTES
-        while end - offset >= HEAD_BYTES:
-            header_len = int.from_bytes(data[offset : offset + 4], "little")
-            payload_len = int.from_bytes(data[offset + 4 : offset + 8], "little")
-            need = HEAD_BYTES + header_len + payload_len
-            if need > self.limit or header_len > HEADER_LIMIT_BYTES:
-                raise ValueError(f"frame announces {need} bytes, the limit is {self.limit}")
-            body = offset + HEAD_BYTES + header_len
-            if end - offset < need:
-                if payload_len < LARGE_FRAME_BYTES:
-                    break
-                if end >= body:
-                    self._begin_large(data[offset + HEAD_BYTES : body], payload_len, data[body:])
-                    offset, need = end, HEAD_BYTES
-                    break
-                need = HEAD_BYTES + header_len  # look again when the header is there
-                break
-            frames.append((data[offset + HEAD_BYTES : body], data[body : offset + need]))
-            offset += need
-            need = HEAD_BYTES
-        rest = data[offset:] if offset else data
-        self._have, self._need = len(rest), need
-        if rest:
-            self._chunks.append(rest)
-        return frames
-
-    def _begin_large(self, header: bytes, size: int, beginning: bytes | memoryview) -> None:
-        self._header = header
-        self._payload = memoryview(bytearray(size))
-        self._payload[: len(beginning)] = beginning
-        self._filled = len(beginning)
-
-
 def payload_for(message: Message, payload: Any) -> Any:
     """A large payload is a memoryview only for messages that are worked on where they lie; others get bytes."""
     return payload if type(payload) is bytes or isinstance(message, IN_PLACE) else bytes(payload)
@@ -317,9 +211,29 @@ def payload_for(message: Message, payload: Any) -> Any:
 Push = Callable[[Message, Any], None]
 
 
+@dataclass
+class _Asked:
+    """A request without an answer yet; what it says is kept where saying it twice does no harm."""
+
+    pending: Pending[tuple[Reply, bytes]]
+    message: Message | None
+    payload: bytes
+
+
+class RequestLostError(ServiceError):
+    """The connection broke before the answer came, to a request that may not be repeated just so."""
+
+
+_LOST_HINT = "whether it was done is not known: look before you repeat it"
+
+
 class Link:
     """A connection shared by the threads of a process. `on_push` gets every message that answers no request; it runs
-    in whichever thread leads and must not block. `on_close` is called once with the reason."""
+    in whichever thread leads and must not block. `on_close` is called once with the reason.
+
+    With `on_lost` set, a connection that breaks may be replaced: it is told the reason and says whether it will bring
+    `resume` another one, or `give_up`. Meanwhile the link is *lost*: who waits goes on waiting, requests that may be
+    repeated are, what is `tracked` is sent again as its sender says, and the rest fails or is dropped."""
 
     def __init__(
         self,
@@ -334,7 +248,13 @@ class Link:
         self.sock = sock
         self.on_push = on_push
         self.on_close = on_close
+        self.on_lost: Callable[[str], bool] | None = None
         self.closed = ""
+        self.lost = ""
+        """Why there is no connection just now, while another is made."""
+        self.epoch = 0
+        """How many connections there were before this one."""
+        self._resumed = threading.Event()
         self._reader = FrameReader()
         # One buffer for good: `recv` would take this much from the allocator, and mostly give it back, for each frame.
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
@@ -343,7 +263,7 @@ class Link:
         self._unsent: deque[memoryview] = deque()
         self._lead = threading.Lock()
         self._followers: deque[Pending[Any]] = deque()
-        self._requests: dict[int, Pending[tuple[Reply, bytes]]] = {}
+        self._requests: dict[int, _Asked] = {}
         self._next_id = 0
         self._waiting = 0
         self.received = 0
@@ -365,21 +285,38 @@ class Link:
     # -- sending
 
     def send(self, message: Message, payload: bytes = b"") -> None:
-        """Put one message on the wire; blocks while the other side does not read. Raises ServiceError when closed."""
+        """Put one message on the wire; blocks while the other side does not read. Raises ServiceError when closed.
+        While the connection is lost, only what is of no use to the next one may be sent: it is dropped."""
+        if self.lost and message.IS_FLEETING:
+            return
         self.send_raw(encode_header(message), payload)
 
-    def send_raw(self, header: bytes, *payload: bytes) -> None:
-        """`send` for a header that is encoded already, and a payload in pieces."""
+    def send_tracked(self, message: Message, payload: bytes, note: Callable[[], None]) -> None:
+        """Send what has to be sent again if the connection is lost before its answer. `note` remembers it for that, at
+        a moment when `resume` is either over or will find it. Raises ServiceError when closed."""
+        self.send_raw(encode_header(message), payload, note=note)
+
+    def send_raw(self, header: bytes, *payload: bytes, note: Callable[[], None] | None = None) -> None:
+        """`send`, or `send_tracked` with `note`, for a header that is encoded already and a payload in pieces."""
         size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
         head = len(header).to_bytes(4, "little") + size.to_bytes(4, "little") + header
         with self._send_lock:
             if self.closed:
                 raise ServiceError(f"connection to the server is closed: {self.closed}")
-            try:
-                self._send_all(head, payload, size)
-            except OSError as error:
-                reason = f"sending failed: {error}"
-                raise ServiceError(f"connection to the server broke: {reason}") from None
+            if note is not None:
+                note()
+            if self.lost:
+                broken = self.lost
+            else:
+                try:
+                    self._send_all(head, payload, size)
+                    return
+                except OSError as error:
+                    broken = f"sending failed: {error}"
+        if self.on_lost is not None and not self.lost:
+            self._break(broken)
+        if note is None or not self.lost:
+            raise RequestLostError(f"connection to the server broke: {broken}", hint=_LOST_HINT)
 
     def send_nowait(self, message: Message) -> None:
         """Send, unless somebody else is sending or would have to wait: then something is under way anyway."""
@@ -436,15 +373,21 @@ class Link:
         pending: Pending[tuple[Reply, bytes]] = Pending(self)
         with self._start_lock:
             self._next_id += 1
-            message.id = self._next_id
-        self._requests[message.id] = pending
+            message.id = number = self._next_id
+        again = message.IS_REPEATABLE and self.on_lost is not None
+        asked = _Asked(pending, message, payload) if again else _Asked(pending, None, b"")
+        note = functools.partial(self._requests.__setitem__, number, asked)
         try:
-            self.send(message, payload)
+            if again:
+                self.send_tracked(message, payload, note)
+            else:
+                note()
+                self.send(message, payload)
         except Error:
-            self._requests.pop(message.id, None)
+            self._requests.pop(number, None)
             raise
         if self.closed:
-            self._fail_requests()
+            self._fail_requests(lost=False)
         return pending
 
     # -- waiting
@@ -455,7 +398,9 @@ class Link:
         self._waiting += 1
         try:
             while not pending.done:
-                if self._lead.acquire(blocking=False):
+                if self.lost:
+                    self._await_resumed(deadline)
+                elif self._lead.acquire(blocking=False):
                     try:
                         self._lead_for(pending, deadline)
                     finally:
@@ -470,7 +415,7 @@ class Link:
         """Read until `pending` is done. After a quiet spell the background thread is parked, so that an idle process
         has no wake-ups at all; the message that ends the spell unparks it."""
         spell = 0.05
-        while not pending.done:
+        while not pending.done and not self.lost:
             if self.closed:
                 pending.fail(ServiceError(f"connection to the server is closed: {self.closed}"))
                 return
@@ -552,13 +497,13 @@ class Link:
     def _deliver(self, message: Message, payload: Any) -> None:
         payload = payload_for(message, payload)
         if message.re and isinstance(message, (Reply, Failure)):
-            pending = self._requests.pop(message.re, None)
-            if pending is None:
+            asked = self._requests.pop(message.re, None)
+            if asked is None:
                 return
             if isinstance(message, Failure):
-                pending.fail(from_wire(message.code, message.message, message.hint))
+                asked.pending.fail(from_wire(message.code, message.message, message.hint))
             else:
-                pending.set((message, payload))
+                asked.pending.set((message, payload))
         else:
             self.on_push(message, payload)
 
@@ -581,21 +526,24 @@ class Link:
             self._kick.set()
 
     def _background(self) -> None:
-        poll = select.poll()
-        poll.register(self._wake_r, select.POLLIN)
-        poll.register(self.sock.fileno(), select.POLLIN)
         while not self.closed:
+            if self.lost:
+                self._resumed.wait(RESUME_LOOK_S)
+                continue
             quiet = time.monotonic() - self._last_wait
             if self._waiting or quiet < QUIET_S:
                 self._kick.wait(None if self._parked else QUIET_S)
                 self._kick.clear()
                 continue
             with self._lead:
-                self._lead_in_background(poll)
+                self._lead_in_background()
             self._pass_lead_to_follower()
 
-    def _lead_in_background(self, poll: select.poll) -> None:
-        while not self.closed and not self._waiting:
+    def _lead_in_background(self) -> None:
+        poll = select.poll()
+        poll.register(self._wake_r, select.POLLIN)
+        poll.register(self.sock.fileno(), select.POLLIN)
+        while not self.closed and not self.lost and not self._waiting:
             ready = dict(poll.poll())
             if self._wake_r in ready:
                 with contextlib.suppress(OSError):
@@ -608,27 +556,112 @@ class Link:
             follower.wake()
             return
 
+    # -- another connection in the place of a lost one
+
+    def has_open_requests(self) -> bool:
+        """Whether somebody waits for an answer that another connection could bring."""
+        return any(asked.message is not None for asked in list(self._requests.values()))
+
+    def _await_resumed(self, deadline: float | None) -> None:
+        remaining = RESUME_LOOK_S if deadline is None else min(RESUME_LOOK_S, deadline - time.monotonic())
+        if remaining <= 0:
+            raise OutputTimeoutError("no answer within the given time")
+        self._resumed.wait(remaining)
+
+    def resume(
+        self,
+        sock: socket.socket,
+        reader: FrameReader,
+        early: Iterable[tuple[bytes, bytes]],
+        tracked: Callable[[], Iterable[tuple[Message, bytes]]],
+    ) -> None:
+        """Go on over another connection, on which `reader` has read as far as the frames `early`. Requests without an
+        answer are sent again, and what `tracked` gives, which is asked while nobody else can send."""
+        with self._lead:  # whoever reads has left, or is about to
+            self._install(sock)
+            self._reader = reader
+            self._frames.extend(early)
+        with self._send_lock:
+            if self.closed:
+                return
+            waiting = [asked for _, asked in sorted(self._requests.items()) if asked.message is not None]
+            again = [(asked.message, asked.payload) for asked in waiting if asked.message is not None]
+            again += tracked()
+            self.lost = ""
+            self.epoch += 1
+            self._resumed.set()
+            self._kick.set()
+            try:
+                for message, payload in again:
+                    header = encode_header(message)
+                    head = len(header).to_bytes(4, "little") + len(payload).to_bytes(4, "little") + header
+                    self._send_all(head, (payload,), len(payload))
+                return
+            except OSError as error:
+                broken = f"sending failed: {error}"
+        self._break(broken)
+
+    def _install(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        widen(sock)
+        with contextlib.suppress(OSError, KeyError):
+            self._poll.unregister(self.sock.fileno())
+        self.sock.close()
+        self.sock = sock
+        self._unsent.clear()
+        self._frames.clear()
+        self._poll.register(sock.fileno(), select.POLLIN)
+
+    def give_up(self, reason: str) -> None:
+        """There will be no other connection."""
+        self._end(reason)
+
     # -- closing
 
     def _break(self, reason: str) -> None:
+        if self.closed or self.lost:
+            return
+        if self.on_lost is None:
+            self._end(reason)
+            return
+        self.lost = reason  # before anything is decided, so that whoever reads leaves, and nobody decides twice
+        self._resumed.clear()
+        if not self.on_lost(reason):
+            self._end(reason)
+            return
+        self._fail_requests(lost=True)
+        self._wake_all()
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def _end(self, reason: str) -> None:
         if self.closed:
             return
         self.closed = reason
+        self.lost = ""
         self.ended.set()
-        self._fail_requests()
+        self._fail_requests(lost=False)
+        self._wake_all()
+        self._resumed.set()
+        if self.on_close is not None:
+            self.on_close(reason)
+
+    def _wake_all(self) -> None:
         self._ask_lead()
         self._kick.set()
         for follower in list(self._followers):
             follower.wake()
-        if self.on_close is not None:
-            self.on_close(reason)
 
-    def _fail_requests(self) -> None:
-        error = ServiceError(f"connection to the server broke: {self.closed}")
-        for key in list(self._requests):
-            pending = self._requests.pop(key, None)
-            if pending is not None:
-                pending.fail(error)
+    def _fail_requests(self, *, lost: bool) -> None:
+        """Fail those that wait for an answer; of a lost connection only those that may not be repeated."""
+        for key, asked in list(self._requests.items()):
+            if lost and asked.message is not None:
+                continue
+            if self._requests.pop(key, None) is not None:
+                asked.pending.fail(self._broken())
+
+    def _broken(self) -> ServiceError:
+        return RequestLostError(f"connection to the server broke: {self.closed or self.lost}", hint=_LOST_HINT)
 
     def abort(self, reason: str) -> None:
         """Give the connection up; whoever waits gets a ServiceError with the reason. From any thread."""
@@ -638,9 +671,9 @@ class Link:
 
     def close(self) -> None:
         """Close the connection; whoever waits gets a ServiceError. Idempotent."""
+        self._end("closed by this side")
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
-        self._break("closed by this side")
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=1.0)

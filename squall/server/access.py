@@ -38,7 +38,8 @@ from squall.protocol.requests import (
 from squall.protocol.transport import FrameStream
 from squall.server.api import Peer
 from squall.server.auth import MAIN, Auth, Token
-from squall.server.door import Answer, Door, Visitor, bearer_of, respond
+from squall.server.door import Answer, Door, Visitor, bearer_of, refused, respond
+from squall.server.metrics import metrics_text
 from squall.server.objects import Scope
 from squall.server.sealing import Seal
 from squall.server.vault import Vault
@@ -159,7 +160,8 @@ class Access:
         if peer is not None and token is not None and visitor is not None:
             peer.is_admin, peer.token_id, peer.remote = token.is_admin, token.token_id, visitor.address
             self._silent[peer] = (0, 0)
-        stream.send(Welcome(self.server.server_id, pid=os.getpid(), heartbeat=heartbeat, re=message.id))
+        stays = self.server.stays
+        stream.send(Welcome(self.server.server_id, pid=os.getpid(), heartbeat=heartbeat, stays=stays, re=message.id))
 
     def _scope_of(self, message: Hello, token: Token | None) -> Scope:
         if token is not None and message.workspace not in ("", token.workspace):
@@ -220,7 +222,17 @@ class Access:
         }
         if method not in ("GET", "HEAD"):
             return 405, {"code": "invalid", "message": f"`{method[:20]}` is not taken here"}
+        if target.partition("?")[0] == "/metrics":
+            return self._metrics(authorization)
         return respond(target, facts, lambda: _ignore(self.auth.verify(bearer_of(authorization), time.time())))
+
+    def _metrics(self, authorization: str) -> Answer:
+        """Of all that there is for an administrator's token, else without what belongs to other workspaces."""
+        try:
+            token = self.auth.verify(bearer_of(authorization), time.time())
+        except Error as error:
+            return refused(error)
+        return 200, metrics_text(self.server, None if token.is_admin else Scope(token.workspace))
 
     # -- managing
 

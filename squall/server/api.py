@@ -44,18 +44,25 @@ from squall.protocol.messages import (
     Message,
     OutputItem,
     Ping,
-    PruneImages,
     PutBlob,
     StartExec,
     StopApp,
     StopContainer,
     Submit,
-    VerifyImage,
     YieldCredit,
     new_id,
     to_dict,
 )
-from squall.protocol.requests import GetTrace, ListObjects, MoreLogs, PutSecret, ReadLogs
+from squall.protocol.requests import (
+    ChangeSchedule,
+    GetTrace,
+    ListObjects,
+    MoreLogs,
+    PruneImages,
+    PutSecret,
+    ReadLogs,
+    VerifyImage,
+)
 from squall.protocol.transport import FrameStream
 from squall.server.demand import Demand
 from squall.server.logs import Record
@@ -188,6 +195,7 @@ class Api:
             StopApp: self.stop_app,
             ReadLogs: server.readers.read,
             MoreLogs: server.readers.more,
+            ChangeSchedule: self.change_schedule,
             ListObjects: self.list_objects,
             BuildImage: self.build_image,
             PruneImages: self.prune_images,
@@ -214,6 +222,15 @@ class Api:
         task = self.loop.create_task(self._run(peer, message, body))
         peer.tasks.add(task)
         task.add_done_callback(peer.tasks.discard)
+
+    def _once_ready(self, peer: Peer, message: Message, body: Callable[[], None]) -> None:
+        """Go on once the Store's secrets were read; until somebody names one they are not."""
+
+        async def later(peer: Peer, message: Message) -> None:
+            await self.server.access.ready()
+            body()
+
+        self.run_slowly(peer, message, later)
 
     async def _run(self, peer: Peer, message: Message, body: Callable[[Peer, Any], Any]) -> None:
         try:
@@ -243,11 +260,17 @@ class Api:
 
     def create_app(self, peer: Peer, message: CreateApp, payload: bytes) -> None:
         check_environment(peer, message)
+        if any(spec.secrets for spec in message.functions) and not self.server.access.vault.is_loaded:
+            self._once_ready(peer, message, lambda: self.create_app(peer, message, payload))
+            return
         app = self.server.create_app(message, peer)
         functions = {tag: function.stable_id for tag, function in app.functions.items()}
         peer.reply(message.id, {"app_id": app.app_id, "functions": functions})
 
     def bind_function(self, peer: Peer, message: BindFunction, payload: bytes) -> None:
+        if message.options.get("secrets") and not self.server.access.vault.is_loaded:
+            self._once_ready(peer, message, lambda: self.bind_function(peer, message, payload))
+            return
         function = self.server.bind_function(peer, message, payload)
         peer.reply(message.id, {"function_id": function.stable_id})
 
@@ -270,6 +293,12 @@ class Api:
 
     async def verify_image(self, peer: Peer, message: VerifyImage) -> None:
         peer.reply(message.id, await self.server.builds.verify(message.image.image_id))
+
+    # -- schedules
+
+    async def change_schedule(self, peer: Peer, message: ChangeSchedule) -> None:
+        call_id = await self.server.firings.change(message.schedule_id, message.action, peer.scope)
+        peer.reply(message.id, {"call_id": call_id})
 
     # -- calls
 
@@ -417,6 +446,7 @@ class Api:
             "calls": self._calls,
             "nodes": lambda _: self.server.nodes.inventory(),
             "images": lambda _: self.server.builds.rows(),
+            "schedules": lambda asked: self._schedules(peer, asked),
         }
         rows = makers.get(message.kind)
         if rows is None and message.kind in self.server.access.lists:
@@ -445,6 +475,10 @@ class Api:
             for app in self.server.objects.apps.values()
             if message.all or app.state != "stopped"
         ]
+
+    def _schedules(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
+        app = self.server.objects.find_app(message.app, peer.scope) if message.app else None
+        return self.server.firings.rows(peer.scope, app)
 
     def _containers(self, message: ListObjects) -> list[dict[str, Any]]:
         reconciler = self.server.reconciler

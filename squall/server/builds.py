@@ -22,17 +22,13 @@ from squall._observe import Logger
 from squall.exception import ConflictError, Error, InvalidError, NotFoundError, ServiceError, from_wire
 from squall.protocol.images import check_image, check_secrets, image_id_of, layer_keys
 from squall.protocol.messages import (
-    BuildDone,
     BuildImage,
     BuildOutput,
-    CancelBuild,
     ImageSpec,
-    Pruned,
-    PruneImages,
-    VerifyImage,
     build,
     to_dict,
 )
+from squall.protocol.requests import BuildDone, CancelBuild, Pruned, PruneImages, VerifyImage
 from squall.server.logs import Logs, Record
 from squall.server.nodes import Node, Nodes
 from squall.storage.blobs import BlobStore

@@ -95,14 +95,16 @@ class Calls:
         if function.app.state != "running":
             raise has_ended(function)
         items: list[tuple[int, Payload]] = []
+        is_kept = message.kind == "spawn"
         for item, part in zip(message.items, parts, strict=True):
             if not 0 <= item.idx < IDX_LIMIT:
                 raise InvalidError(f"input index {item.idx} of call `{message.call_id}` is out of range")
-            items.append((item.idx, check_digest(item.blob) if item.blob else part))
+            data = check_digest(item.blob) if item.blob else part
+            items.append((item.idx, bytes(data) if is_kept and type(data) is memoryview else data))
         call = self.dispatch.calls.get(message.call_id)
         if call is not None and (call.owner not in (peer, None) or not _is_of(call, function)):
             raise InvalidError(f"call `{message.call_id}` belongs to another caller or function")
-        if message.kind == "spawn":
+        if is_kept:
             self._spawn(peer, message, function, items)
             return
         self._check_room(function, call, message, len(items))
@@ -167,6 +169,7 @@ class Calls:
         data: Payload = b"" if result is None else result.data
         self._record(input_, call, instruction.status, result)
         if call.kind == "spawn":
+            data = data if isinstance(data, str) else bytes(data)
             self.durable.finish(input_, instruction.status, instruction.message, instruction.hint, data)
             return
         input_.payload = None  # a cancelled input stays in its queue until it is reached

@@ -43,7 +43,8 @@ ACCEPTS_A_TURN = 64
 PAUSE_S = 0.5
 """How long nobody is taken when the process has no descriptor, or the kernel no memory, left."""
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-Answer = tuple[int, dict[str, Any]]
+Answer = tuple[int, dict[str, Any] | str]
+"""Status, and a JSON object or plain text."""
 
 
 class Acceptor:
@@ -252,7 +253,7 @@ class Visitor:
         except h11.RemoteProtocolError as error:
             self._answer(error.error_status_hint or 400, {"code": "invalid", "message": f"no HTTP request: {error}"})
         except Error as error:
-            self._answer(*_refused(error))
+            self._answer(*refused(error))
 
     def eof_received(self) -> bool:
         return False
@@ -295,14 +296,15 @@ class Visitor:
         status, body = self.door.respond(self._request.method.decode("latin-1"), target, authorization)
         self._answer(status, body)
 
-    def _answer(self, status: int, body: dict[str, Any]) -> None:
+    def _answer(self, status: int, body: dict[str, Any] | str) -> None:
         """Answer, and close: what comes here once comes seldom."""
         if self.transport.is_closing():
             return
-        data = json.dumps(body).encode() + b"\n"
+        kind = TEXT if isinstance(body, str) else JSON
+        data = body.encode() if isinstance(body, str) else json.dumps(body).encode() + b"\n"
         if self._request is not None and self._request.method == b"HEAD":
             data = b""
-        self.transport.write(_head(status, len(data)) + data)
+        self.transport.write(_head(status, len(data), kind) + data)
         self.transport.close()
 
     def _become_stream(self) -> None:
@@ -351,10 +353,15 @@ _REASONS = {
 }  # fmt: skip
 
 
-def _head(status: int, size: int) -> bytes:
+JSON = "application/json"
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+"""As Prometheus wants it."""
+
+
+def _head(status: int, size: int, kind: str = JSON) -> bytes:
     challenge = "WWW-Authenticate: Bearer\r\n" if status == 401 else ""
     return (
-        f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}\r\nContent-Type: application/json\r\n"
+        f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}\r\nContent-Type: {kind}\r\n"
         f"Content-Length: {size}\r\nCache-Control: no-store\r\n{challenge}Connection: close\r\n\r\n"
     ).encode()
 
@@ -376,14 +383,15 @@ def respond(target: str, facts: dict[str, Any], check: Callable[[], None]) -> An
     try:
         check()
     except AuthError as error:
-        return _refused(error)
+        return refused(error)
     if path == "/version":
         return 200, {"version": facts["version"], "protocol": facts["protocol"], "server_id": facts["server_id"]}
-    hint = "this release has no JSON API: use the `squall` command or the Python package, or `/healthz`, `/version`"
-    return _refused(NotFoundError(f"nothing is at `{path[:80]}`", hint=hint))
+    hint = "there are `/healthz`, `/version` and `/metrics`; this release has no JSON API: use the `squall` command"
+    return refused(NotFoundError(f"nothing is at `{path[:80]}`", hint=hint))
 
 
-def _refused(error: Error) -> Answer:
+def refused(error: Error) -> Answer:
+    """An error, as it is answered over HTTP."""
     return error.status, {"code": error.code, "message": error.message, "hint": error.hint}
 
 

@@ -25,11 +25,11 @@ from squall.protocol.images import image_id_of
 from squall.protocol.messages import (
     SUPPORTED_VERSIONS,
     BindFunction,
-    BuildDone,
     BuildOutput,
     ContainerEvent,
     ContainerOutput,
     CreateApp,
+    Ending,
     ExecData,
     ExecExit,
     GetBlob,
@@ -39,12 +39,15 @@ from squall.protocol.messages import (
     NodeReport,
     Notice,
     Outputs,
-    Pruned,
     Register,
     new_id,
     split_payload,
 )
+<<<<<<< HEAD
 from squall.protocol.resumption import OutputsAgain, RunnerBack
+=======
+from squall.protocol.requests import BuildDone, Pruned
+>>>>>>> durable
 from squall.protocol.transport import FrameStream, payload_for
 from squall.server.access import Access, Greeting
 from squall.server.api import Api, Dropped, Peer, log_chunk
@@ -54,6 +57,7 @@ from squall.server.containers import ContainerRecord
 from squall.server.database import Database
 from squall.server.dispatch import Dispatch
 from squall.server.door import Visitor
+from squall.server.firings import Firings
 from squall.server.journal import awaited_blobs
 from squall.server.kept import KeptApp, KeptApps, has_any
 from squall.server.logs import Limits, Logs, Record
@@ -95,6 +99,10 @@ class Server:
         self.config = config
         self.stays = stays
         """Started by somebody to stay: it does not end by idleness, and takes connections from elsewhere."""
+        self.returns = stays
+        """Another server will take its place: apps are left as they are, and clients may wait."""
+        self.ending = ""
+        """Why it ends."""
         self.draining = False
         self.loop = asyncio.get_running_loop()
         self.server_id = new_id("sv")
@@ -115,8 +123,11 @@ class Server:
         self.builds = Builds(config.state_dir / "images", self.nodes, self.blobs, self.logs, quota)
         self.builds.in_use = self._images_in_use
         self.calls = Calls(self.dispatch, self.objects, self.database, self.timelines)
+        self.calls.pending_limit, self.calls.durable.limit = config.pending_limit, config.spawn_limit
         self.reconciler = Reconciler(self.dispatch, self.objects, self.nodes, self.calls, self.metering)
         self.readers = Readers(self)
+        self.firings = Firings(self.calls.durable, self.database)
+        self.firings.tell = self.tell_app
         self.access = Access(self)
         self.api = Api(self)
         self.provider: NodeProvider = EmbeddedProvider(config)
@@ -129,6 +140,7 @@ class Server:
         self._drainer: asyncio.Task[None] | None = None
         self.calls.apply = self.reconciler.apply
         self.reconciler.notify = self.notify
+        self.reconciler.vault = self.access.vault
         self.nodes.on_runner = self._on_runner
 
     # -- life
@@ -136,17 +148,19 @@ class Server:
     async def run(self) -> None:
         """Serve until told to end."""
         for signum in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(signum, self.end, f"received {signal.Signals(signum).name}")
+            self.loop.add_signal_handler(signum, self._on_signal, signum)
         self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
-        if self.config.database_url:
-            await self.database.ready()  # what can be wrong with it is known only now, and must be said before serving
+        has_apps = bool(self.config.database_url) or has_any(self.config.state_dir / "squall.db")
+        if self.stays or has_apps:
+            await self.database.ready()  # what else can be wrong with it must be said before serving
         self.metering.close_stale(self.started_at, time.time())
         self.nodes.listen(self.config.run_dir / "handoff.sock")
         self.provider.start()
-        if self.config.database_url or has_any(self.config.state_dir / "squall.db"):
+        if has_apps:
             await self._restore()
         await self._listen()
-        bodies = (self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune(), self.access.watch())
+        bodies = [self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune()]
+        bodies += [self.access.watch(), self.firings.rounds()]
         rounds = [self.loop.create_task(body) for body in bodies]
         self.loop.call_later(STORE_AFTER, self._open_store)
         log.info("serving", home=str(self.config.home), pid=os.getpid())
@@ -211,14 +225,21 @@ class Server:
         if stream.owner is None and not stream.closing:
             stream.abort("it did not say who it is")
 
+    def _on_signal(self, signum: int) -> None:
+        """Whoever sends it, systemd or a machine that goes down, did not ask for apps to be stopped. The second one
+        does not wait for inputs any more."""
+        self.returns = True
+        self.end(f"received {signal.Signals(signum).name}", 0.0 if self.draining else -1.0)
+
     def end(self, reason: str, grace: float = -1.0) -> None:
-        """End the server; one that was started to stay lets running inputs end first. The second time, at once."""
-        if self.ended.is_set():
-            return
+        """End the server. One that was started to stay first lets running inputs end, for `grace` seconds."""
         if grace < 0:
             grace = self.config.drain_timeout if self.stays else 0.0
-        log.info("ending", reason=reason, grace=0.0 if self.draining else grace)
-        if grace == 0.0 or self.draining:
+        if self.ended.is_set() or (self.draining and grace):
+            return
+        self.ending = reason
+        log.info("ending", reason=reason, grace=grace)
+        if not grace:
             self.ended.set()
             return
         self.draining = True
@@ -241,10 +262,10 @@ class Server:
         if self._listener is not None:
             self._listener.close()
         self.config.socket_path.unlink(missing_ok=True)
-        grace = max((grace_of(record) for record in self.reconciler.containers.values()), default=0.0)
-        stops = [self.stop_app(app, "the server is ending") for app in list(self.objects.apps.values())]
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*stops), grace + STOP_TIMEOUT)
+        for peer in self.peers:
+            peer.stream.send(Ending(self.ending, self.returns))
+        await self._stop_apps()
+        await self._end_containers()
         await self.provider.stop()
         self.nodes.close()
         with contextlib.suppress(OSError):  # a full disk must not keep the Store from being committed
@@ -255,6 +276,26 @@ class Server:
             peer.stream.close("the server ended")
         await asyncio.sleep(0)
         self.lock.close()
+
+    async def _stop_apps(self) -> None:
+        """Where no other server follows, apps end with the clients that run them. Whatever else is in the journal waits
+        there for the next one."""
+        apps = [app for app in self.objects.apps.values() if app.owner is not None and not app.detached]
+        if apps and not self.returns:
+            grace = max((grace_of(record) for record in self.reconciler.containers.values()), default=0.0)
+            stops = [self.stop_app(app, f"the server is ending: {self.ending}") for app in apps]
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(asyncio.gather(*stops), grace + STOP_TIMEOUT)
+
+    async def _end_containers(self) -> None:
+        """End the containers that are left. What that does to their inputs is nobody's result: they will run again."""
+        self.reconciler.is_closed = True
+        records = list(self.reconciler.containers.values())
+        for record in records:
+            self.reconciler.stop_container(record.container_id, grace_of(record), self.ending, cancel=True)
+        if records:
+            gone = [self.loop.create_task(record.gone.wait()) for record in records]
+            await asyncio.wait(gone, timeout=max(map(grace_of, records)) + STOP_TIMEOUT)
 
     async def _watch_idle(self) -> None:
         while True:
@@ -412,6 +453,8 @@ class Server:
         self.api.peer_lost(peer)
         self.readers.peer_lost(peer)
         self.builds.peer_lost(peer)
+        if self.ended.is_set():
+            return  # it is this server that leaves
         for app in list(self.objects.apps.values()):
             app.followers.discard(peer)
             if app.owner is peer:
@@ -494,6 +537,7 @@ class Server:
             raise ServiceError("the server is ending", hint="try again")
         for spec in message.functions:
             self.builds.check_use(spec.image)
+            self.access.vault.check(peer.scope, spec)
         app = self._resumed(message, peer)
         if app is None:
             app = self.objects.create_app(message, peer, time.time(), peer.scope)
@@ -586,6 +630,13 @@ class Server:
             return
         app = record.function.app
         entry = Record(time.time(), record.container_id, record.function.spec.tag, message.stream, data)
+        self.logs.append(app.app_id, entry)
+        for peer in app.followers:
+            self._push_log(peer, app, entry)
+
+    def tell_app(self, app: AppRecord, function: str, text: str) -> None:
+        """A line of the platform's own in an app's output."""
+        entry = Record(time.time(), "", function, "system", text.encode())
         self.logs.append(app.app_id, entry)
         for peer in app.followers:
             self._push_log(peer, app, entry)

@@ -81,8 +81,8 @@ class FunctionRecord:
     """Of a variant: what it was made from, with `options` and `parameters`."""
     options: dict[str, Any] = field(default_factory=dict)
     parameters: bytes = b""
-    progress: tuple[int, float] = (0, 0.0)
-    """Inputs that had ended, and since when it is that many."""
+    progress: tuple[int, float] = (-1, 0.0)
+    """Inputs that had ended, and since when it is that many; -1 until it was first looked at."""
     told_stalled: bool = False
     told_stats: dict[str, int] = field(default_factory=dict)
     """What its followers were last told."""
@@ -174,6 +174,11 @@ class Objects:
         spec = variant_spec(root.spec, options)
         if not trusted and root.spec.block_network and not spec.block_network:
             raise InvalidError(f"function `{spec.tag}`: a container cannot lift `block_network`")
+        if not trusted and set(spec.secrets) - set(root.spec.secrets):
+            raise InvalidError(
+                f"function `{spec.tag}`: a container cannot ask for secrets that the function does not name",
+                hint="name them in `@app.function(secrets=...)`, or call `with_options` in your program",
+            )
         made_id = variant_id(root, options, parameters)
         variant = FunctionRecord(made_id, root.app, spec, made_id, root, options, parameters)
         app = root.app
@@ -370,8 +375,8 @@ VARIABLE = frozenset(
     {
         "batch_size", "batch_wait", "block_network", "buffer_containers", "concurrency", "cpu", "cpu_limit", "env",
         "gpu", "image", "max_containers",
-        "memory_limit_mib", "memory_mib", "min_containers", "retries", "scaledown_window", "single_use",
-        "startup_timeout", "target_concurrency", "timeout",
+        "memory_limit_mib", "memory_mib", "min_containers", "retries", "scaledown_window", "secret_keys", "secrets",
+        "single_use", "startup_timeout", "target_concurrency", "timeout",
     }
 )  # fmt: skip
 """What of a spec a variant may have otherwise."""
@@ -402,6 +407,11 @@ def _laid_over(below: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
     merged = {**below, **options}
     if isinstance(below.get("env"), dict) and isinstance(options.get("env"), dict):
         merged["env"] = {**below["env"], **options["env"]}
+    if isinstance(below.get("secrets"), list) and isinstance(options.get("secrets"), list):
+        # Both, those of the variant last.
+        merged["secrets"] = [ref for ref in below["secrets"] if ref not in options["secrets"]] + options["secrets"]
+    if isinstance(below.get("secret_keys"), dict) and isinstance(options.get("secret_keys"), dict):
+        merged["secret_keys"] = {**below["secret_keys"], **options["secret_keys"]}
     return merged
 
 

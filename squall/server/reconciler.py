@@ -9,6 +9,7 @@ loaded. Nothing here chooses: every number, place and moment comes from a brain.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import time
 import traceback
@@ -16,12 +17,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from squall._observe import Logger, count
+from squall.exception import Error
 from squall.protocol.messages import (
     INLINE_LIMIT_BYTES,
     YIELD_WINDOW,
     CancelRun,
     ContainerEvent,
     ContainerSpec,
+    FunctionSpec,
     Load,
     Loaded,
     OutputItem,
@@ -59,6 +62,7 @@ from squall.server.objects import FunctionRecord, Objects, slots_of
 from squall.server.scheduler import Grant, Request, Scheduler
 from squall.server.scheduler import Node as SchedulerNode
 from squall.server.timelines import ContainerTimeline
+from squall.server.vault import Vault
 from squall.server.wire import check_id, run_head
 from squall.storage.blobs import check_digest
 
@@ -97,10 +101,15 @@ class Reconciler:
         self.containers: dict[str, ContainerRecord] = {}
         self.history: dict[str, ContainerRecord] = {}
         """Ended ones, newest last, for traces and listings."""
+        self.vault: Vault
+        """Set by `main`: what functions' secrets hold."""
         self.notify: Notify
         """Set by `main`: tells the followers of an app."""
+        self._reading: asyncio.Task[None] | None = None
         self.is_held = False
         """No container is started: the server is ending."""
+        self.is_closed = False
+        """The server is at its end: what still happens to inputs is not their end."""
         self._wanting: set[str] = set()
         self._awaited: set[str] = set()
         """Containers that are coming back: until they have said what they run, nothing of it may be run elsewhere."""
@@ -114,6 +123,8 @@ class Reconciler:
     # -- instructions
 
     def apply(self, instructions: Instructions) -> None:
+        if self.is_closed:
+            return
         for instruction in instructions:
             kind = type(instruction)
             if kind is Push:
@@ -221,6 +232,8 @@ class Reconciler:
         decision = autoscaler.decide(now, self.dispatch.demand(now, function_id), state.options)
         for container_id in decision.stop:
             self.apply(self.dispatch.drain(now, container_id, decision.reason))
+        if decision.start and function.spec.secrets and not self._has_secrets(now, function):
+            return
         if decision.start or function_id in self._wanting:
             self.scheduler.want(now, function_id, decision.start, request_of(function))
             (self._wanting.add if decision.start else self._wanting.discard)(function_id)
@@ -315,6 +328,17 @@ class Reconciler:
         self.scheduler.want(now, function_id, 0, Request())
         self._wanting.discard(function_id)
         self._refusals.pop(function_id, None)
+
+    def _has_secrets(self, now: float, function: FunctionRecord) -> bool:
+        """Whether what the function names is there; else what waits for it fails before anything is started."""
+        if not self.vault.is_loaded:
+            if self._reading is None or self._reading.done():
+                self._reading = self.loop.create_task(self.vault.ready())
+            return False  # until the next round
+        problem = self.vault.problem(function.app.scope, function.spec)
+        if problem is not None:
+            self._reject(now, function.function_id, problem.message, problem.hint)
+        return problem is None
 
     def hold(self, now: float, reason: str) -> None:
         """Start no container any more, and give those there are nothing more to do: the server is to end."""
@@ -455,6 +479,11 @@ class Reconciler:
             return
         function = record.function
         app = function.app
+        try:
+            spec = self._with_secrets(function)
+        except Error as error:  # deleted since it was placed, or its key is lost
+            self._cannot_load(record, error.message, error.hint, b"")
+            return
         record.timeline.load_at = time.time()
         record.stream.send(
             Load(
@@ -462,7 +491,7 @@ class Reconciler:
                 app.name,
                 function.stable_id,
                 record.container_id,
-                function.spec,
+                spec,
                 {tag: other.stable_id for tag, other in app.functions.items()},
                 [tag for tag, other in app.functions.items() if other.spec.is_generator],
                 terminal=app.terminal,
@@ -482,23 +511,34 @@ class Reconciler:
         if len(payload) > INLINE_LIMIT_BYTES:
             payload = b""
         if not message.ok:
-            record.init_error = Result(payload, record.container_id, 0.0, 0.0)
-            record.reason = f"could not load `{record.function.spec.tag}`: {message.message}"
-            self.apply(
-                self.dispatch.container_gone(
-                    now,
-                    record.container_id,
-                    record.reason,
-                    fault="container",
-                    hint=message.hint,
-                    init_error=record.init_error,
-                )
-            )
-            self.loop.call_later(STREAM_GRACE, self._give_up, record)  # it ends by itself, unless it is hostile
+            self._cannot_load(record, message.message, message.hint, payload)
             return
         if record.move("ready"):
             self._tell(record)
             self.apply(self.dispatch.container_ready(now, record.container_id, slots_of(record.function.spec)))
+
+    def _with_secrets(self, function: FunctionRecord) -> FunctionSpec:
+        """Its spec as the runner gets it: the values of its secrets under its own environment, and no names."""
+        spec = function.spec
+        if not spec.secrets:
+            return spec
+        values = self.vault.values(function.app.scope, spec.secrets)
+        return dataclasses.replace(spec, env={**values, **spec.env}, secrets=[], secret_keys={})
+
+    def _cannot_load(self, record: ContainerRecord, message: str, hint: str, payload: bytes) -> None:
+        record.init_error = Result(payload, record.container_id, 0.0, 0.0)
+        record.reason = f"could not load `{record.function.spec.tag}`: {message}"
+        self.apply(
+            self.dispatch.container_gone(
+                time.monotonic(),
+                record.container_id,
+                record.reason,
+                fault="container",
+                hint=hint,
+                init_error=record.init_error,
+            )
+        )
+        self.loop.call_later(STREAM_GRACE, self._give_up, record)  # it ends by itself, unless it is hostile
 
     def runner_outputs(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> None:
         results = []

@@ -20,7 +20,7 @@ from squall.exception import ConflictError, Error, VersionError
 SCHEMA_VERSION = 2
 MARKER = "store.json"
 HEADER = b"SQLite format 3\x00"
-CHECK_STEPS = 2_000_000
+CHECK_STEPS = 20_000_000
 """Of SQLite's machine, about two seconds: how long a database is looked over for damage when it is opened."""
 RESTORE_HINT = "restore it from a backup"
 

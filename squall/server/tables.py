@@ -186,3 +186,22 @@ secrets = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("updated_at", sa.Float, nullable=False),
 )
+
+schedules = sa.Table(
+    "schedules",
+    metadata,
+    sa.Column("schedule_id", sa.String(32), primary_key=True),
+    sa.Column("app_id", sa.String(32), nullable=False, index=True),
+    sa.Column("tag", sa.String(256), nullable=False),
+    sa.Column("method", sa.String(256), nullable=False),
+    sa.Column("rule", sa.Text, nullable=False),
+    sa.Column("began_at", sa.Float, nullable=False),
+    sa.Column("last", sa.Float, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("paused", sa.Boolean, nullable=False),
+    sa.Column("fired", sa.Integer, nullable=False),
+    sa.Column("skipped", sa.Integer, nullable=False),
+    sa.Column("running", sa.Text, nullable=False),
+    sa.Column("recent", sa.Text, nullable=False),
+)
+"""Everything until `last` is fired or left out; `running` and `recent` are JSON lists of at most 10."""

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.stores import Cluster, Place, find_postgres
+from tests.stores import Place, cluster, small_disk
 
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """A PostgreSQL that the tests share, each with a database of its own."""
-    binaries = find_postgres()
-    if binaries is None:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    cluster = Cluster(binaries)
-    try:
-        yield cluster
-    finally:
-        cluster.remove()
+__all__ = ["cluster", "place", "small_disk"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

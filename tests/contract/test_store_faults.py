@@ -19,25 +19,10 @@ from squall.server.database import Database
 from tests.conftest import wait_until
 from tests.stores import Place
 
-DISK_BYTES = 3 << 20
-
 
 @pytest.fixture
 def store(tmp_path: Path) -> Place:
     return Place(tmp_path)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with little room, and a file on it that can make more."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "squall-test", path], check=True)
-    try:
-        (path / "filler").write_bytes(bytes(1 << 20))
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", path], check=True)
 
 
 def put(key: str, size: int = 1) -> Any:
@@ -57,7 +42,8 @@ async def fill(database: Database) -> list[str]:
     """Write until the disk is full; what was acknowledged."""
     acknowledged: list[str] = []
     for number in range(1000):
-        (answer,) = await asyncio.gather(database.write(put(f"k{number}", 50_000)), return_exceptions=True)
+        answers = await asyncio.gather(database.write(put(f"k{number}", 50_000)), return_exceptions=True)
+        answer: object = answers[0]
         if answer is not None:
             assert isinstance(answer, ResourceExhaustedError)
             assert "squall.db` is full\nhint: free some space" in str(answer)

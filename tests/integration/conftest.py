@@ -13,6 +13,9 @@ from squall import client as clients
 from squall.client import Client
 from tests.conftest import Debian, temporary_home
 from tests.integration.support import Heard
+from tests.stores import cluster
+
+__all__ = ["cluster"]
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import squall
@@ -38,6 +39,13 @@ def stubborn(x: int) -> None:
 def reveal(seconds: float, data: bytes) -> tuple[int, int]:
     time.sleep(seconds)
     return len(os.environ["MAGIC_WORD"]), len(data)
+
+
+@app.function()
+def count(n: int, seconds: float) -> Iterator[int]:
+    for i in range(n):
+        time.sleep(seconds)
+        yield i
 
 
 @app.cls(max_containers=1)

@@ -70,6 +70,8 @@ class House:
             if doors.bearer_of(authorization) != "right":
                 raise AuthError("no")
 
+        if target == "/metrics":
+            return 200, "squall_apps 1\n"
         return doors.respond(target, {"draining": False, "version": "1", "protocol": [1], "server_id": "sv"}, check)
 
     def close(self) -> None:
@@ -128,6 +130,12 @@ def test_health_needs_no_token_and_everything_else_does(house: House) -> None:
     assert ask(house, "/version", "Authorization: Bearer right")[1]["version"] == "1"
     status, body = ask(house, "/v1/apps", "Authorization: Bearer right")
     assert (status, "no JSON API" in body["hint"]) == (404, True)
+
+
+def test_metrics_are_text(house: House) -> None:
+    head, _, body = read_all(knock(house, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")).partition(b"\r\n\r\n")
+    assert b"Content-Type: text/plain; version=0.0.4; charset=utf-8" in head
+    assert body == b"squall_apps 1\n"
 
 
 def test_frames_follow_an_upgrade_also_in_the_same_packet(house: House) -> None:

@@ -33,8 +33,8 @@ def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1))
 
 
-def told(tail: str, end: Exit | None = None) -> tuple[str, str]:
-    work = builder._Work("k", STEP, 2, Settings(), (), ImageSpec("layers", [STEP, STEP]))
+def told(tail: str, end: Exit | None = None, step: ImageStep = STEP) -> tuple[str, str]:
+    work = builder._Work("k", step, 2, Settings(), (), ImageSpec("layers", [step, step]))
     error = failure(work, end or Exit(1, "exited with code 1"), tail)
     return error.message, error.hint
 
@@ -94,6 +94,11 @@ def test_failure_has_a_hint_where_one_is_known(tail: str, hint: str) -> None:
     assert message.startswith("image step 2 of 2, `run make`, failed: exited with code 1\n    ")
     assert hint in found
     assert bool(hint) == bool(found)
+
+
+def test_base_whose_mirror_was_not_reached_says_where_another_is_named() -> None:
+    _, hint = told("W: Failed to fetch http://mirror/debian", step=ImageStep("debian", {"suite": "bookworm"}))
+    assert "SQUALL_DEBIAN_MIRROR" in hint
 
 
 def test_failure_shows_the_end_of_a_long_output() -> None:

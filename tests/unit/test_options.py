@@ -9,7 +9,7 @@ import pytest
 
 from squall import Image, Retries, Secret
 from squall.exception import InvalidError
-from squall.options import read_options
+from squall.options import read_options, secret_fields, with_secrets
 from squall.protocol.messages import FunctionSpec, RetryPolicy
 
 GOOD = [
@@ -167,9 +167,31 @@ def test_dotenv_line_without_a_value_is_named(tmp_path: Path) -> None:
         Secret.from_dotenv(tmp_path)
 
 
-def test_secret_by_name_says_that_it_needs_a_later_release() -> None:
-    with pytest.raises(InvalidError, match="does not have"):
-        Secret.from_name("mine")
+def test_secret_by_name_sends_its_name_and_what_it_must_hold() -> None:
+    secrets = [
+        Secret.from_name("db", required_keys=["B", "A"]),
+        Secret.from_dict({"X": "1"}),
+        Secret.from_name("db", environment_name="dev"),
+        Secret.from_name("db", required_keys="C"),
+    ]
+    assert secret_fields(secrets) == {
+        "secret_env": {"X": "1"},
+        "secrets": ["dev/db", "db"],
+        "secret_keys": {"db": ["A", "B", "C"]},
+    }
+    assert repr(secrets[0]) == "<Secret.from_name('db')>"
+
+
+def test_secrets_of_a_variant_come_after_those_of_its_function() -> None:
+    below, fields = {"secrets": ["a", "b"], "secret_keys": {"a": ["X"]}}, {"secrets": ["a", "c"]}
+    assert with_secrets(below, fields) == {"secrets": ["b", "a", "c"], "secret_keys": {"a": ["X"]}}
+    assert with_secrets({}, {}) == {}
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", "a b", 3, None])
+def test_secret_by_a_name_that_is_none_is_refused(name: Any) -> None:
+    with pytest.raises(InvalidError, match="is not a name"):
+        Secret.from_name(name)
 
 
 # ---- images

@@ -13,8 +13,9 @@ import pytest
 
 from squall._blocking import both, run
 from squall.exception import NotFoundError, OutputTimeoutError, ServiceError
+from squall.protocol.frames import CHUNK_LIMIT, FrameReader
 from squall.protocol.messages import Failure, InputItem, Message, Notice, Ping, Reply, StopApp, encode, split_payload
-from squall.protocol.transport import CHUNK_LIMIT, FrameReader, FrameStream, Link, Pending
+from squall.protocol.transport import FrameStream, Link, Pending
 
 WAIT = 10.0
 

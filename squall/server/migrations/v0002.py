@@ -17,6 +17,7 @@ def upgrade() -> None:
     _apps()
     _calls()
     _inputs()
+    _schedules()
 
 
 def _namespaces() -> None:
@@ -116,3 +117,23 @@ def _inputs() -> None:
         "FROM inputs_v1 i JOIN calls c ON c.call_id = i.call_id"
     )
     op.drop_table("inputs_v1")
+
+
+def _schedules() -> None:
+    op.create_table(
+        "schedules",
+        sa.Column("schedule_id", sa.String(32), primary_key=True),
+        sa.Column("app_id", sa.String(32), nullable=False),
+        sa.Column("tag", sa.String(256), nullable=False),
+        sa.Column("method", sa.String(256), nullable=False),
+        sa.Column("rule", sa.Text, nullable=False),
+        sa.Column("began_at", sa.Float, nullable=False),
+        sa.Column("last", sa.Float, nullable=False),
+        sa.Column("epoch", sa.Integer, nullable=False),
+        sa.Column("paused", sa.Boolean, nullable=False),
+        sa.Column("fired", sa.Integer, nullable=False),
+        sa.Column("skipped", sa.Integer, nullable=False),
+        sa.Column("running", sa.Text, nullable=False),
+        sa.Column("recent", sa.Text, nullable=False),
+    )
+    op.create_index("ix_schedules_app_id", "schedules", ["app_id"])
