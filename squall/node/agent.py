@@ -53,11 +53,8 @@ from squall.protocol.messages import (
     Welcome,
     decode,
 )
-<<<<<<< HEAD
-from squall.protocol.resumption import HeldContainer, RegisterAgain
-=======
 from squall.protocol.requests import BuildDone, CancelBuild, Pruned, PruneImages, VerifyImage
->>>>>>> durable
+from squall.protocol.resumption import HeldContainer, RegisterAgain
 from squall.protocol.transport import FrameStream, payload_for, widen
 
 log = Logger("agent")

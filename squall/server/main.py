@@ -43,11 +43,8 @@ from squall.protocol.messages import (
     new_id,
     split_payload,
 )
-<<<<<<< HEAD
-from squall.protocol.resumption import OutputsAgain, RunnerBack
-=======
 from squall.protocol.requests import BuildDone, Pruned
->>>>>>> durable
+from squall.protocol.resumption import OutputsAgain, RunnerBack
 from squall.protocol.transport import FrameStream, payload_for
 from squall.server.access import Access, Greeting
 from squall.server.api import Api, Dropped, Peer, log_chunk
