@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -154,6 +155,24 @@ class EmbeddedProvider(NodeProvider):
             log.error("the node agent did not end in time and is killed", timeout=STOP_TIMEOUT)
             self.kill()
             await asyncio.wait_for(self._ended.wait(), STOP_TIMEOUT)
+
+
+def end_agent(config: Config) -> bool:
+    """End the agent of a home whose server is gone, with all that it keeps for another; whether there was one."""
+    pidfd = _find_agent(config.agent_lock) if LINUX else -1
+    if pidfd < 0:
+        return False
+    try:
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signum)
+            ended = select.poll()
+            ended.register(pidfd, select.POLLIN)
+            if ended.poll(STOP_TIMEOUT * 1000):
+                break
+    finally:
+        os.close(pidfd)
+    return True
 
 
 def _find_agent(lock: Path) -> int:

@@ -1,7 +1,7 @@
 """What is said when a server is there again whose predecessor was killed: containers go on, and say what they hold.
 
-The agent registers with the containers it has and hands over a new socket for each. A runner then says what it runs
-and sends its latest results again, as it cannot know which of them were lost with the old server. Part of the contract
+The agent registers with the containers it has and hands over a new socket for each. A runner then sends its
+latest results again, as it cannot know which of them were lost with the old server, and says what it runs. Part of the contract
 in `messages`; tested in `tests/integration/test_reattach.py`.
 """
 
@@ -47,7 +47,7 @@ class HeldInput:
 
 @dataclass(eq=False, repr=False)
 class RunnerBack(Message):
-    """A runner's first message on a new socket: whether it is `loaded`, and what it holds. `OutputsAgain` follow."""
+    """A runner is ready to go on, on a new socket: whether it is `loaded`, and what it holds. `OutputsAgain` precede."""
 
     TAG = "runner_back"
     NESTED = {"inputs": HeldInput}

@@ -57,10 +57,10 @@ class Ledger:
             self._recent_bytes -= len(recent.popleft()[1])
 
     def again(self) -> list[tuple[Message, bytes]]:
-        """The first words to another server."""
+        """The first words to another server: results before all else, as it gives out inputs once it has the rest."""
         held = [HeldInput(*key, item.attempt, key in self.broken) for key, item in list(self.held.items())]
-        words: list[tuple[Message, bytes]] = [(RunnerBack(self.is_loaded, held), b"")]
-        words += [(OutputsAgain([out]), data) for out, data in self._recent]
+        words: list[tuple[Message, bytes]] = [(OutputsAgain([out]), data) for out, data in self._recent]
+        words.append((RunnerBack(self.is_loaded, held), b""))
         return words
 
 

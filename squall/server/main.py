@@ -138,6 +138,7 @@ class Server:
         self.calls.apply = self.reconciler.apply
         self.reconciler.notify = self.notify
         self.reconciler.vault = self.access.vault
+        self.reconciler.on_output = self._on_output
         self.nodes.on_runner = self._on_runner
 
     # -- life
@@ -198,6 +199,7 @@ class Server:
         now = time.monotonic()
         for function in app.pools():
             self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function)))
+            self.reconciler.takeover.function_opened(function.function_id)
 
     def _open_store(self) -> None:
         if not self.ended.is_set():
@@ -464,6 +466,8 @@ class Server:
     # -- runners
 
     def _on_runner(self, container_id: str, sock: socket.socket | None) -> None:
+        if sock is not None and self.reconciler.takeover.park_runner(container_id, sock):
+            return
         if sock is None:
             log.error("a runner's socket could not be taken", container=container_id)
             self.reconciler.stop_container(container_id, 0.0, "the server has no file descriptor left for it")
@@ -485,9 +489,9 @@ class Server:
             message = decode(header)
             if isinstance(message, OutputsAgain):
                 parts = split_payload(message.items, payload)
-                self.reconciler.runner_outputs_again(record, message.items, parts)
+                self.reconciler.takeover.outputs_again(record, message.items, parts)
             elif isinstance(message, RunnerBack):
-                self.reconciler.runner_back(record, message)
+                self.reconciler.takeover.runner_back(record, message)
             elif isinstance(message, Outputs):
                 parts = split_payload(message.items, payload)
                 self.reconciler.runner_outputs(record, message.items, parts)
@@ -580,6 +584,7 @@ class Server:
         if function.function_id not in self.dispatch.functions:
             now = time.monotonic()
             self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function)))
+            self.reconciler.takeover.function_opened(function.function_id)
             self.kept.keep(function.app)
         return function
 
@@ -623,7 +628,10 @@ class Server:
 
     def _on_output(self, node: Node, message: ContainerOutput, data: bytes) -> None:
         record = self.reconciler.containers.get(message.container_id)
-        if record is None or record.node is not node or message.stream not in ("stdout", "stderr"):
+        if record is None:
+            self.reconciler.takeover.park_output(message, data)
+            return
+        if record.node is not node or message.stream not in ("stdout", "stderr"):
             return
         app = record.function.app
         entry = Record(time.time(), record.container_id, record.function.spec.tag, message.stream, data)

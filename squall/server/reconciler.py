@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from squall._observe import Logger, count
@@ -23,6 +23,7 @@ from squall.protocol.messages import (
     YIELD_WINDOW,
     CancelRun,
     ContainerEvent,
+    ContainerOutput,
     ContainerSpec,
     FunctionSpec,
     Load,
@@ -34,10 +35,9 @@ from squall.protocol.messages import (
     YieldCredit,
     new_id,
 )
-from squall.protocol.resumption import HeldContainer, RegisterAgain, RunnerBack
+from squall.protocol.resumption import RegisterAgain
 from squall.protocol.transport import FrameStream
 from squall.server import autoscaler
-from squall.server.adoption import HeldInput
 from squall.server.calls import Calls, Result
 from squall.server.containers import ContainerRecord
 from squall.server.dispatch import Dispatch
@@ -61,9 +61,10 @@ from squall.server.nodes import Node, Nodes
 from squall.server.objects import FunctionRecord, Objects, slots_of
 from squall.server.scheduler import Grant, Request, Scheduler
 from squall.server.scheduler import Node as SchedulerNode
+from squall.server.takeover import Takeover
 from squall.server.timelines import ContainerTimeline
 from squall.server.vault import Vault
-from squall.server.wire import check_id, run_head
+from squall.server.wire import run_head
 from squall.storage.blobs import check_digest
 
 log = Logger("server")
@@ -75,10 +76,6 @@ ROUND_S = 0.5
 STREAM_GRACE = 5.0
 """A runner's socket may end this long before its node reports why."""
 HISTORY_LIMIT = 5000
-RETURN_TIMEOUT = 2.0
-"""For the runners of adopted containers to say what they have, before new containers are started."""
-AGAIN_LIMIT_BYTES = 256 << 20
-"""Results that are taken a second time, in a server's life."""
 UNTAKEN_LIMIT = 2 * YIELD_WINDOW
 """Values of one generator that may wait here for whoever takes them."""
 LOAD_TEXT_LIMIT = 4000
@@ -103,6 +100,8 @@ class Reconciler:
         """Ended ones, newest last, for traces and listings."""
         self.vault: Vault
         """Set by `main`: what functions' secrets hold."""
+        self.on_output: Callable[[Node, ContainerOutput, bytes], None]
+        """Set by `main`: what a container wrote."""
         self.notify: Notify
         """Set by `main`: tells the followers of an app."""
         self._reading: asyncio.Task[None] | None = None
@@ -111,9 +110,7 @@ class Reconciler:
         self.is_closed = False
         """The server is at its end: what still happens to inputs is not their end."""
         self._wanting: set[str] = set()
-        self._awaited: set[str] = set()
-        """Containers that are coming back: until they have said what they run, nothing of it may be run elsewhere."""
-        self._again_bytes = 0
+        self.takeover = Takeover(self)
         self._asked: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
@@ -216,6 +213,11 @@ class Reconciler:
             self.loop.call_soon(self._answer)
         self._asked.add(function_id)
 
+    def ask_all(self) -> None:
+        """What functions wanted before containers came back may be more than they want now."""
+        for function_id in list(self._wanting):
+            self._ask(function_id)
+
     def _answer(self) -> None:
         asked, self._asked = self._asked, set()
         now = time.monotonic()
@@ -291,7 +293,7 @@ class Reconciler:
 
     def place(self, now: float) -> None:
         """Give the scheduler's room to whoever wants it."""
-        if not self._wanting or self.is_held or self._awaited:
+        if not self._wanting or self.is_held or self.takeover.awaited:
             return
         new_ids = (new_id("co") for _ in itertools.repeat(None))
         plan = self.scheduler.plan(now, new_ids, self.dispatch.surplus)
@@ -365,9 +367,9 @@ class Reconciler:
         self.apply(self.dispatch.container_starting(now, record.container_id, grant.function_id))
         node.send(StartContainer(container_spec(record)))
         self.metering.started(_meter_row(record))
-        self._tell(record)
+        self.tell(record)
 
-    def _tell(self, record: ContainerRecord) -> None:
+    def tell(self, record: ContainerRecord) -> None:
         data = {"container_id": record.container_id, "state": record.state, "reason": record.reason}
         self.notify(record.function, "container", data)
 
@@ -380,83 +382,11 @@ class Reconciler:
         stream.owner = record
         return True
 
-    # -- containers that outlived a server
-
-    def _adopt(self, now: float, node: Node, held: HeldContainer) -> None:
-        """A container of an earlier server: of a function that is here it is taken over, else it is ended."""
-        spec, function_id = held.spec, held.spec.function_id
-        function, state = self.objects.functions.get(function_id), self.dispatch.functions.get(function_id)
-        is_wanted = function is not None and state is not None and not state.closed and not self.is_held
-        is_new = spec.container_id not in self.containers and spec.container_id not in self.history
-        if (
-            function is None
-            or not (is_wanted and is_new)
-            or not self.scheduler.restore(spec.container_id, node.node_id, request_of(function), function_id, spec.gpus)
-        ):
-            node.send(StopContainer(spec.container_id, 0.0, "its function has ended with the server before"))
-            return
-        record = ContainerRecord(spec.container_id, function, node, list(spec.gpus), held.requested_at)
-        record.is_adopted = True
-        record.move("creating")
-        self.containers[record.container_id] = record
-        node.containers.add(record.container_id)
-        self.apply(self.dispatch.container_starting(now, record.container_id, function_id))
-        self.metering.resumed(record.container_id)
-        if held.stands and record.move("starting"):
-            record.timeline.stood_at = held.requested_at
-            self._awaited.add(record.container_id)
-        self._tell(record)
-
-    def _stop_waiting(self) -> None:
-        """Who has not come back yet may still do so, but what waits is not kept from others any longer."""
-        if self._awaited:
-            log.warning("containers are not back yet", containers=sorted(self._awaited), waited=RETURN_TIMEOUT)
-            self._awaited.clear()
-            self.place(time.monotonic())
-
-    def runner_back(self, record: ContainerRecord, message: RunnerBack) -> None:
-        """The runner of an adopted container says what it has; one that was never loaded is loaded now."""
-        if not record.is_adopted or record.said_hello:
-            return
-        record.said_hello = True
-        record.timeline.hello_at = time.time()
-        self._awaited.discard(record.container_id)
-        now, slots = time.monotonic(), slots_of(record.function.spec)
-        if not message.loaded:
-            self._load(record)
-        elif record.move("ready"):
-            self._tell(record)
-            held = [
-                HeldInput(check_id(one.call_id, "fc"), one.idx, one.attempt, one.is_broken)
-                for one in message.inputs[: slots + 1]
-            ]
-            self.apply(self.dispatch.adoption.adopt(now, record.container_id, slots, held))
-        self.place(now)
-
-    def runner_outputs_again(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> None:
-        """Results that the server before may have lost. Beyond a bound they are: what they are of is run again."""
-        self._again_bytes += sum(map(len, parts))
-        if not record.is_adopted or self._again_bytes > AGAIN_LIMIT_BYTES:
-            return
-        results = [
-            (check_id(item.call_id, "fc"), item.idx, item.status, item.attempt, result)
-            for item, result in self._results(record, items, parts)
-        ]
-        self.apply(self.dispatch.adoption.outputs_again(time.monotonic(), record.container_id, results))
-
-    def _results(
-        self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]
-    ) -> Iterator[tuple[OutputItem, Result]]:
-        for item, part in zip(items, parts, strict=True):
-            if item.status in ("ok", "error"):
-                data: bytes | str = check_digest(item.blob) if item.blob else part
-                yield item, Result(data, record.container_id, item.started_at, item.finished_at)
-
-    # -- what nodes and runners say
-
     def container_event(self, node: Node, event: ContainerEvent) -> None:
         record = self.containers.get(event.container_id)
         if record is None or record.node is not node:
+            if event.state == "exited" and record is None:
+                self.takeover.gone(event.container_id)
             return
         if event.state == "starting" and record.move("starting"):
             record.timeline.stood_at = time.time()
@@ -514,7 +444,7 @@ class Reconciler:
             self._cannot_load(record, message.message, message.hint, payload)
             return
         if record.move("ready"):
-            self._tell(record)
+            self.tell(record)
             self.apply(self.dispatch.container_ready(now, record.container_id, slots_of(record.function.spec)))
 
     def _with_secrets(self, function: FunctionRecord) -> FunctionSpec:
@@ -605,7 +535,7 @@ class Reconciler:
         if self.containers.pop(record.container_id, None) is None:
             return
         record.node.containers.discard(record.container_id)
-        self._awaited.discard(record.container_id)
+        self.takeover.gone(record.container_id)
         self.scheduler.release(record.container_id)
         record.move("exited")
         record.reason = record.reason or reason
@@ -625,7 +555,7 @@ class Reconciler:
                 init_error=record.init_error,
             )
         )
-        self._tell(record)
+        self.tell(record)
         self.metering.stopped(record.container_id, _stop_row(record), _timeline_row(record.timeline))
         record.gone.set()
         record.init_error = None  # told to whom it concerned; history is for names and times
@@ -639,17 +569,17 @@ class Reconciler:
     def node_joined(self, node: Node) -> None:
         gpus = [(int(gpu["index"]), str(gpu["type"])) for gpu in node.machine.gpus]
         self.scheduler.add_node(SchedulerNode(node.node_id, node.machine.cpus, node.machine.memory_mib, gpus))
-        now = time.monotonic()
         if isinstance(node.machine, RegisterAgain):
-            for held in node.machine.containers:
-                self._adopt(now, node, held)
-            log.info("took over containers", node=node.node_id, containers=len(node.containers))
-            self.loop.call_later(RETURN_TIMEOUT, self._stop_waiting)
-        self.place(now)
+            self.takeover.node_joined(node, node.machine.containers)
+            self.ask_all()
+        else:
+            self.place(time.monotonic())
 
     def node_lost(self, node: Node, reason: str) -> None:
         for container_id in list(node.containers):
             self._gone(self.containers[container_id], f"was lost with its node: {reason}", infra=True)
+        for container_id in [one for one, parked in self.takeover.parked.items() if parked.node is node]:
+            self.takeover.gone(container_id)
         self.scheduler.remove_node(node.node_id)
 
     def timeline_of(self, container_id: str) -> ContainerTimeline | None:
