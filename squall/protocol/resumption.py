@@ -1,8 +1,8 @@
 """What is said when a server is there again whose predecessor was killed: containers go on, and say what they hold.
 
-The agent registers with the containers it has and hands over a new socket for each. A runner then sends its
-latest results again, as it cannot know which of them were lost with the old server, and says what it runs. Part of the contract
-in `messages`; tested in `tests/integration/test_reattach.py`.
+The agent registers with the containers it has and hands over a new socket for each. A runner then sends its latest
+results again, as it cannot know which of them were lost with the old server, and says what it runs. Part of the
+contract in `messages`; tested in `tests/integration/test_reattach.py`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class HeldInput:
 
 @dataclass(eq=False, repr=False)
 class RunnerBack(Message):
-    """A runner is ready to go on, on a new socket: whether it is `loaded`, and what it holds. `OutputsAgain` precede."""
+    """A runner is ready to go on, on a new socket: whether it is `loaded`, and what it holds. `OutputsAgain` precede
+    it."""
 
     TAG = "runner_back"
     NESTED = {"inputs": HeldInput}

@@ -11,7 +11,7 @@ whose attempt here is a later one is not the same: what comes of the earlier is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from squall.server.inputs import Call, Container, Function, Input, Instructions, KillContainer, Result, Status
 
@@ -34,6 +34,10 @@ class HeldInput(NamedTuple):
     idx: int
     attempt: int
     is_broken: bool = False
+
+
+Back: TypeAlias = tuple[str, int, Iterable[HeldInput]]
+"""Container, its slots (0: the function's concurrency), what it holds."""
 
 
 class Kept(NamedTuple):
@@ -62,35 +66,45 @@ class Adoption:
 
     # ---- events ---------------------------------------------------------------------------------------------------
 
-    def adopt(self, now: float, container_id: str, slots: int, held: Iterable[HeldInput]) -> Instructions:
-        """`container_ready` of one that has come back, with what it holds."""
+    def adopt(self, now: float, back: Iterable[Back]) -> Instructions:
+        """`container_ready` of those that have come back, with what they hold. Of all of them first: what one holds
+        must not be given to another that has room."""
         out: Instructions = []
-        dispatch = self.dispatch
-        container = dispatch.containers.get(container_id)
-        if container is None or container.state != "starting":
-            return [] if container is not None else [KillContainer(container_id, "the server does not know it")]
-        function = container.function
-        for one in {(one.call_id, one.idx): one for one in held}.values():
-            self._place(now, container, one)
-        if len(container.running) > (1 if function.options.single_use else slots or function.options.concurrency):
+        placed: list[tuple[Container, int]] = []
+        for container_id, slots, held in back:
+            container = self.dispatch.containers.get(container_id)
+            if container is None:
+                out.append(KillContainer(container_id, "the server does not know it"))
+            elif container.state == "starting":
+                for one in {(one.call_id, one.idx): one for one in held}.values():
+                    self._place(now, container, one)
+                placed.append((container, slots))
+        for container, slots in placed:
+            self._ready(now, container, slots, out)
+        self.dispatch._settle(now, out)
+        self.dispatch._at(now + RESUME_GRACE, self._expire, None, 0)
+        return out
+
+    def _ready(self, now: float, container: Container, slots: int, out: Instructions) -> None:
+        dispatch, function = self.dispatch, container.function
+        single_use = function.options.single_use
+        if len(container.running) > (1 if single_use else slots or function.options.concurrency):
             dispatch._kill(now, container, "it says it holds more inputs than it has slots", out)
-            dispatch._settle(now, out)
-            return out
+            return
+        if single_use and not container.running:
+            out += dispatch.drain(now, container.container_id, "it may have been used once")
+            return
         cold_start = function.cold_start
-        out += dispatch.container_ready(now, container_id, slots)
+        out += dispatch.container_ready(now, container.container_id, slots)
         function.cold_start = cold_start  # this was no start
-        if function.options.single_use:
+        if single_use:
             container.open_slots = 0
             function.free.pop(container, None)
-            if not container.running:
-                out += dispatch.drain(now, container_id, "used once")
         for input_ in list(container.running):
             if input_.call.kind == STAND_IN and self.claims.get(_key(input_)) is not input_:
                 dispatch._cancel_one(now, input_, "nobody can use what comes of it any more", False, out)
         if not function.timeout_timer:
             dispatch._arm_timeouts(function)
-        dispatch._at(now + RESUME_GRACE, self._expire, None, 0)
-        return out
 
     def _place(self, now: float, container: Container, one: HeldInput) -> None:
         call = self.dispatch.calls.get(one.call_id)

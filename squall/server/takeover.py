@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from squall._observe import Logger
 from squall.protocol.messages import ContainerOutput, OutputItem, StopContainer
 from squall.protocol.resumption import HeldContainer, RunnerBack
-from squall.server.adoption import RESUME_GRACE, HeldInput
+from squall.server.adoption import RESUME_GRACE, Back, HeldInput
 from squall.server.calls import Result
 from squall.server.containers import ContainerRecord
 from squall.server.nodes import Node
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = Logger("server")
 
-RETURN_TIMEOUT = 2.0
+RETURN_TIMEOUT = 1.0
 """For the runners of containers that are taken over to say what they have, before new containers are started."""
 AGAIN_LIMIT_BYTES = 256 << 20
 """Results that are taken a second time, in a server's life."""
@@ -55,6 +55,8 @@ class Takeover:
         self.parked: dict[str, Parked] = {}
         self.awaited: set[str] = set()
         """Containers whose runner has not spoken yet."""
+        self._back: list[tuple[ContainerRecord, Back]] = []
+        """Those that have, while others have not."""
         self._again_bytes = 0
 
     # -- containers
@@ -114,11 +116,14 @@ class Takeover:
         if self.awaited:
             log.warning("containers are not back yet", containers=sorted(self.awaited), waited=RETURN_TIMEOUT)
             self.awaited.clear()
-            self.reconciler.ask_all()
+            self._go_on()
 
     def gone(self, container_id: str) -> None:
         """Harmless for one that was not taken over."""
-        self.awaited.discard(container_id)
+        if container_id in self.awaited:
+            self.awaited.discard(container_id)
+            if not self.awaited:
+                self._go_on()
         parked = self.parked.pop(container_id, None)
         if parked is not None:
             self.reconciler.scheduler.release(container_id)
@@ -164,21 +169,30 @@ class Takeover:
         """The runner of one that was taken over says what it has; one that was never loaded is loaded now."""
         if not record.is_adopted or record.said_hello:
             return
-        reconciler = self.reconciler
         record.timeline.hello_at = time.time()
         self.awaited.discard(record.container_id)
-        slots = slots_of(record.function.spec)
-        if not message.loaded:
-            reconciler.runner_hello(record)
-        elif record.move("ready"):
+        if message.loaded:
             record.said_hello = True
-            reconciler.tell(record)
+            slots = slots_of(record.function.spec)
             held = [
                 HeldInput(check_id(one.call_id, "fc"), one.idx, one.attempt, one.is_broken)
                 for one in message.inputs[: slots + 1]
             ]
-            now = time.monotonic()
-            reconciler.apply(reconciler.dispatch.adoption.adopt(now, record.container_id, slots, held))
+            self._back.append((record, (record.container_id, slots, held)))
+        else:
+            self.reconciler.runner_hello(record)
+        if not self.awaited:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """All have spoken, or have had their time: now it is known what waits and does not run."""
+        reconciler = self.reconciler
+        back, self._back = self._back, []
+        for record, _ in back:
+            if record.move("ready"):
+                reconciler.tell(record)
+        ready = [words for record, words in back if record.state == "ready"]
+        reconciler.apply(reconciler.dispatch.adoption.adopt(time.monotonic(), ready))
         reconciler.ask_all()
 
     def outputs_again(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> None:

@@ -73,15 +73,39 @@ def test_an_idle_container_serves_the_next_server(home: Path) -> None:
         assert [row["running"] for row in containers_of("step")] == [0]
 
 
-def test_a_map_over_many_servers_runs_nothing_twice(home: Path) -> None:
+def test_twenty_restarts_under_load_lose_double_and_leave_nothing(home: Path) -> None:
     with durable.app.run(output=Kept()):
-        call = Outcome(lambda: list(durable.step.map([0.3] * 60, range(60))))
-        for _ in range(4):
+        call = Outcome(lambda: list(durable.step.map([0.4] * 160, range(160))))
+        spawned = durable.step.spawn_map([0.4] * 40, range(1000, 1040))
+        for _ in range(20):
             wait_until(lambda: any(row["running"] for row in containers_of("step")), "it is under way")
             kill_server(home)
             another_server(home)
-        assert call.result() == list(range(60))
+        assert call.result() == list(range(160))
+        assert list(spawned.get(timeout=60, index=n) for n in range(40)) == list(range(1000, 1040))
+        assert sorted(runs()) == sorted([*range(160), *range(1000, 1040)])
+        assert len(inits(home)) <= 4
     wait_until(lambda: not inits(home), "nothing of the app is left")
+
+
+def test_a_generator_that_has_not_yielded_runs_anew_and_its_old_run_is_cancelled(home: Path) -> None:
+    with durable.app.run(output=Kept()):
+        call = Outcome(lambda: list(durable.count.remote_gen(2, 1.0)))
+        wait_until(lambda: any(row["running"] for row in containers_of("count")), "it runs")
+        kill_server(home)
+        assert call.result() == [0, 1]
+        wait_until(lambda: not any(row["running"] for row in containers_of("count")), "nothing of it is left")
+
+
+def test_a_second_agent_of_a_home_is_refused(home: Path) -> None:
+    with durable.app.run(output=Kept()):
+        durable.step.remote(0.0, 1)
+        agent = pid_of(home, "node")
+        second = subprocess.run([sys.executable, "-m", "squall.node"], capture_output=True, text=True, timeout=60)
+        assert second.returncode == 1
+        assert f"another one, pid {agent}, serves it" in second.stderr
+        assert durable.step.remote(0.0, 2) == 2
+        assert pid_of(home, "node") == agent
 
 
 def test_an_agent_whose_server_never_comes_back_ends_and_leaves_nothing(
