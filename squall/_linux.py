@@ -99,6 +99,19 @@ def load() -> None:
     _lib()
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_memory(size: int) -> None:
+    """Have the allocator keep up to `size` bytes that were freed, rather than give them back and ask for them again:
+    of a payload of 100 KB the pages would cost as much as copying it. Does nothing where the allocator has no such
+    setting (it is glibc's)."""
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)
+    if tune is not None:
+        tune(M_MMAP_THRESHOLD, min(size, 32 << 20))
+        tune(M_TRIM_THRESHOLD, size)
+
+
 @contextmanager
 def recording() -> Iterator[list[tuple[object, ...]]]:
     """Within the block no call reaches the kernel; each is appended to the list that is given, and succeeds with 0."""

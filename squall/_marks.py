@@ -516,6 +516,28 @@ def _take_schedules(raw: type, shape: Shape, methods: Mapping[str, Marked[..., A
         shape.fields["schedules"] = schedules
 
 
+def described(shape: Shape) -> dict[str, Any]:
+    """What handles must know of a class, as JSON; for programs that look it up by name."""
+    rows = []
+    for name, one in shape.parameters.items():
+        row: dict[str, Any] = {"name": name, "kind": one.kind, "init": one.init}
+        if one.default is not MISSING:
+            row["default"] = one.default.hex() if isinstance(one.default, bytes) else one.default
+        rows.append(row)
+    return {"methods": shape.methods, "parameters": rows}
+
+
+def shape_described(said: Mapping[str, Any]) -> Shape:
+    """What `described` described, as far as handles need it."""
+    parameters: dict[str, Parameter] = {}
+    for row in said["parameters"]:
+        default = row.get("default", MISSING)
+        if row["kind"] == "bytes" and isinstance(default, str):
+            default = bytes.fromhex(default)
+        parameters[row["name"]] = Parameter(default, bool(row["init"]), row["name"], row["kind"])
+    return Shape(dict(said["methods"]), parameters=parameters)
+
+
 def _marks(raw: type, bases: Iterator[type]) -> Iterator[tuple[str, Marked[..., Any]]]:
     """What is decorated, in the order of the classes and of their lines; an override counts where it was first."""
     seen: set[str] = set()

@@ -13,6 +13,7 @@ import random
 import socket
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from squall._observe import Logger
@@ -26,7 +27,7 @@ from squall.exception import (
     from_wire,
 )
 from squall.protocol.frames import FrameReader
-from squall.protocol.messages import CreateApp, Failure, Message, Notice, Reply, Welcome, decode, encode
+from squall.protocol.messages import BindFunction, CreateApp, Failure, Message, Notice, Reply, Welcome, decode, encode
 from squall.protocol.transport import RECEIVE_BYTES, payload_for
 
 if TYPE_CHECKING:
@@ -65,16 +66,16 @@ class Greeting:
             if isinstance(message, Failure):
                 raise from_wire(message.code, message.message, message.hint)
 
-    def resume_app(self, message: CreateApp) -> None:
-        """Name a running app again. Raises what the server has against it."""
+    def ask(self, message: Message, payload: bytes = b"") -> None:
+        """Say again what was answered well before. Raises what the server has against it now."""
         self._asked += 1
-        asked = CreateApp(**{**vars(message), "id": self._asked, "re": 0})
-        self.sock.sendall(encode(asked))
+        asked = replace(message, id=self._asked, re=0)
+        self.sock.sendall(encode(asked, payload))
         while True:
-            answer, payload = self._receive()
+            answer, data = self._receive()
             if isinstance(answer, (Reply, Failure)) and answer.re == asked.id:
                 break
-            self.client.on_push(answer, payload)
+            self.client.on_push(answer, data)
         if isinstance(answer, Failure):
             raise from_wire(answer.code, answer.message, answer.hint)
 
@@ -136,6 +137,8 @@ class Return:
             welcome = greeting.greet()
             for app_id, message in list(client.apps.items()):
                 self._resume_app(greeting, app_id, message)
+            for pool, parameters in list(client.pools.values()):
+                self._resume_pool(greeting, pool, parameters)
         except BaseException:
             sock.close()
             raise
@@ -144,12 +147,20 @@ class Return:
 
     def _resume_app(self, greeting: Greeting, app_id: str, message: CreateApp) -> None:
         try:
-            greeting.resume_app(message)
+            greeting.ask(message)
         except ServiceError:
             raise
         except Error as error:  # it was stopped meanwhile: its calls will be told so
             self.client.apps.pop(app_id, None)
             self.client.on_push(Notice(app_id, "stopped", {"reason": error.message}), b"")
+
+    def _resume_pool(self, greeting: Greeting, message: BindFunction, parameters: bytes) -> None:
+        try:
+            greeting.ask(message, parameters)
+        except ServiceError:
+            raise
+        except Error as error:  # its app is gone: its calls will be told so
+            log.debug("a variant is not there any more", function=message.function_id, error=error.message)
 
     def _tell(self) -> None:
         if self._told or time.monotonic() - self._began < TELL_AFTER_S:

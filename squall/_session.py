@@ -286,7 +286,7 @@ def _too_large(origin: Origin, at: str) -> ResourceExhaustedError:
 
 
 @dataclass
-class _Prepared:
+class Prepared:
     """Everything `CreateApp` needs, and the blobs that must be there before it."""
 
     specs: list[FunctionSpec] = field(default_factory=list)
@@ -296,9 +296,9 @@ class _Prepared:
     """Tags of functions whose container imports the caller's `__main__` too."""
 
 
-def prepare(app: App) -> _Prepared:
+def prepare(app: App) -> Prepared:
     """Complete the specs of an app: import name, source bundle or function by value."""
-    prepared = _Prepared()
+    prepared = Prepared()
     bundles: dict[Origin, str] = {}
     app._packing = True
     try:
@@ -323,12 +323,12 @@ def prepare(app: App) -> _Prepared:
     return prepared
 
 
-def _by_value(app: App, spec: FunctionSpec, prepared: _Prepared) -> FunctionSpec:
+def _by_value(app: App, spec: FunctionSpec, prepared: Prepared) -> FunctionSpec:
     data = payloads.pack_by_value(app._raw_of(spec.tag), f"`{spec.tag}`")
     return replace(spec, module="", source="", serialized_blob=_add_blob(prepared, data))
 
 
-def _add_blob(prepared: _Prepared, data: bytes) -> str:
+def _add_blob(prepared: Prepared, data: bytes) -> str:
     digest = clients.blob_digest(data)
     prepared.blobs[digest] = data
     return digest
@@ -358,17 +358,8 @@ class RunningApp:
 
 async def start_app(app: App, name: str, detach: bool, output: Output, is_interactive: bool = False) -> RunningApp:
     """Make the app on the server and hang its handles on it."""
-    prepared = prepare(app)
     client = Client.current()
-    built: dict[Image, ImageSpec] = {}
-    for spec in prepared.specs:
-        image = app._images.get(spec.tag)
-        if image is not None:
-            if image not in built:
-                built[image] = await _build(client, image, output)
-            spec.image = built[image]
-    for data in prepared.blobs.values():
-        await client.put_blob.aio(data)
+    prepared = await send_parts(app, client, output)
     terminal = _lend_terminal(client) if is_interactive else None
     if terminal is not None:
         output = Between(output, terminal)
@@ -381,6 +372,21 @@ async def start_app(app: App, name: str, detach: bool, output: Output, is_intera
     client.follow(app_id, output)
     functions = dict(reply.data["functions"])
     return RunningApp(app_id, client, functions, prepared.source_map, prepared.shared_main)
+
+
+async def send_parts(app: App, client: Client, output: Output) -> Prepared:
+    """The complete specs of an app, once the server has its source and its images are built."""
+    prepared = prepare(app)
+    built: dict[Image, ImageSpec] = {}
+    for spec in prepared.specs:
+        image = app._images.get(spec.tag)
+        if image is not None:
+            if image not in built:
+                built[image] = await _build(client, image, output)
+            spec.image = built[image]
+    for data in prepared.blobs.values():
+        await client.put_blob.aio(data)
+    return prepared
 
 
 def _lend_terminal(client: Client) -> Terminal:
@@ -435,7 +441,7 @@ class AppRun:
         self, app: App, *, name: str | None, detach: bool, output: Output | None, interactive: bool = False
     ) -> None:
         self.app = app
-        self.name = checked_name(name, "app name") if name is not None else app.name or _default_name(app)
+        self.name = checked_name(name, "app name") if name is not None else app.name or default_name(app)
         if not isinstance(detach, bool):
             raise InvalidError(f"`app.run(detach={detach!r})` takes True or False")
         if not isinstance(interactive, bool):
@@ -502,7 +508,7 @@ class AppRun:
             running.client.unfollow(running.app_id)
 
 
-def _default_name(app: App) -> str:
+def default_name(app: App) -> str:
     """The script's name, or that of a function's module, made to fit."""
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     modules = [spec.module for spec in app._specs.values() if spec.module != "__main__"]

@@ -15,8 +15,8 @@ import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
-from squall._blocking import is_notebook
-from squall._marks import EXIT_GRACE, Marked, Shape, check_schedulable, fields_of, parameter, shape_of
+from squall._blocking import both, is_notebook
+from squall._marks import EXIT_GRACE, Marked, Shape, check_schedulable, described, fields_of, parameter, shape_of
 from squall.cls import Cls
 from squall.exception import InvalidError
 from squall.function import Function
@@ -28,6 +28,7 @@ from squall.secret import Secret, checked_env
 if TYPE_CHECKING:
     from typing_extensions import Unpack, dataclass_transform
 
+    from squall._deploy import AppInfo, Deployment
     from squall._session import AppRun, RunningApp
     from squall.client import Client, Output
     from squall.logs import Logs
@@ -56,14 +57,6 @@ class FunctionDecorator(Protocol):
 _NOT_YET = frozenset(
     {
         "server",
-        "deploy",
-        "include",
-        "lookup",
-        "set_tags",
-        "get_tags",
-        "stop",
-        "info",
-        "stats",
         "get_dashboard_url",
     }
 )
@@ -117,7 +110,7 @@ class App:
     - `env`, `secrets`: in the environment of every function of the app; what a function names itself wins, and
       `env` wins over `secrets`.
     - `include_source`: False leaves your source out of the containers, which must then find it in their image.
-    - `tags`: labels of your own, strings; kept with the app object and not used in this release.
+    - `tags`: labels of your own, strings; kept with the app where it is deployed.
 
     Raises InvalidError at this line for a wrong option.
 
@@ -171,6 +164,8 @@ class App:
         """By tag, of the functions whose image has to be built."""
         self._entrypoints: dict[str, LocalEntrypoint] = {}
         self._running: RunningApp | None = None
+        self._deployed_id = ""
+        """Of the deployed app that this is, or stands for."""
         self._packing = False
         _apps.add(self)
 
@@ -191,8 +186,8 @@ class App:
 
     @property
     def app_id(self) -> str | None:
-        """Its id while it runs."""
-        return None if self._running is None else self._running.app_id
+        """Its id while it runs, or once it was deployed or looked up."""
+        return self._deployed_id or None if self._running is None else self._running.app_id
 
     @property
     def logs(self) -> Logs:
@@ -344,7 +339,7 @@ class App:
 
     def _class_spec(self, tag: str, raw: type, fields: dict[str, Any], shape: Shape) -> FunctionSpec:
         spec = self._spec(tag, raw, {**fields, **shape.fields})
-        spec.methods, spec.parameters = list(shape.methods), list(shape.parameters)
+        spec.methods, spec.parameters, spec.shape = list(shape.methods), list(shape.parameters), described(shape)
         spec.exit_grace = EXIT_GRACE if shape.exits else 0.0
         return spec
 
@@ -471,6 +466,151 @@ class App:
         from squall._session import AppRun  # what runs apps is not needed to define them
 
         return AppRun(self, name=name, detach=detach, interactive=interactive, output=output)
+
+    # -- deployed
+
+    @both
+    async def deploy(
+        self,
+        *,
+        name: str | None = None,
+        environment_name: str | None = None,
+        tag: str = "",
+        strategy: str = "rolling",
+        output: Output | None = None,
+    ) -> Deployment:
+        """Put the app on the server to stay: its functions can be called from any program, by name.
+
+        Returns once the new version takes all calls. A container of each function was started by then; when one
+        cannot start, or an image cannot be built, that is raised and the version before goes on serving. Deployed again
+        under its name, the app gets a new version; inputs that wait move to it, those that run end where they run.
+        Afterwards the functions of this object can be called too.
+
+        - `name`: deploy under another name than the app's.
+        - `environment_name`: in that environment instead of your own.
+        - `tag`: your own name of this version, shown in the history.
+        - `strategy`: `"rolling"` lets old containers end what they run; `"recreate"` gives them 10 s, after which the
+          new version runs it again: for functions that leave no room beside the old containers.
+        - `output`: gets what containers write from now on, as for `run`.
+
+        Raises StartupError, BuildError, ResourceExhaustedError when no node could ever hold a function, ConflictError
+        when too many deploys of the app are under way, InvalidError in a container.
+
+        Example:
+
+            app = squall.App("numbers")
+
+            @app.function()
+            def square(x): return x * x
+
+            if __name__ == "__main__":
+                print(app.deploy().version)
+                print(squall.Function.from_name("numbers", "square").remote(7))
+        """
+        from squall._deploy import deploy_app  # what deploys apps is not needed to define them
+
+        return await deploy_app(
+            self, name=name, environment_name=environment_name, tag=tag, strategy=strategy, output=output
+        )
+
+    @both
+    async def lookup(
+        cls: Any, name: str, *, environment_name: str | None = None, create_if_missing: bool = False
+    ) -> App:
+        """A handle of a deployed app, or of any app by its id, without its code: to look at it, and to end it.
+
+        - `environment_name`: look in that environment instead of your own.
+        - `create_if_missing`: True makes a deployed app without functions where there is none.
+
+        Raises NotFoundError, with the names there are.
+
+        Example:
+
+            app = squall.App.lookup("tools", create_if_missing=True)
+            print(app.app_id, app.info().state)
+            app.stop()
+        """
+        from squall._deploy import look_up
+
+        checked = name if isinstance(name, str) and name.startswith("ap-") else checked_name(name, "app name")
+        environment = "" if environment_name is None else checked_name(environment_name, "environment name")
+        app = App()
+        await look_up(app, checked, environment, create=create_if_missing)
+        return app
+
+    @both
+    async def stop(self) -> None:
+        """End the app on the server: its inputs are cancelled, its containers end, and calls of it raise NotFoundError.
+        A deployed app keeps its name and history, and can be deployed again."""
+        from squall._deploy import stop_app
+
+        await stop_app(self)
+
+    @both
+    async def info(self) -> AppInfo:
+        """What the server knows of the app now. Raises InvalidError for one that was neither run nor deployed."""
+        from squall._deploy import info_of
+
+        return await info_of(self)
+
+    @both
+    async def stats(self, *, since: float = 3600.0) -> dict[str, dict[str, Any]]:
+        """How calls went in the last `since` seconds, as far as the server remembers: function -> `counts` by outcome,
+        `latency_ms` and `execution_ms` as quantiles, and what waits and runs now."""
+        from squall._deploy import stats_of
+
+        return await stats_of(self, since)
+
+    @both
+    async def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Replace the app's tags, on the server too once it was deployed, run or looked up."""
+        from squall._deploy import labels_of
+
+        await labels_of(self, _checked_tags(tags))
+
+    @both
+    async def get_tags(self) -> dict[str, str]:
+        """The app's tags, as the server has them."""
+        from squall._deploy import labels_of
+
+        return await labels_of(self, None)
+
+    def include(self, other: App, inherit_tags: bool = True) -> App:
+        """Take in the functions and classes of another app, so that an app may be written in several files. Returns
+        this app. Tags are taken over too unless `inherit_tags` is False; this app's own win.
+
+        Raises InvalidError for a name that both have.
+
+        Example:
+
+            tools = squall.App("tools")
+
+            @tools.function()
+            def double(x): return 2 * x
+
+            app = squall.App("everything").include(tools)
+        """
+        if not isinstance(other, App) or other is self:
+            raise InvalidError(f"`include` takes another App, not {other!r:.100}")
+        for tag in other._specs:
+            if tag in self._specs and not _is_same(self._raw_of(tag), other._raw_of(tag)):
+                raise InvalidError(f"both apps have a function `{tag}`", hint="give one `name=...`")
+        for tag, spec in other._specs.items():
+            self._specs[tag] = spec
+            for mine, theirs in (
+                (self._by_value, other._by_value),
+                (self._without_source, other._without_source),
+            ):
+                (mine.add if tag in theirs else mine.discard)(tag)
+            if tag in other._images:
+                self._images[tag] = other._images[tag]
+        self._functions.update(other._functions)
+        self._classes.update(other._classes)
+        for pool in other._pools().values():
+            pool._app = self
+        if inherit_tags:
+            self.tags = {**other.tags, **self.tags}
+        return self
 
     def __getattr__(self, name: str) -> Any:
         if name in _NOT_YET:

@@ -40,6 +40,7 @@ from squall.protocol import payload as payloads
 from squall.protocol.messages import (
     BLOB_CHUNK_BYTES,
     INLINE_LIMIT_BYTES,
+    BindFunction,
     BuildOutput,
     CreateApp,
     Ending,
@@ -141,7 +142,9 @@ class Client:
         self.server_id = ""
         self._followers: dict[str, Output | None] = {}
         """App id -> who sees its logs; None when it is over."""
-        self._uploads: dict[str, Pending[None]] = {}
+        self._uploads: dict[str, list[Pending[None]]] = {}
+        """Digest under way -> those who wait for it."""
+        self._upload_lock = threading.Lock()
         self.terminal: Terminal | None = None
         """This program's, while an interactive app runs."""
         self._unclaimed: deque[tuple[str, Message, bytes]] = deque(maxlen=UNCLAIMED_LIMIT)
@@ -149,6 +152,8 @@ class Client:
         self.client_id = os.urandom(8).hex()
         self.apps: dict[str, CreateApp] = {}
         """By id, those this program runs: they are named again on another connection."""
+        self.pools: dict[str, tuple[BindFunction, bytes]] = {}
+        """By id, variants that this program asked for: another server has to hear of them before their calls."""
         self._settings: Config | None = None
         self._autostart = False
         self._server_stays = False
@@ -380,21 +385,31 @@ class Client:
     async def put_blob(self, data: bytes) -> str:
         """Upload `data` unless the server has it; its digest. Two uploads of the same bytes at once are one."""
         digest = blob_digest(data)
-        running = self._uploads.get(digest)
-        if running is not None:
-            await running
+        with self._upload_lock:
+            others = self._uploads.get(digest)
+            mine: Pending[None] = Pending(self.link)  # one for each that waits, as only one thread can wait for one
+            if others is not None:
+                others.append(mine)
+            else:
+                self._uploads[digest] = []
+        if others is not None:
+            await mine
             return digest
-        upload = self._uploads[digest] = Pending(self.link)
         try:
             while not await self._upload(digest, data):
                 pass
         except BaseException as error:
-            upload.fail(error)
+            for other in self._end_upload(digest):
+                other.fail(error)
             raise
-        finally:
-            del self._uploads[digest]
-        upload.set(None)
+        for other in self._end_upload(digest):
+            other.set(None)
         return digest
+
+    def _end_upload(self, digest: str) -> list[Pending[None]]:
+        """Those who waited for the upload of these bytes."""
+        with self._upload_lock:
+            return self._uploads.pop(digest)
 
     async def _upload(self, digest: str, data: bytes) -> bool:
         """Whether the server has it; False when the connection was lost meanwhile."""

@@ -16,11 +16,22 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from squall._marks import MISSING, OWN, Shape, check_value, pack_parameters, shape_of, unpack_parameters
+from squall._blocking import both, run
+from squall._lookup import Autoscaler, checked_lookup
+from squall._marks import (
+    MISSING,
+    OWN,
+    Shape,
+    check_value,
+    pack_parameters,
+    shape_described,
+    shape_of,
+    unpack_parameters,
+)
 from squall._object import Handle
 from squall.exception import InvalidError
-from squall.function import Function, Variant, check_batched, derived
-from squall.options import FunctionOptions, batch_fields, concurrency_fields, merged_fields, not_yet, variant_fields
+from squall.function import Function, Variant, by_lookup, check_batched, derived
+from squall.options import FunctionOptions, batch_fields, concurrency_fields, merged_fields, variant_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -62,16 +73,24 @@ class Cls(Handle, Generic[T]):
     _prefix = "fu-"
 
     def __init__(
-        self, pool: Function[..., Any], shape: Shape, raw: type[T] | None, fields: dict[str, Any] | None = None
+        self, pool: Function[..., Any], shape: Shape | None, raw: type[T] | None, fields: dict[str, Any] | None = None
     ) -> None:
         self._pool = pool
-        self._shape = shape
+        self._known_shape = shape
         self._raw = raw
         self._fields = fields or {}
         """Options of a variant."""
         if raw is not None:
             functools.update_wrapper(self, raw, updated=())
             del self.__wrapped__
+
+    @property
+    def _shape(self) -> Shape:
+        """Its methods and parameters; of one looked up by name they are known once it was found."""
+        if self._known_shape is None:
+            run(self.hydrate.aio())
+        assert self._known_shape is not None
+        return self._known_shape
 
     @property
     def raw_cls(self) -> type[T]:
@@ -108,9 +127,33 @@ class Cls(Handle, Generic[T]):
         return tuple(name for name, one in self._shape.parameters.items() if one.init and one.default is MISSING)
 
     @classmethod
-    def from_name(cls, app_name: str, name: str, **_options: object) -> Cls[Any]:
-        """Classes of deployed apps; not in this release."""
-        raise not_yet(f"Cls.from_name({app_name!r}, {name!r})", "apps live while they run: use `with app.run():`")
+    def from_name(
+        cls, app_name: str, name: str, *, version: int | None = None, environment_name: str | None = None
+    ) -> Cls[Any]:
+        """A handle for a class of a deployed app; the arguments are those of `Function.from_name`.
+
+        Does no I/O; the class is looked up when an instance is made, or by `hydrate`.
+
+        Example:
+
+            import squall
+
+            Model = squall.Cls.from_name("models", "Model")
+            print(Model(size=3).predict.remote(14))
+        """
+        return Cls(by_lookup(checked_lookup(app_name, name, version, environment_name, is_class=True)), None, None)
+
+    @both
+    async def hydrate(self) -> Cls[T]:
+        """Make sure now that the class is there, instead of when an instance is made; returns the class itself.
+
+        Raises InvalidError when its app does not run, NotFoundError for one looked up by name that is not there.
+        """
+        await self._pool._target()
+        lookup = self._pool._lookup
+        if lookup is not None and self._known_shape is None:
+            self._known_shape = shape_described(lookup.shape)
+        return self
 
     def with_options(self, **options: Unpack[FunctionOptions]) -> Cls[T]:
         """The same class with other options, and so with containers of its own; as `Function.with_options`.
@@ -147,7 +190,7 @@ class Cls(Handle, Generic[T]):
         return self._variant_with(batch_fields(max_batch_size, wait_ms, f"{self.tag}.with_batching"))
 
     def _variant_with(self, fields: dict[str, Any]) -> Cls[T]:
-        return Cls(self._pool, self._shape, self._raw, merged_fields(self._fields, fields))
+        return Cls(self._pool, self._known_shape, self._raw, merged_fields(self._fields, fields))
 
     def __call__(self, *args: Any, **kwargs: Any) -> T:
         values = self._values(args, kwargs)
@@ -181,7 +224,7 @@ class Cls(Handle, Generic[T]):
         return (self.raw_cls,)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "_shape" not in self.__dict__:
+        if name.startswith("__") or "_known_shape" not in self.__dict__:
             raise AttributeError(name)
         if name in self._shape.methods:
             raise InvalidError(
@@ -193,7 +236,7 @@ class Cls(Handle, Generic[T]):
         raise AttributeError(f"class `{self.tag}` has no `{name}`")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Cls, (self._pool, self._shape, None, self._fields)
+        return Cls, (self._pool, self._known_shape, None, self._fields)
 
     def __repr__(self) -> str:
         return f"<Cls `{self.tag}`>"
@@ -274,6 +317,16 @@ class Obj:
             self._local = make_instance(self._raw, self._values, self._shape, self)
         return self._local
 
+    @property
+    def autoscaler(self) -> Autoscaler:
+        """How many containers this instance has while it runs: `.settings()` and `.update(...)`."""
+        return Autoscaler(derived(self._pool, self._tag, False, "", self._variant))
+
+    @both
+    async def update_autoscaler(self, /, **settings: float | None) -> dict[str, float]:
+        """As `autoscaler.update`."""
+        return await self.autoscaler.update.aio(**settings)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Obj, (self._pool, self._tag, self._shape, self._variant, self._values, None)
 
@@ -289,6 +342,7 @@ class Method(Function[P, R]):
         super().__init__(f"{obj._tag}.{name}", raw_f, obj._pool.app, is_generator)
         self._parameters = self._parameters[1:]  # without `self`
         self._base, self._method, self._variant = obj._pool, name, obj._variant
+        self._lookup = obj._pool._lookup
         self._obj = obj
 
     def local(self, /, *args: P.args, **kwargs: P.kwargs) -> R:

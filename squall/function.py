@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from squall import _map
 from squall import client as clients
 from squall._blocking import both, both_generator, run
+from squall._lookup import Autoscaler, Lookup, checked_lookup
 from squall._object import Handle, checked_id
 from squall.client import Client, Waiter, check_payload
 from squall.exception import InvalidError, NotFoundError, OutputTimeoutError, SerializationError
@@ -89,8 +90,10 @@ class Variant:
         """The id of the pool."""
         found = self._ids.get(target.function_id)
         if found is None:
-            reply, _ = await target.client.request(BindFunction(target.function_id, self.options), self.parameters)
+            asked = BindFunction(target.function_id, self.options)
+            reply, _ = await target.client.request(asked, self.parameters)
             found = self._ids[target.function_id] = str(reply.data["function_id"])
+            target.client.pools[found] = (asked, self.parameters)
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -128,6 +131,8 @@ class Function(Handle, Generic[P, R]):
         """Whose id this is called by: of a variant the function it was made from, of a method its class."""
         self._method = ""
         self._variant: Variant | None = None
+        self._lookup: Lookup | None = None
+        """Of a function looked up by name, and of what was made from it."""
         if raw_f is not None:
             functools.update_wrapper(self, raw_f)
             del self.__wrapped__  # type: ignore[attr-defined]  # `inspect` would take us for the plain function
@@ -175,11 +180,29 @@ class Function(Handle, Generic[P, R]):
         return handle
 
     @classmethod
-    def from_name(cls, app_name: str, name: str, **_options: object) -> Function[..., Any]:
-        """Functions of deployed apps; not in this release."""
-        from squall.options import not_yet
+    def from_name(
+        cls, app_name: str, name: str, *, version: int | None = None, environment_name: str | None = None
+    ) -> Function[..., Any]:
+        """A handle for a function of a deployed app, from any program: none of the app's source is needed.
 
-        raise not_yet(f"Function.from_name({app_name!r}, {name!r})", "apps live while they run: use `with app.run():`")
+        Does no I/O; the function is looked up when it is first used, or by `hydrate`. The handle goes on to mean the
+        function when its app is deployed again.
+
+        - `version`: a number that `squall app history` shows: calls go to that version of the app, and so do the calls
+          that its functions make to each other, even when a newer one is current. It has containers of its own.
+        - `environment_name`: look in that environment instead of your own.
+
+        First use raises NotFoundError when there is no such app, function or version.
+
+        Example:
+
+            import squall
+
+            square = squall.Function.from_name("numbers", "square")
+            print(square.remote(7))
+        """
+        lookup = checked_lookup(app_name, name, version, environment_name, is_class=False)
+        return by_lookup(lookup)
 
     def __repr__(self) -> str:
         return f"<Function `{self._tag}`>"
@@ -193,6 +216,8 @@ class Function(Handle, Generic[P, R]):
     def __reduce__(self) -> tuple[Any, ...]:
         if self._base is not None:
             return derived, (self._base, self._tag, self._is_generator, self._method, self._variant)
+        if self._lookup is not None:
+            return by_lookup, (self._lookup,)
         if not self._object_id and self._app is not None and self._app._packing:
             return _handle_by_tag, (self._tag, self._is_generator)
         try:
@@ -201,10 +226,20 @@ class Function(Handle, Generic[P, R]):
             raise SerializationError(f"cannot pickle {self!r}: its app is not running", hint=error.hint) from None
 
     async def _target(self) -> Target:
+        if self._lookup is not None:
+            await self._find()
         target = self._resolve()
         if self._variant is not None:
             target.function_id = await self._variant.bind(target)
         return target
+
+    async def _find(self) -> None:
+        """Make sure that a function looked up by name was found."""
+        lookup = self._lookup
+        assert lookup is not None  # callers have looked
+        await lookup.find()
+        if not self._method:
+            self._is_generator = lookup.is_generator
 
     def _resolve(self) -> Target:
         if self._base is not None:
@@ -218,6 +253,8 @@ class Function(Handle, Generic[P, R]):
             return Target(client, running.functions[self._tag], running.source_map, not running.main_shared(self._tag))
         if self._object_id:
             return Target(Client.current(), self._object_id, {}, True)
+        if self._lookup is not None and self._lookup.function_id:
+            return Target(Client.current(), self._lookup.function_id, {}, True)
         raise _not_running(self._tag, app)
 
     def with_options(self, **options: Unpack[FunctionOptions]) -> Function[P, R]:
@@ -278,7 +315,7 @@ class Function(Handle, Generic[P, R]):
     def _variant_with(self, fields: dict[str, Any]) -> Function[P, R]:
         before = {} if self._variant is None else self._variant.options
         handle: Function[P, R] = Function(self._tag, self._raw_f, self._app, self._is_generator)
-        handle._base = self._base or self
+        handle._base, handle._lookup = self._base or self, self._lookup
         handle._variant = Variant(merged_fields(before, fields))
         return handle
 
@@ -308,6 +345,8 @@ class Function(Handle, Generic[P, R]):
                 except ZeroDivisionError as error:
                     print("as if it had happened here:", error)
         """
+        if self._lookup is not None:
+            await self._find()
         if self._is_generator:
             raise InvalidError(f"`{self._tag}` is a generator", hint=f"use `{self._tag}.remote_gen(...)`")
         target = await self._target()
@@ -342,6 +381,8 @@ class Function(Handle, Generic[P, R]):
                 for letter in letters.remote_gen("abc"):
                     print(letter)
         """
+        if self._lookup is not None:
+            await self._find()
         if not self._is_generator:
             raise InvalidError(f"`{self._tag}` is not a generator", hint=f"use `{self._tag}.remote(...)`")
         target = await self._target()
@@ -368,6 +409,8 @@ class Function(Handle, Generic[P, R]):
                 call = square.spawn(7)
                 print(call.get(timeout=30))
         """
+        if self._lookup is not None:
+            await self._find()
         if self._is_generator:
             raise InvalidError(f"`{self._tag}` is a generator and cannot be spawned", hint="use `.remote_gen(...)`")
         target = await self._target()
@@ -467,6 +510,8 @@ class Function(Handle, Generic[P, R]):
     async def _map(
         self, inputs: _map.Inputs, kwargs: dict[str, Any] | None, ordered: bool, return_exceptions: bool
     ) -> AsyncGenerator[Any, None]:
+        if self._lookup is not None:
+            await self._find()
         if self._is_generator:
             raise InvalidError(f"`{self._tag}` is a generator and cannot be mapped", hint="use `.remote_gen(...)`")
         target = await self._target()
@@ -490,6 +535,8 @@ class Function(Handle, Generic[P, R]):
                 call = square.spawn_map(range(5))
                 print([call.get(index=i) for i in range(call.num_inputs())])
         """
+        if self._lookup is not None:
+            await self._find()
         if self._is_generator:
             raise InvalidError(f"`{self._tag}` is a generator and cannot be spawned", hint="use `.remote_gen(...)`")
         target = await self._target()
@@ -520,7 +567,7 @@ class Function(Handle, Generic[P, R]):
     async def hydrate(self) -> Function[P, R]:
         """Make sure now that the function can be called, instead of at the first call; returns the function itself.
 
-        Raises InvalidError when its app does not run, NotFoundError when it has ended.
+        Raises InvalidError when its app does not run, NotFoundError when it has ended, or is not there by its name.
         """
         target = await self._target()
         await target.client.request(GetStats(target.function_id))
@@ -543,6 +590,16 @@ class Function(Handle, Generic[P, R]):
         reply, _ = await target.client.request(GetStats(target.function_id))
         known = {key: int(value) for key, value in reply.data.items() if key in FunctionStats.__dataclass_fields__}
         return FunctionStats(**known)
+
+    @property
+    def autoscaler(self) -> Autoscaler:
+        """Its containers' number while it runs: `.settings()` and `.update(...)`."""
+        return Autoscaler(self)
+
+    @both
+    async def update_autoscaler(self, /, **settings: float | None) -> dict[str, float]:
+        """The same as `autoscaler.update`: `f.update_autoscaler(min_containers=2)` keeps two containers."""
+        return await Autoscaler(self).update.aio(**settings)
 
     @property
     def logs(self) -> Logs:
@@ -762,12 +819,20 @@ def _handle_by_id(function_id: str, tag: str, is_generator: bool) -> Function[..
     return handle
 
 
+def by_lookup(lookup: Lookup) -> Function[..., Any]:
+    """A handle for what a name stands for."""
+    handle: Function[..., Any] = Function(lookup.name, None, None, lookup.is_generator)
+    handle._lookup = lookup
+    return handle
+
+
 def derived(
     base: Function[..., Any], tag: str, is_generator: bool, method: str, variant: Variant | None
 ) -> Function[..., Any]:
     """A handle that is called by the id of another: a method of a class, or a variant."""
     handle: Function[..., Any] = Function(tag, None, None, is_generator)
     handle._base, handle._method, handle._variant = base, method, variant
+    handle._lookup = base._lookup
     return handle
 
 

@@ -634,7 +634,7 @@ class Image(metaclass=_ImageMeta):
         return self._with("shell", {"words": _steps.words("shell", [shell_commands])}, False, _NOTHING)
 
     def entrypoint(self, entrypoint_commands: Sequence[str]) -> Image:
-        """A program that every container of the image begins with, before Squall's own process and in place of it.
+        r"""A program that every container of the image begins with, before Squall's own process and in place of it.
 
         It is given that process's command as further arguments and must become it, as a script does that ends in
         `exec "$@"`; one that ends without is a container that could not start. It runs as what the function does, with
@@ -646,7 +646,7 @@ class Image(metaclass=_ImageMeta):
 
             image = (
                 squall.Image.debian_slim("3.11")
-                .run_commands("printf '#!/bin/sh\\ndate > /tmp/began\\nexec \"$@\"\\n' > /begin; chmod +x /begin")
+                .run_commands("printf '#!/bin/sh\ndate > /tmp/began\nexec \"$@\"\n' > /begin; chmod +x /begin")
                 .entrypoint(["/begin"])
             )
         """

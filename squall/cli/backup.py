@@ -1,6 +1,6 @@
 """`squall backup`: a copy of what cannot be made again, whether a server runs or not.
 
-What it copies is tested in `tests/contract/test_backup.py`, the command in `tests/acceptance/test_backup.py`.
+What it copies is tested in `tests/contract/test_backup.py`, the command in `tests/integration/test_store.py`.
 """
 
 from __future__ import annotations

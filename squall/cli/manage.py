@@ -144,6 +144,7 @@ NOUNS = {
             _field("NAME", "name"),
             _field("STATE", "state"),
             _field("CONTAINERS", "containers"),
+            Column("NEXT FIRING", lambda row: until(row.get("next_firing_at"))),
             _age("CREATED", "created_at"),
             _age("STOPPED", "stopped_at"),
             _field("REASON", "reason"),

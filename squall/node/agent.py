@@ -60,6 +60,9 @@ from squall.protocol.transport import FrameStream, payload_for, widen
 log = Logger("agent")
 
 OUTPUT_CHUNK_BYTES = 1 << 16
+OUTPUT_WINDOW_S = 0.05
+OUTPUT_WINDOW_BYTES = 3 << 20
+"""What one container may write in that time, 60 MiB/s; then it waits, so that others are not kept waiting."""
 LOCK_TRIES = 40
 REPORT_INTERVAL = 5.0
 DRAIN_SECONDS = 2.0
@@ -88,6 +91,9 @@ class Held:
         self.stop_reason = ""
         self.outputs: set[int] = set()
         """Our ends of its output streams that are not yet at their end."""
+        self.window_began = 0.0
+        self.window_bytes = 0
+        """Written by it since then."""
         self.drained = asyncio.Event()
         self.kill_timer: asyncio.TimerHandle | None = None
 
@@ -523,10 +529,21 @@ class Agent:
             data = os.read(fd, OUTPUT_CHUNK_BYTES)
         except BlockingIOError:
             return
-        if data:
-            self.stream.send(ContainerOutput(held.container_id, stream), data)
+        if not data:
+            self._close_output(held, fd)
             return
-        self._close_output(held, fd)
+        self.stream.send(ContainerOutput(held.container_id, stream), data)
+        now = self.loop.time()
+        if now - held.window_began > OUTPUT_WINDOW_S:
+            held.window_began, held.window_bytes = now, 0
+        held.window_bytes += len(data)
+        if held.window_bytes > OUTPUT_WINDOW_BYTES:
+            self.loop.remove_reader(fd)
+            self.loop.call_later(held.window_began + OUTPUT_WINDOW_S - now, self._go_on_reading, held, stream, fd)
+
+    def _go_on_reading(self, held: Held, stream: str, fd: int) -> None:
+        if fd in held.outputs:
+            self._read_output(held, stream, fd)
 
     def _close_output(self, held: Held, fd: int) -> None:
         self.loop.remove_reader(fd)
@@ -538,8 +555,7 @@ class Agent:
     async def _resume_output(self, held: Held, stream: str, fd: int) -> None:
         await self.connected.wait()
         await self.stream.drained()
-        if fd in held.outputs:
-            self._read_output(held, stream, fd)
+        self._go_on_reading(held, stream, fd)
 
     async def _drain(self, held: Held) -> None:
         """Pass on the last output of a container that has ended, then close its pipes: a copy of their other ends may

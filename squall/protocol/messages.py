@@ -249,6 +249,8 @@ class FunctionSpec:
     """Of a class: the methods that inputs may name. Empty for a function."""
     parameters: list[str] = field(default_factory=list)
     """Names of a class's parameters. With any, inputs go to the pools that `BindFunction` makes, never to this one."""
+    shape: dict[str, Any] = field(default_factory=dict)
+    """Of a class: what the SDK must know to make handles of it where its code is not; opaque in between."""
     exit_grace: float = 0.0
     """Seconds that a class's exit hooks are given; 0: it has none."""
     schedules: list[ScheduleSpec] = field(default_factory=list)

@@ -13,6 +13,7 @@ SerializationError or RemoteError. The server must never import this module. Tes
 
 from __future__ import annotations
 
+import _thread
 import builtins
 import linecache
 import os
@@ -167,30 +168,37 @@ def _users_module(value: Any) -> str:
 
 
 _PRIVATE_NAME = "squall._cloudpickle"
+_loading = _thread.allocate_lock()
 
 
 def _cloudpickle() -> Any:
     """Our own copy of the installed cloudpickle, under a private module name that its pickles refer to."""
-    module = sys.modules.get(_PRIVATE_NAME)
-    if module is None:
-        import importlib.util
-
-        package = importlib.util.find_spec("cloudpickle")
-        if package is None or not package.submodule_search_locations:
-            raise SerializationError(
-                "cannot pickle or load by value: package `cloudpickle` is not installed here",
-                hint="install cloudpickle in the image, or define the function and its types in a module",
-            )
-        path = os.path.join(package.submodule_search_locations[0], "cloudpickle.py")
-        spec = importlib.util.spec_from_file_location(_PRIVATE_NAME, path)
-        if spec is None or spec.loader is None:
-            raise SerializationError(f"cannot pickle or load by value: `{path}` cannot be imported")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[_PRIVATE_NAME] = module
-        spec.loader.exec_module(module)
+    module: Any = sys.modules.get(_PRIVATE_NAME)
+    if module is None or not hasattr(module, "dumps"):
+        with _loading:
+            module = sys.modules.get(_PRIVATE_NAME) or _load_cloudpickle()
     theirs = sys.modules.get("cloudpickle.cloudpickle")
     if theirs is not None:  # what the user asked their copy to send by value, ours sends by value too
-        module._PICKLE_BY_VALUE_MODULES = theirs._PICKLE_BY_VALUE_MODULES  # type: ignore[attr-defined]
+        module._PICKLE_BY_VALUE_MODULES = theirs._PICKLE_BY_VALUE_MODULES
+    return module
+
+
+def _load_cloudpickle() -> Any:
+    import importlib.util
+
+    package = importlib.util.find_spec("cloudpickle")
+    if package is None or not package.submodule_search_locations:
+        raise SerializationError(
+            "cannot pickle or load by value: package `cloudpickle` is not installed here",
+            hint="install cloudpickle in the image, or define the function and its types in a module",
+        )
+    path = os.path.join(package.submodule_search_locations[0], "cloudpickle.py")
+    spec = importlib.util.spec_from_file_location(_PRIVATE_NAME, path)
+    if spec is None or spec.loader is None:
+        raise SerializationError(f"cannot pickle or load by value: `{path}` cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[_PRIVATE_NAME] = module
+    spec.loader.exec_module(module)
     return module
 
 

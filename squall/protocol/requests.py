@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from squall.protocol.messages import ImageSpec, Message
+from squall.protocol.messages import FunctionSpec, ImageSpec, Message
 
 # ---- looking at things ------------------------------------------------------------------------------------------
 
@@ -24,6 +24,17 @@ class ListObjects(Message):
     app: str = ""
     all: bool = False
     limit: int = 100
+
+
+@dataclass(eq=False, repr=False)
+class GetCallGraph(Message):
+    """What the inputs of a spawned call have called, and so on. From a client or a runner. `Reply.data`: inputs: [{
+    input_id, call_id, idx, status (an OutputStatus, `pending`, `running`), function, container_id, parent (an input
+    id)}], parents first; truncated."""
+
+    TAG = "get_call_graph"
+    IS_REPEATABLE = True
+    call_id: str
 
 
 @dataclass(eq=False, repr=False)
@@ -260,3 +271,126 @@ class ChangeSchedule(Message):
     TAG = "change_schedule"
     schedule_id: str
     action: str
+
+
+# ---- deployed apps and their functions --------------------------------------------------------------------------
+#
+# `app` is an id or a name; a name is looked up in `environment`, or in the asker's own when that is empty.
+
+
+@dataclass(eq=False, repr=False)
+class DeployApp(Message):
+    """Make a new version of the deployed app of this name, the first one if there is none. Answered once that version
+    takes all calls, or with the failure for which the version before goes on serving.
+
+    `Reply.data`: app_id, version, functions (tag -> function id), changes (as in `ListVersions`), notices (sentences).
+    """
+
+    TAG = "deploy_app"
+    NESTED = {"functions": FunctionSpec}
+    name: str
+    functions: list[FunctionSpec] = field(default_factory=list)
+    environment: str = ""
+    tag: str = ""
+    """The user's own name of this version."""
+    strategy: str = "rolling"
+    """`rolling`: containers of the version before end when what they run has ended. `recreate`: soon, come what may."""
+    labels: dict[str, str] = field(default_factory=dict)
+    git_commit: str = ""
+    git_dirty: bool = False
+    user: str = ""
+    host: str = ""
+    follow: bool = False
+    """Push `LogChunk` and `Notice` of the app to this connection from the trial on."""
+
+
+@dataclass(eq=False, repr=False)
+class LookupApp(Message):
+    """`Reply.data`: app_id, name, state, version, labels. With `create`, a deployed app without functions is made where
+    there is none. By id, apps that are not deployed or have stopped are found too."""
+
+    TAG = "lookup_app"
+    app: str
+    environment: str = ""
+    create: bool = False
+
+
+@dataclass(eq=False, repr=False)
+class LookupFunction(Message):
+    """A function, or class, of a deployed app: of one `version`, or with 0 of whichever takes calls. From a client
+    or a runner. `Reply.data`: function_id, app_id, version, is_generator, shape (of a class, else empty)."""
+
+    TAG = "lookup_function"
+    app: str
+    name: str
+    environment: str = ""
+    version: int = 0
+
+
+@dataclass(eq=False, repr=False)
+class GetApp(Message):
+    """`Reply.data`: as a row of `ListObjects` of apps, with labels, version, functions and containers in detail."""
+
+    TAG = "get_app"
+    app: str
+    environment: str = ""
+
+
+@dataclass(eq=False, repr=False)
+class ListVersions(Message):
+    """`Reply.data`: `{"rows": [...]}`, the newest first: version, created_at, current, kind (`deploy`, `rollback`,
+    `rollover`), from_version, tag, strategy, git_commit, git_dirty, user, host, functions, kept (whether it can be
+    gone back to), changes: `{"added": [tag], "removed": [tag], "changed": {tag: [field]}}` against the one before."""
+
+    TAG = "list_versions"
+    app: str
+    environment: str = ""
+    limit: int = 50
+
+
+@dataclass(eq=False, repr=False)
+class RedeployApp(Message):
+    """A new version with the definition of an earlier one: `kind` `rollback` to `version` (0: the one before), or
+    `rollover`, which changes nothing but the containers. `Reply.data` as of `DeployApp`."""
+
+    TAG = "redeploy_app"
+    app: str
+    kind: str
+    version: int = 0
+    environment: str = ""
+    strategy: str = "rolling"
+    user: str = ""
+    host: str = ""
+
+
+@dataclass(eq=False, repr=False)
+class SetLabels(Message):
+    """Replace an app's labels; with `labels` None only `Reply.data` `{"labels": {...}}`."""
+
+    TAG = "set_labels"
+    app: str
+    environment: str = ""
+    labels: dict[str, str] | None = None
+
+
+@dataclass(eq=False, repr=False)
+class UpdateAutoscaler(Message):
+    """Lay settings over those a function was deployed with, until its app is deployed again; None takes one away.
+    With none given, only looks. `Reply.data`: `{"settings": {name: value}, "overridden": [name]}`."""
+
+    TAG = "update_autoscaler"
+    function_id: str
+    settings: dict[str, int | float | None] = field(default_factory=dict)
+
+
+@dataclass(eq=False, repr=False)
+class GetFunctionStats(Message):
+    """Of the inputs that ended within `since` seconds, as far as they are remembered. `Reply.data`: `{"rows": [...]}`,
+    one a function: function_id, function, counts by status, running, backlog, containers by state, latency_ms and
+    execution_ms (`p50`, `p90`, `p99`, `max`), window_s."""
+
+    TAG = "get_function_stats"
+    app: str = ""
+    function_id: str = ""
+    environment: str = ""
+    since: float = 3600.0

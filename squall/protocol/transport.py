@@ -61,8 +61,6 @@ T = TypeVar("T")
 
 RECEIVE_BYTES = 1 << 16
 """Of one read of what is not known to be large; the rest of a large payload is read at once."""
-JOIN_BYTES = 1 << 18
-"""Up to here the frames of one turn leave as one buffer."""
 SEND_TIMEOUT = 120.0
 QUIET_S = 0.02
 """How long the foreground must have been quiet before the background thread takes the lead."""
@@ -855,7 +853,7 @@ class FrameStream:
         size, self._out_bytes = self._out_bytes, 0
         if self.closing or not out:
             return
-        if size < JOIN_BYTES:
+        if size < LARGE_FRAME_BYTES:
             self.transport.write(b"".join(out))
         else:
             self.transport.writelines(out)

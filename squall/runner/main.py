@@ -52,6 +52,8 @@ CONTROL_FD = 4
 """Where there is one, the agent sends another socket over it in place of RUNNER_FD's, after the server was killed."""
 Entry = Callable[..., int]
 """Called with the runner's descriptor, the source tree and, where there is one, the control descriptor."""
+KEEP_BYTES = 8 << 20
+"""What a container's allocator may keep of freed memory: as much as a few large inputs take."""
 
 SHELL_FLAGS = _linux.CLONE_NEWNS | _linux.CLONE_NEWPID | _linux.CLONE_NEWIPC | _linux.CLONE_NEWUTS
 """CLONE_PARENT beside these makes the agent the parent: a zygote's end takes no container along."""
@@ -98,6 +100,7 @@ def _warm_up(entry: str) -> Entry:
     module, _, function = entry.partition(":")
     serve: Entry = getattr(importlib.import_module(module), function)
     _linux.load()
+    _linux.keep_memory(KEEP_BYTES)
     _linux.set_name("squall-zygote")
     if problem := rehearsal.rehearse():
         print(f"rehearsal: {problem}; containers start slower", file=sys.stderr)

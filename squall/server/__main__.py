@@ -11,14 +11,17 @@ import sys
 
 import uvloop
 
-from squall import _observe, config
+from squall import _linux, _observe, config
 from squall.exception import Error
 from squall.server.main import Server
+
+KEEP_BYTES = 32 << 20
 
 
 async def serve(stays: bool) -> None:
     settings = config.load()
     tune_collector()
+    _linux.keep_memory(KEEP_BYTES)
     allow_descriptors()
     _observe.configure(settings.log_level, format=settings.log_format)
     await Server(settings, stays=stays).run()

@@ -96,11 +96,15 @@ class Access:
         await self.auth.ready()
         await self.vault.ready()
 
-    async def listen(self) -> None:
-        """Open the door, once it is known who may come in."""
+    def bind(self) -> None:
+        """Take the address to listen at, before anything is started that would have to be ended again."""
         config = self.server.config
-        await self.ready()
         self.door.open(config.listen, config.tls_cert, config.tls_key)
+
+    async def listen(self) -> None:
+        """Open the door, now that the Store can say who may come in."""
+        await self.ready()
+        self.door.start()
         log.info("listening", at=self.url())
         if self.door.tls is None and not all(map(_is_loopback, self.door.addresses)):
             log.warning("tokens and values travel unencrypted: set `tls_cert` and `tls_key`, or put a proxy in front")
@@ -255,7 +259,7 @@ class Access:
                 "pid": os.getpid(),
                 "started_at": server.started_at,
                 "stays": server.stays,
-                "listens": self.url(),
+                "listens": self.url() if self.auth.is_loaded else "",
                 "draining": server.draining,
                 "connections": len(server.peers),
                 "workspace": peer.scope.workspace,

@@ -24,6 +24,7 @@ from squall.exception import (
     NotFoundError,
     ResourceExhaustedError,
     ServiceError,
+    VersionError,
 )
 from squall.protocol.messages import (
     BLOB_CHUNK_BYTES,
@@ -55,21 +56,33 @@ from squall.protocol.messages import (
 )
 from squall.protocol.requests import (
     ChangeSchedule,
+    DeployApp,
+    GetApp,
+    GetCallGraph,
+    GetFunctionStats,
     GetTrace,
     ListObjects,
+    ListVersions,
+    LookupApp,
+    LookupFunction,
     MoreLogs,
     PruneImages,
     PutSecret,
     ReadLogs,
+    RedeployApp,
+    SetLabels,
+    UpdateAutoscaler,
     VerifyImage,
 )
 from squall.protocol.transport import FrameStream
+from squall.server.app_api import AppApi
 from squall.server.demand import Demand
+from squall.server.graph import graph_of
 from squall.server.logs import Record
 from squall.server.objects import AppRecord, Scope
 from squall.server.terminals import Terminals
 from squall.server.timelines import parse_call, spans
-from squall.server.wire import Outbox, refuse, reply
+from squall.server.wire import Outbox, check_id, refuse, reply
 from squall.storage.blobs import Upload, check_digest
 
 if TYPE_CHECKING:
@@ -157,6 +170,7 @@ class Api:
         self.execs: dict[str, tuple[Peer, Any]] = {}
         """exec id -> who asked, and the node it runs on."""
         self.terminals = Terminals(server.dispatch, self.kill_container)
+        self.apps = AppApi(server)
         self._quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
             Submit: self.submit,
             BindFunction: self.bind_function,
@@ -166,11 +180,14 @@ class Api:
             YieldCredit: self.yield_credit,
             CancelCall: self.cancel_call,
             GetStats: self.get_stats,
+            LookupFunction: self.apps.lookup_function,
             Ping: self.ping,
         }
         self._slow: dict[type[Message], Callable[[Peer, Any], Any]] = {
             GetOutput: server.calls.get_output,
             GetCall: self.get_call,
+            GetCallGraph: self.get_call_graph,
+            UpdateAutoscaler: self.apps.update_autoscaler,
         }
         """What a runner may ask too."""
         self._runner_quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
@@ -186,6 +203,7 @@ class Api:
             StartExec: self.start_exec,
             ExecData: self.exec_data,
             GetTrace: self.get_trace,
+            GetFunctionStats: self.apps.get_function_stats,
             GetImage: self.get_image,
             StopContainer: self.stop_container,
             PutSecret: server.access.put_secret,
@@ -200,6 +218,12 @@ class Api:
             BuildImage: self.build_image,
             PruneImages: self.prune_images,
             VerifyImage: self.verify_image,
+            DeployApp: self.apps.deploy,
+            RedeployApp: self.apps.redeploy,
+            ListVersions: self.apps.list_versions,
+            LookupApp: self.apps.lookup_app,
+            GetApp: self.apps.get_app,
+            SetLabels: self.apps.set_labels,
             **server.access.handlers,
         }
 
@@ -286,17 +310,18 @@ class Api:
 
     def get_image(self, peer: Peer, message: GetImage, payload: bytes) -> None:
         builds = self.server.builds
-        peer.reply(message.id, builds.row(builds.find(message.image_id)))
+        peer.reply(message.id, builds.row(builds.find(message.image_id, peer.scope.workspace)))
 
     async def prune_images(self, peer: Peer, message: PruneImages) -> None:
-        peer.reply(message.id, await self.server.builds.prune(message))
+        peer.reply(message.id, await self.server.builds.prune(message, peer.scope.workspace))
 
     async def verify_image(self, peer: Peer, message: VerifyImage) -> None:
-        peer.reply(message.id, await self.server.builds.verify(message.image.image_id))
+        peer.reply(message.id, await self.server.builds.verify(message.image.image_id, peer.scope.workspace))
 
     # -- schedules
 
     async def change_schedule(self, peer: Peer, message: ChangeSchedule) -> None:
+        await self.server.firings.settled()
         call_id = await self.server.firings.change(message.schedule_id, message.action, peer.scope)
         peer.reply(message.id, {"call_id": call_id})
 
@@ -322,6 +347,11 @@ class Api:
         if function.function_id not in self.server.dispatch.functions:
             raise NotFoundError(f"function `{function.spec.tag}` has ended with its app")
         peer.reply(message.id, stats_of(self.server.dispatch.demand(time.monotonic(), function.function_id)))
+
+    async def get_call_graph(self, peer: Peer, message: GetCallGraph) -> None:
+        call_id = check_id(message.call_id, "fc")
+        inputs, truncated = await graph_of(self.server.calls, call_id, peer.scope.workspace)
+        peer.reply(message.id, {"inputs": inputs, "truncated": truncated})
 
     async def get_call(self, peer: Peer, message: GetCall) -> None:
         await self.server.calls.get_call(peer, message)
@@ -381,9 +411,17 @@ class Api:
 
     def stop_container(self, peer: Peer, message: StopContainer, payload: bytes) -> None:
         reason = message.reason or "stopped by the operator"
+        self._container(peer, message.container_id)
         if not self.server.reconciler.stop_container(message.container_id, message.grace, reason, by_operator=True):
             raise no_container(message.container_id)
         peer.reply(message.id)
+
+    def _container(self, peer: Peer, container_id: str) -> ContainerRecord:
+        """A running one of the peer's workspace; that of another does not exist."""
+        record = self.server.reconciler.containers.get(container_id)
+        if record is None or record.function.app.scope.workspace != peer.scope.workspace:
+            raise no_container(container_id)
+        return record
 
     def kill_container(self, record: ContainerRecord, reason: str) -> None:
         """End it at once, for the user's own sake: what runs in it is not tried again."""
@@ -396,8 +434,8 @@ class Api:
         self.server.reconciler.stop_container(record.container_id, 0.0, reason)
 
     def start_exec(self, peer: Peer, message: StartExec, payload: bytes) -> None:
-        record = self.server.reconciler.containers.get(message.container_id)
-        if record is None or record.state not in ("starting", "ready", "draining"):
+        record = self._container(peer, message.container_id)
+        if record.state not in ("starting", "ready", "draining"):
             raise no_container(message.container_id)
         if not message.argv or not message.argv[0] or any("\0" in word for word in message.argv):
             raise InvalidError("an exec needs a command, and words without NUL characters")
@@ -439,14 +477,16 @@ class Api:
     async def list_objects(self, peer: Peer, message: ListObjects) -> None:
         if message.all:
             await self.server.objects.recall()
-        makers: dict[str, Callable[[ListObjects], list[dict[str, Any]]]] = {
+        if message.kind == "schedules":
+            await self.server.firings.settled()
+        makers: dict[str, Callable[[Peer, ListObjects], list[dict[str, Any]]]] = {
             "apps": self._apps,
             "containers": self._containers,
-            "functions": self._functions,
+            "functions": lambda peer, asked: self.apps.function_rows(peer, asked.app),
             "calls": self._calls,
-            "nodes": lambda _: self.server.nodes.inventory(),
-            "images": lambda _: self.server.builds.rows(),
-            "schedules": lambda asked: self._schedules(peer, asked),
+            "nodes": lambda peer, _: self.server.nodes.inventory(),
+            "images": lambda peer, _: self.server.builds.rows(peer.scope.workspace),
+            "schedules": self._schedules,
         }
         rows = makers.get(message.kind)
         if rows is None and message.kind in self.server.access.lists:
@@ -456,36 +496,23 @@ class Api:
         if rows is None:
             known = ", ".join([*makers, *self.server.access.lists])
             raise InvalidError(f"cannot list `{message.kind[:40]}`", hint=f"what can be listed: {known}")
-        peer.reply(message.id, {"rows": rows(message)[-max(1, message.limit) :]})
+        peer.reply(message.id, {"rows": rows(peer, message)[-max(1, message.limit) :]})
 
-    def _apps(self, message: ListObjects) -> list[dict[str, Any]]:
-        containers = self.server.reconciler.containers.values()
-        return [
-            {
-                "app_id": app.app_id,
-                "name": app.name,
-                "state": app.state,
-                "detached": app.detached,
-                "created_at": app.created_at,
-                "stopped_at": app.stopped_at or None,
-                "reason": app.reason,
-                "functions": len(app.functions),
-                "containers": sum(1 for record in containers if record.function.app is app),
-            }
-            for app in self.server.objects.apps.values()
-            if message.all or app.state != "stopped"
-        ]
+    def _apps(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
+        apps = [app for app in self.server.objects.apps.values() if app.scope == peer.scope]
+        return [self.apps.app_row(app) for app in apps if message.all or app.state != "stopped"]
 
     def _schedules(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
         app = self.server.objects.find_app(message.app, peer.scope) if message.app else None
         return self.server.firings.rows(peer.scope, app)
 
-    def _containers(self, message: ListObjects) -> list[dict[str, Any]]:
+    def _containers(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
         reconciler = self.server.reconciler
         records = list(reconciler.history.values()) if message.all else []
         records += reconciler.containers.values()
+        records = [record for record in records if record.function.app.scope == peer.scope]
         if message.app:
-            app = self.server.objects.find_app(message.app)
+            app = self.server.objects.find_app(message.app, peer.scope)
             records = [record for record in records if record.function.app is app]
         rows = []
         for record in records:
@@ -496,6 +523,7 @@ class Api:
                     "app": record.function.app.name,
                     "app_id": record.function.app.app_id,
                     "function": record.function.spec.tag,
+                    "version": record.function.version or None,
                     "node_id": record.node.node_id,
                     "state": record.state,
                     "running": len(state.running) if state is not None else 0,
@@ -507,20 +535,11 @@ class Api:
             )
         return rows
 
-    def _functions(self, message: ListObjects) -> list[dict[str, Any]]:
-        rows = []
-        for function_id, function in self.server.objects.functions.items():
-            if function_id not in self.server.dispatch.functions:
-                continue
-            if not message.app or message.app in (function.app.app_id, function.app.name):
-                stats = stats_of(self.server.dispatch.demand(time.monotonic(), function_id))
-                row = {"function_id": function_id, "function": function.spec.tag, "app": function.app.name}
-                rows.append({**row, **stats})
-        return rows
-
-    def _calls(self, message: ListObjects) -> list[dict[str, Any]]:
+    def _calls(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         for timeline in self.server.timelines.inputs:
+            if timeline.place != peer.scope:
+                continue
             row = found.setdefault(
                 timeline.call_id,
                 {
@@ -539,8 +558,9 @@ class Api:
 
     def get_trace(self, peer: Peer, message: GetTrace, payload: bytes) -> None:
         timelines = self.server.timelines
-        call_id, idx = parse_call(message.call or timelines.latest())
-        inputs = [t for t in timelines.of_call(call_id) if idx is None or t.idx == idx]
+        call_id, idx = parse_call(message.call or timelines.latest(peer.scope))
+        mine = [t for t in timelines.of_call(call_id) if t.place[0] == peer.scope.workspace]
+        inputs = [t for t in mine if idx is None or t.idx == idx]
         if not inputs:
             what = f"call `{message.call[:80]}`" if message.call else "any call"
             raise NotFoundError(f"no timeline of {what}", hint="timelines are kept while the server runs")
@@ -574,8 +594,12 @@ class Api:
         )
 
 
-def check_environment(peer: Peer, message: CreateApp) -> None:
-    """`Image.host()` shows containers this server's Python environment, so a program of another would miss its own."""
+def check_environment(peer: Peer, message: CreateApp | DeployApp) -> None:
+    """`Image.host()` shows containers this server's Python environment, so a program of another would miss its own. A
+    program on another machine cannot have the same; it is held only to the version that values need."""
+    if peer.remote:
+        _check_python(peer, message)
+        return
     if not peer.prefix or os.path.realpath(peer.prefix) == os.path.realpath(sys.prefix):
         return
     for spec in message.functions:
@@ -585,6 +609,19 @@ def check_environment(peer: Peer, message: CreateApp) -> None:
                 f"the running server, and your program runs in `{peer.prefix}`",
                 hint="`squall down` ends that server and the next run starts one of yours; or set SQUALL_HOME to "
                 "another directory for this environment",
+            )
+
+
+def _check_python(peer: Peer, message: CreateApp | DeployApp) -> None:
+    """What is pickled by value, as code is, can be read by the same minor version of Python only."""
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    for spec in message.functions:
+        if spec.image.kind == "host" and spec.serialized_blob and peer.python not in ("", here):
+            raise VersionError(
+                f"function `{spec.tag}` is sent by value from Python {peer.python}, and `Image.host()` is the server's "
+                f"Python {here}",
+                hint=f"use an image with your version, `squall.Image.debian_slim('{peer.python[:8]}')`, or run your "
+                f"program with Python {here}",
             )
 
 

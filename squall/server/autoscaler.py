@@ -5,9 +5,11 @@ asked at any moment and as often as wished. It starts nothing itself: whether th
 and a container that stops does so through `Dispatch.drain`, which loses no input that arrived meanwhile.
 
 Up, at once: a slot for each waiting or running input, so from zero at the first input; plus `buffer_containers` while
-anything is going on; within `min_containers` and `max_containers`. A container that is still draining counts against
-`max_containers`. Two brakes: what a new container would earn must be more than what its start costs (`_useful`), and
-a function whose containers die at the start gets one at a time, after the delay that dispatch imposed.
+anything is going on; within `min_containers` and `max_containers`. Of a function that has told nothing yet a few
+containers start first, as a flood of tiny inputs needs no more; the others follow within PROBE_S at the latest. A
+container that is still draining counts against `max_containers`. Two brakes: what a new container would earn must be
+more than what its start costs (`_useful`), and a function whose containers die at the start gets one at a time, after
+the delay that dispatch imposed.
 
 Down: a container idle for `scaledown_window`, longest idle first, never below what the rule above asks for.
 
@@ -32,8 +34,14 @@ TINY_SHARE = 1.0
 """Seconds of tiny inputs that must be waiting for each container, so that one more pays."""
 TINY_RATE = 5_000.0
 """Tiny inputs a second above which more containers only share the same CPUs and the server's time."""
+FIRST_STARTS = 4
+"""Containers as long as it may still turn out that the inputs are tiny and these few are enough."""
+PROBE_S = 0.25
+"""Seconds from the first start that the others wait for it at most: a cold start without a zygote."""
+PROBE_RUN_S = 0.03
+"""Seconds that the first input has been running after which it is not tiny."""
 EAGER_STARTS = 32
-"""Containers under way at once as long as no input has told how long one takes."""
+"""Containers under way at once after that, as long as no input has told how long one takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,8 @@ class Decision:
     start: int
     stop: tuple[str, ...]
     reason: str
+    again: float = 0.0
+    """Seconds after which to ask again, whatever happens; 0: no need."""
 
 
 def decide(now: float, demand: Demand, options: FunctionOptions) -> Decision:
@@ -53,8 +63,13 @@ def decide(now: float, demand: Demand, options: FunctionOptions) -> Decision:
         return Decision(0, 0, (), "the function was stopped")
     wanted, reason = _wanted(demand, options, alive)
     start, brake = _start(now, demand, options, wanted - alive)
-    if start:
-        return Decision(alive + start, start, (), f"{reason}{brake}")
+    again = 0.0
+    first = max(FIRST_STARTS, options.min_containers)
+    if not options.single_use and wanted > first and (probing := _probing(now, demand)) > 0:
+        start, again = max(0, min(start, first - alive)), probing
+        brake += f"; no more than {first} until one has shown how long an input takes"
+    if start or again:
+        return Decision(alive + start, start, (), f"{reason}{brake}", again)
     stop, why = _stop(now, demand, options, alive, wanted)
     return Decision(alive - len(stop), 0, stop, why or f"{reason}{brake}")
 
@@ -96,6 +111,15 @@ def _useful(demand: Demand, alive: int) -> int:
             return alive
         share = max(share, TINY_SHARE)
     return max(alive, 1, ceil(demand.backlog * exec_time / demand.slots / share))
+
+
+def _probing(now: float, demand: Demand) -> float:
+    """Seconds left in which the first containers may show that inputs are tiny."""
+    if demand.exec_time is not None or demand.start_failures:
+        return 0.0
+    if demand.running:
+        return max(0.0, PROBE_RUN_S - demand.stalled_for)
+    return PROBE_S if demand.oldest is None else max(0.0, PROBE_S - (now - demand.oldest))
 
 
 def _start(now: float, demand: Demand, options: FunctionOptions, missing: int) -> tuple[int, str]:

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from squall.exception import ConflictError, Error, InvalidError, ResourceExhaustedError, ServiceError, VersionError
-from squall.server.schema import RESTORE_HINT, Marker, check_file, look_over
+from squall.server.schema import RESTORE_HINT, Marker, check_file, has_deployed_apps, look_over
 
 BUSY_MS = 10_000
 """How long a write waits for another process that has the database locked, before it fails and can be repeated."""
@@ -47,6 +47,10 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def check(self) -> None:
         """Refuse what can be refused at once, without loading anything heavy. Changes nothing."""
+
+    @abc.abstractmethod
+    def has_deployed_apps(self) -> bool:
+        """Whether the Store must be opened before anybody is answered, since apps are to be called again."""
 
     @abc.abstractmethod
     def writer(self) -> Any:
@@ -98,6 +102,9 @@ class Sqlite(Backend):
     def check(self) -> None:
         self.marker.check_kind(self.kind)
         check_file(self.path, self.marker)
+
+    def has_deployed_apps(self) -> bool:
+        return has_deployed_apps(self.path)
 
     def writer(self) -> Any:
         return self._engine("BEGIN IMMEDIATE", _tune_writer, 1)
@@ -227,6 +234,9 @@ class Postgres(Backend):
                 "`database_url` is of PostgreSQL, whose driver `psycopg` is not installed",
                 hint="install it where the server runs: pip install 'squall[postgres]'",
             )
+
+    def has_deployed_apps(self) -> bool:
+        return True  # to ask costs as much as to open it
 
     def writer(self) -> Any:
         return self._engine(1, "SERIALIZABLE", {})

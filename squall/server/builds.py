@@ -31,6 +31,7 @@ from squall.protocol.messages import (
 from squall.protocol.requests import BuildDone, CancelBuild, Pruned, PruneImages, VerifyImage
 from squall.server.logs import Logs, Record
 from squall.server.nodes import Node, Nodes
+from squall.server.objects import MAIN
 from squall.storage.blobs import BlobStore
 
 NODE_TIMEOUT = 30.0
@@ -53,6 +54,8 @@ class ImageRecord:
     layers: list[dict[str, Any]] = field(default_factory=list)
     is_built: bool = False
     error: str = ""
+    workspaces: set[str] = field(default_factory=set)
+    """Who has asked for it: layers are shared by all who name the same steps, the record is seen by these alone."""
     waiting: set[Any] = field(default_factory=set)
     """Connections that wait for its build."""
     node: Node | None = None
@@ -89,6 +92,10 @@ class Builds:
         check_secrets(message.image, message.secrets)
         record.image = message.image
         record.waiting.add(peer)
+        if peer.scope.workspace not in record.workspaces:
+            record.workspaces.add(peer.scope.workspace)
+            if record.is_built:
+                self._write(record)
         try:
             for _ in range(NODE_TRIES):
                 done = await asyncio.shield(record.done or self._begin(record, message.secrets))
@@ -152,9 +159,17 @@ class Builds:
 
     # -- removing
 
-    async def prune(self, message: PruneImages) -> dict[str, Any]:
-        """Forget images that are not in use, and have the node remove the layers that no other image has."""
-        ids = [self.find(message.image_id).image_id] if message.image_id else list(self.images)
+    async def prune(self, message: PruneImages, workspace: str) -> dict[str, Any]:
+        """Forget images that are not in use, and have the node remove the layers that no other image has.
+
+        Of a workspace those that it alone has asked for; of the main one, whose people run the machine, all."""
+        seen = [record for record in self.images.values() if workspace in record.workspaces]
+        mine = {record.image_id for record in seen if record.workspaces == {workspace}}
+        if workspace == MAIN.workspace:
+            mine = set(self.images)
+        ids = [self.find(message.image_id, workspace).image_id] if message.image_id else sorted(mine)
+        if not mine.issuperset(ids):
+            raise ConflictError(f"image `{ids[0]}` is used by others too", hint="it is removed when nobody needs it")
         used = self._used()
         if message.image_id and ids[0] in used:
             raise ConflictError(f"image `{ids[0]}` is in use", hint="stop the apps that run on it: `squall app list`")
@@ -177,9 +192,9 @@ class Builds:
     def _used(self) -> set[str]:
         return self.in_use() | {record.image_id for record in self.images.values() if record.done is not None}
 
-    async def verify(self, image_id: str) -> dict[str, Any]:
+    async def verify(self, image_id: str, workspace: str) -> dict[str, Any]:
         """Have the node compare an image with what was built."""
-        record = self.find(image_id)
+        record = self.find(image_id, workspace)
         return {"damaged": (await self._ask(VerifyImage(record.image))).titles}
 
     async def _ask(self, message: PruneImages | VerifyImage) -> Pruned:
@@ -271,15 +286,16 @@ class Builds:
             raise NotFoundError(f"image `{image_id_of(image.steps)}` was not built here", hint="build it first")
         record.used_at = time.time()
 
-    def find(self, ref: str) -> ImageRecord:
-        found = [record for image_id, record in self.images.items() if image_id.startswith(ref)]
+    def find(self, ref: str, workspace: str = MAIN.workspace) -> ImageRecord:
+        seen = [record for record in self.images.values() if workspace in record.workspaces]
+        found = [record for record in seen if record.image_id.startswith(ref)]
         if len(found) != 1:
             what = f"{len(found)} images begin with" if found else "no image"
             raise NotFoundError(f"{what} `{ref[:80]}`", hint="see `squall image list`")
         return found[0]
 
-    def rows(self) -> list[dict[str, Any]]:
-        return [self.row(record) for record in self.images.values()]
+    def rows(self, workspace: str = MAIN.workspace) -> list[dict[str, Any]]:
+        return [self.row(record) for record in self.images.values() if workspace in record.workspaces]
 
     def row(self, record: ImageRecord) -> dict[str, Any]:
         return {
@@ -307,6 +323,7 @@ class Builds:
             "created_at": record.created_at,
             "used_at": record.used_at,
             "layers": record.layers,
+            "workspaces": sorted(record.workspaces),
         }
         path = self._path(record.image_id)
         temporary = path.with_suffix(".new")
@@ -325,6 +342,7 @@ class Builds:
                 continue
             record = ImageRecord(fields["image_id"], image, fields["created_at"], fields["used_at"], fields["layers"])
             record.is_built = True
+            record.workspaces = set(fields.get("workspaces", [MAIN.workspace]))  # releases before had that one alone
             self.images[record.image_id] = record
 
 

@@ -23,7 +23,7 @@ from squall.server.dispatch import Call, Dispatch, Finish, Input
 from squall.server.durable import Cancel, Durable
 from squall.server.inputs import Retried
 from squall.server.journal import RESULT_DAYS, Added, Entry, Journal, KeptCall, Payload, Row
-from squall.server.objects import FunctionRecord, Objects, has_ended
+from squall.server.objects import MAIN, FunctionRecord, Objects, has_ended
 from squall.server.timelines import InputTimeline, Timelines
 from squall.server.wire import check_id, output_head
 from squall.storage.blobs import check_digest
@@ -212,6 +212,8 @@ class Calls:
                 finished,
                 time.monotonic() + offset,
                 container_id,
+                info.function_id if info else "",
+                info.function.app.scope if info and info.function else MAIN,
             )
         )
 

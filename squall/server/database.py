@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from squall._observe import Logger
+from squall._observe import Logger, count
 from squall.exception import ConflictError, Error, InternalError, ServiceError
 from squall.server import schema
 from squall.server.backends import Backend, Fault, backend_of
@@ -141,9 +141,13 @@ class Database:
 
     def write_soon(self, work: Work[Any]) -> None:
         """Commit with the next group; for records whose loss in a crash is allowed. Does not start the thread."""
-        if not self._error and not self._closing and self._jobs.qsize() < QUEUE_LIMIT:
-            self._sent += 1
-            self._jobs.put(_Job(work, _ALONE, None))
+        if self._error or self._closing:
+            return  # said where it was found
+        if self._jobs.qsize() >= QUEUE_LIMIT:
+            count("store_records_dropped")
+            return
+        self._sent += 1
+        self._jobs.put(_Job(work, _ALONE, None))
 
     def read(self, work: Work[T]) -> asyncio.Future[T]:
         """Resolves to what `work` returns. It sees every write that was called before, and can change nothing."""

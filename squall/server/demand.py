@@ -37,6 +37,8 @@ class Demand:
     stalled_for: float = 0.0
     """Seconds that something has been running and nothing ended: a lower bound of how long inputs take now."""
     cold_start: float | None = None
+    oldest: float | None = None
+    """When the first of its containers, of those that are starting or ready, was asked for."""
     active_at: float = 0.0
     blocked_until: float = float("-inf")
     blocked_reason: str = ""
@@ -46,6 +48,7 @@ class Demand:
 
 def demand_of(function: Function, now: float) -> Demand:
     ready = [c for c in function.containers.values() if c.state == "ready"]
+    alive = (c.started_at for c in function.containers.values() if c.state != "draining")
     idle = sorted((c.idle_since, c.container_id) for c in ready if not c.running)
     return Demand(
         function_id=function.function_id,
@@ -62,6 +65,7 @@ def demand_of(function: Function, now: float) -> Demand:
         exec_time=function.exec_time,
         stalled_for=_stalled_for(function, now),
         cold_start=function.cold_start,
+        oldest=min(alive, default=None),
         active_at=function.active_at,
         blocked_until=function.blocked_until,
         blocked_reason=function.blocked_reason,

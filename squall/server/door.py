@@ -113,20 +113,25 @@ class Door:
         self.visitors: dict[Visitor, None] = {}
         self.pending: dict[Visitor, None] = {}
         """Those without a token yet, the oldest first."""
+        self._listeners: list[socket.socket] = []
         self._acceptors: list[Acceptor] = []
         self._certificates = ("", "")
 
     def open(self, listen: str, cert: str = "", key: str = "") -> None:
-        """Listen at `HOST:PORT`. Raises InvalidError for what cannot be listened at, or no certificate."""
+        """Listen at `HOST:PORT`; who comes waits until `start`. Raises InvalidError for what cannot be listened at, or
+        no certificate."""
         import h11  # noqa: F401  (loaded now, not in the first connection's time)
 
         if bool(cert) != bool(key):
             raise InvalidError("TLS needs both `tls_cert` and `tls_key`, and one of them is not set")
         if cert:
             self.tls, self._certificates = tls_context(cert, key), (cert, key)
-        for listener in listening_sockets(listen):
-            self._acceptors.append(Acceptor(self.loop, listener, self._arrive))
-            self.addresses.append(address_text(listener.getsockname()))
+        self._listeners = listening_sockets(listen)
+        self.addresses = [address_text(listener.getsockname()) for listener in self._listeners]
+
+    def start(self) -> None:
+        """Let them in, once it is known who may."""
+        self._acceptors = [Acceptor(self.loop, listener, self._arrive) for listener in self._listeners]
 
     def reload(self) -> None:
         """Read the certificate again: connections from now on are shown the new one."""
@@ -141,7 +146,9 @@ class Door:
         """Take nobody any more; who is inside stays."""
         for acceptor in self._acceptors:
             acceptor.close()
-        self._acceptors.clear()
+        for listener in self._listeners:
+            listener.close()
+        self._acceptors, self._listeners = [], []
         for visitor in list(self.pending):
             visitor.drop("the server is ending")
 

@@ -48,6 +48,7 @@ LOOK_EVERY_S = 1.0
 """At least this often, as the clock may jump."""
 RETRY_S = 5.0
 """After a firing that could not be written down."""
+SETTLE_S = 10.0
 RECENT_LIMIT = 10
 EMPTY_CALL = b"\x80\x05)}\x86."
 """`((), {})` as `protocol.payload` packs it, which a server must never load."""
@@ -112,6 +113,8 @@ class Firings:
     async def _sync(self, app: AppRecord, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait([before])
+        if app.state != "running":
+            return
         wanted = {
             schedule_id_of(app.app_id, tag, spec.method): (tag, spec)
             for tag, function in app.functions.items()
@@ -139,6 +142,11 @@ class Firings:
         taken.fired, taken.skipped, taken.running = row.fired, row.skipped, json.loads(row.running)
         taken.recent.extend(json.loads(row.recent))
         return taken
+
+    async def settled(self) -> None:
+        """Wait until what was deployed before is known here; for at most SETTLE_S."""
+        if self._syncing:
+            await asyncio.wait(list(self._syncing.values()), timeout=SETTLE_S)
 
     def stopped(self, app: AppRecord) -> None:
         """An app was stopped for good: its schedules begin anew when it is deployed again."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from squall.exception import ConflictError, Error, InvalidError
 from squall.protocol.states import OutputStatus
+from squall.server.bulk import insert_rows, update_rows
 
 if TYPE_CHECKING:
     from squall.server.database import Database
@@ -182,7 +183,7 @@ def add(connection: Any, entries: Sequence[Entry], seq: int) -> list[Added | Err
     if calls:
         connection.execute(tables.calls.insert(), list(calls.values()))
     if rows:
-        connection.execute(tables.inputs.insert(), rows)
+        insert_rows(connection, tables.inputs, rows)
     _put_keys(connection, keys)
     return outcomes
 
@@ -283,48 +284,31 @@ def _put_keys(connection: Any, keys: dict[tuple[str, str], Entry]) -> None:
 
 def finish(connection: Any, rows: Sequence[Row]) -> None:
     """Record ends: the first of an input wins. Its arguments are of no use any more."""
-    import sqlalchemy as sa
-
     from squall.server import tables
 
-    table = tables.inputs
-    mine = (table.c.call_id == sa.bindparam("of_call")) & (table.c.idx == sa.bindparam("of_idx"))
-    columns: dict[str, Any] = {name: sa.bindparam(name) for name in _ENDS}
-    update = table.update().where(mine & table.c.status.is_(None)).values(args=None, args_blob=None, **columns)
-    connection.execute(
-        update,
-        [
-            {
-                **_columns("result", row.data),
-                "status": row.status,
-                "message": row.message or None,
-                "hint": row.hint or None,
-                "finished_at": row.finished_at,
-                "of_call": row.call_id,
-                "of_idx": row.idx,
-            }
-            for row in rows
-        ],
-    )
+    ends = [
+        {
+            "call_id": row.call_id,
+            "idx": row.idx,
+            **_columns("result", row.data),
+            "status": row.status,
+            "message": row.message or None,
+            "hint": row.hint or None,
+            "finished_at": row.finished_at,
+        }
+        for row in rows
+    ]
+    update_rows(connection, tables.inputs, ends, _INPUT, unset="status", clear=("args", "args_blob"))
 
 
-_ENDS = ("result", "result_blob", "status", "message", "hint", "finished_at")
+_INPUT = ("call_id", "idx")
 
 
 def note(connection: Any, rows: Sequence[Note]) -> None:
     """Record how often inputs were tried, and until when they wait."""
-    import sqlalchemy as sa
-
     from squall.server import tables
 
-    table = tables.inputs
-    mine = (table.c.call_id == sa.bindparam("of_call")) & (table.c.idx == sa.bindparam("of_idx"))
-    columns: dict[str, Any] = {name: sa.bindparam(name) for name in _NOTED}
-    values = [{"of_call": row.call_id, "of_idx": row.idx, **dict(zip(_NOTED, row[2:], strict=True))} for row in rows]
-    connection.execute(table.update().where(mine & table.c.status.is_(None)).values(columns), values)
-
-
-_NOTED = Note._fields[2:]
+    update_rows(connection, tables.inputs, [row._asdict() for row in rows], _INPUT, unset="status")
 
 
 def cancel(connection: Any, call_id: str, idxs: list[int] | None, workspace: str, now_wall: float) -> int | None:
@@ -441,6 +425,32 @@ def find_output(connection: Any, call_id: str, idx: int, workspace: str) -> Any:
         return False
     t = tables.inputs
     return connection.execute(t.select().where((t.c.call_id == call_id) & (t.c.idx == idx))).first()
+
+
+def find_inputs(connection: Any, call_ids: list[str], limit: int) -> list[Any]:
+    """Up to `limit` inputs of some calls, in their order, with what they call."""
+    import sqlalchemy as sa
+
+    from squall.server import tables
+
+    inputs, calls = tables.inputs.c, tables.calls.c
+    found: list[Any] = []
+    for some in _portions(call_ids):
+        query = sa.select(inputs.call_id, inputs.idx, inputs.status, calls.function_id, calls.method)
+        query = query.join(tables.calls, calls.call_id == inputs.call_id).where(inputs.call_id.in_(some))
+        found += connection.execute(query.order_by(inputs.seq).limit(limit - len(found)))
+    return found
+
+
+def find_children(connection: Any, input_ids: list[str]) -> list[Any]:
+    """The spawned calls that these inputs made."""
+    from squall.server import tables
+
+    table = tables.calls
+    found: list[Any] = []
+    for some in _portions(input_ids):
+        found += connection.execute(table.select().where(table.c.parent.in_(some)).order_by(table.c.created_at))
+    return found
 
 
 def count_inputs(connection: Any, call_id: str) -> dict[str, int]:

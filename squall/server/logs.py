@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from squall._observe import Logger, count
 
@@ -26,12 +27,12 @@ BUFFER_BYTES = 64 << 10
 ROOM_CHECK_BYTES = 1 << 20
 """How much is written between two looks at the room on the disk."""
 ROOM_RETRY_S = 1.0
+HEAD_LIMIT_BYTES = 4096
 NOBODY = "-"
 """Stands for no container and no function in a record's head."""
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     at: float
     container_id: str
     function: str
@@ -307,28 +308,37 @@ class Cursor:
 
 
 def records_of(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
-    """The whole records of a segment from `offset` on, each with where the next one begins."""
+    """The whole records of a segment from `offset` on, each with where the next one begins. A segment is read at once:
+    there may be a hundred thousand records in it."""
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            while head := file.readline(4096):
-                try:
-                    at, container_id, function, stream, length = head.decode().split()
-                    size = int(length)
-                    data = file.read(size)
-                    stamp = float(at)
-                except ValueError:
-                    return  # a crash cut the last record
-                if len(data) < size:
-                    return
-                offset += len(head) + size
-                yield Record(stamp, _named(container_id), _named(function), stream, data), offset
+            data = file.read()
     except FileNotFoundError:  # deleted meanwhile: it was the oldest
         return
+    begin, names = 0, dict[bytes, str]()
+    while end := data.find(b"\n", begin, begin + HEAD_LIMIT_BYTES) + 1:
+        try:
+            at, container_id, function, stream, length = data[begin : end - 1].split()
+            begin = end + int(length)
+            record = Record(
+                float(at),
+                names.get(container_id) or _name_in(names, container_id),
+                names.get(function) or _name_in(names, function),
+                names.get(stream) or _name_in(names, stream),
+                data[end:begin],
+            )
+        except ValueError:
+            return  # a crash cut the last record
+        if begin > len(data):
+            return
+        yield record, offset + begin
 
 
-def _named(word: str) -> str:
-    return "" if word == NOBODY else word
+def _name_in(names: dict[bytes, str], word: bytes) -> str:
+    name = "" if word == NOBODY.encode() else word.decode()
+    names[word] = name
+    return name
 
 
 def modified(path: Path) -> float:

@@ -21,7 +21,6 @@ from squall._observe import Logger
 from squall.config import Config
 from squall.engines.provider import EmbeddedProvider, NodeProvider
 from squall.exception import ConflictError, Error, InternalError, NotFoundError, ServiceError
-from squall.protocol.images import image_id_of
 from squall.protocol.messages import (
     SUPPORTED_VERSIONS,
     BindFunction,
@@ -32,6 +31,7 @@ from squall.protocol.messages import (
     Ending,
     ExecData,
     ExecExit,
+    FunctionSpec,
     GetBlob,
     Hello,
     Loaded,
@@ -43,15 +43,16 @@ from squall.protocol.messages import (
     new_id,
     split_payload,
 )
-from squall.protocol.requests import BuildDone, Pruned
+from squall.protocol.requests import BuildDone, DeployApp, Pruned
 from squall.protocol.resumption import OutputsAgain, RunnerBack
 from squall.protocol.transport import FrameStream, payload_for
 from squall.server.access import Access, Greeting
-from squall.server.api import Api, Dropped, Peer, log_chunk
+from squall.server.api import Api, Dropped, Peer, check_environment, log_chunk
 from squall.server.builds import Builds
 from squall.server.calls import Calls
 from squall.server.containers import ContainerRecord
 from squall.server.database import Database
+from squall.server.deploys import Deploys
 from squall.server.dispatch import Dispatch
 from squall.server.door import Visitor
 from squall.server.firings import Firings
@@ -63,8 +64,10 @@ from squall.server.nodes import Node, Nodes
 from squall.server.objects import AppRecord, FunctionRecord, Objects, Scope, options_of
 from squall.server.readers import Readers
 from squall.server.reconciler import Reconciler
+from squall.server.schedules import check_schedules
 from squall.server.sealing import Seal
 from squall.server.timelines import Timelines
+from squall.server.versions import blobs_of, images_of
 from squall.server.wire import check_id, decode, refuse, reply
 from squall.storage.blobs import DirectoryBlobs
 
@@ -112,8 +115,9 @@ class Server:
         self.database.check()
         self.dispatch = Dispatch()
         self.timelines = Timelines()
-        self.objects = Objects(self.database)
-        self.kept = KeptApps(self.database, Seal(config.state_dir / "seal.key", config.seal_key))
+        seal = Seal(config.state_dir / "seal.key", config.seal_key)
+        self.objects = Objects(self.database, seal)
+        self.kept = KeptApps(self.database, seal)
         self.metering = Metering(self.database)
         self.nodes = Nodes(self.loop)
         quota = int(config.images_gib * (1 << 30))
@@ -122,6 +126,7 @@ class Server:
         self.calls = Calls(self.dispatch, self.objects, self.database, self.timelines)
         self.calls.pending_limit, self.calls.durable.limit = config.pending_limit, config.spawn_limit
         self.reconciler = Reconciler(self.dispatch, self.objects, self.nodes, self.calls, self.metering)
+        self.deploys = Deploys(self.objects, self.dispatch, self.reconciler, self.builds, self.database)
         self.readers = Readers(self)
         self.firings = Firings(self.calls.durable, self.database)
         self.firings.tell = self.tell_app
@@ -134,6 +139,8 @@ class Server:
         self.started_at = time.time()
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._listener: asyncio.AbstractServer | None = None
+        self.objects.admit = self._admit
+        self.deploys.switched = self.firings.switched
         self._drainer: asyncio.Task[None] | None = None
         self.calls.apply = self.reconciler.apply
         self.reconciler.notify = self.notify
@@ -148,7 +155,9 @@ class Server:
         for signum in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(signum, self._on_signal, signum)
         self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
-        has_apps = bool(self.config.database_url) or has_any(self.config.state_dir / "squall.db")
+        if self.stays and self.config.listen:
+            self.access.bind()
+        has_apps = has_any(self.config.state_dir / "squall.db") or self.database.backend.has_deployed_apps()
         if self.stays or has_apps:
             await self.database.ready()  # what else can be wrong with it must be said before serving
         self.metering.close_stale(self.started_at, time.time())
@@ -184,6 +193,7 @@ class Server:
                 self._take_up(kept)
             except Error as error:
                 log.error("an app could not be taken up again", app=kept.message.app_id, error=str(error))
+        await self.deploys.restore()
         self.calls.durable.start()
         log.info("took up the apps of before", apps=len(apps), seconds=round(time.monotonic() - began, 3))
 
@@ -196,10 +206,8 @@ class Server:
         self._open_pools(app)
 
     def _open_pools(self, app: AppRecord) -> None:
-        now = time.monotonic()
         for function in app.pools():
-            self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function)))
-            self.reconciler.takeover.function_opened(function.function_id)
+            self._admit(function)
 
     def _open_store(self) -> None:
         if not self.ended.is_set():
@@ -263,6 +271,7 @@ class Server:
         self.config.socket_path.unlink(missing_ok=True)
         for peer in self.peers:
             peer.stream.send(Ending(self.ending, self.returns))
+        self.reconciler.is_held = True
         await self._stop_apps()
         await self._end_containers()
         await self.provider.stop()
@@ -301,6 +310,7 @@ class Server:
             await asyncio.sleep(min(1.0, max(0.05, self.config.idle_timeout / 4)))
             try:
                 self._look_for_idleness()
+                self.deploys.sweep()
                 self._tell_all_dropped()
                 self.logs.flush()
             except Exception:  # a full disk, or a bug of ours: this must go on, or the server would never end
@@ -314,16 +324,17 @@ class Server:
             try:
                 self.logs.prune(now)
                 await self.calls.expire(now)
-                await self.loop.run_in_executor(None, self._prune_blobs, now, await self.database.read(awaited_blobs))
+                awaited = await self.database.read(awaited_blobs)
+                await self.loop.run_in_executor(None, self._prune_blobs, now, awaited, self._blobs_in_use())
             except (OSError, Error) as error:
                 log.error("pruning failed", error=str(error))
             await asyncio.sleep(PRUNE_EVERY)
 
-    def _prune_blobs(self, now: float, awaited: set[str]) -> None:
+    def _prune_blobs(self, now: float, awaited: set[str], in_use: set[str]) -> None:
         """What waits in the journal is wanted, however old it is."""
         for digest in awaited:
             self.blobs.has(digest)
-        self.blobs.prune(now - BLOB_DAYS * 86400)
+        self.blobs.prune(now - BLOB_DAYS * 86400, in_use)
 
     async def _watch_nodes(self) -> None:
         while True:
@@ -345,7 +356,9 @@ class Server:
         """An app whose maker is gone ends when nothing of it is left to do."""
         now = time.monotonic()
         for app in list(self.objects.apps.values()):
-            if app.state == "running" and app.owner is None and now >= app.resume_until and not self._has_work(app):
+            if app.deployed or app.state != "running" or app.owner is not None or now < app.resume_until:
+                continue
+            if not self._has_work(app):
                 self._stop_soon(app, "all its calls have ended" if app.detached else "its client went away")
 
     def _has_work(self, app: AppRecord) -> bool:
@@ -536,6 +549,7 @@ class Server:
     def create_app(self, message: CreateApp, peer: Peer) -> AppRecord:
         if self.ended.is_set() or self.draining:
             raise ServiceError("the server is ending", hint="try again")
+        check_schedules(message.functions, time.time())
         for spec in message.functions:
             self.builds.check_use(spec.image)
             self.access.vault.check(peer.scope, spec)
@@ -569,9 +583,23 @@ class Server:
         app.owner = peer
         return app
 
+    def check_deploy(self, peer: Peer, message: DeployApp) -> None:
+        if self.ended.is_set() or self.draining:
+            raise ServiceError("the server is ending", hint="try again")
+        check_schedules(message.functions, time.time())
+        check_environment(peer, message)
+
     def _images_in_use(self) -> set[str]:
-        apps = [app for app in self.objects.apps.values() if app.state != "stopped"]
-        return {image_id_of(f.spec.image.steps) for app in apps for f in app.functions.values() if f.spec.image.steps}
+        return images_of(self._specs_in_use())
+
+    def _blobs_in_use(self) -> set[str]:
+        return blobs_of(self._specs_in_use())
+
+    def _specs_in_use(self) -> list[FunctionSpec]:
+        """Of all that runs, and of the versions that deployed apps can go back to."""
+        apps = self.objects.apps.values()
+        running = [pool.spec for app in apps if app.state != "stopped" or app.others for pool in app.pools()]
+        return running + [spec for app in apps for version in app.versions.values() for spec in version.specs]
 
     def bind_function(self, peer: Peer, message: BindFunction, parameters: bytes) -> FunctionRecord:
         """The variant that is asked for, ready to be called."""
@@ -582,11 +610,16 @@ class Server:
         if function.app.state != "running":
             raise NotFoundError(f"function `{function.spec.tag}` has ended with its app")
         if function.function_id not in self.dispatch.functions:
-            now = time.monotonic()
-            self.reconciler.apply(self.dispatch.add_function(now, function.function_id, options_of(function)))
-            self.reconciler.takeover.function_opened(function.function_id)
-            self.kept.keep(function.app)
+            self._admit(function)
+            if not function.app.deployed:
+                self.kept.keep(function.app)
         return function
+
+    def _admit(self, function: FunctionRecord) -> None:
+        """Have a pool take inputs."""
+        added = self.dispatch.add_function(time.monotonic(), function.function_id, options_of(function))
+        self.reconciler.apply(added)
+        self.reconciler.takeover.function_opened(function.function_id)
 
     def _stop_soon(self, app: AppRecord, reason: str) -> None:
         if app.app_id not in self._stopping:
@@ -617,7 +650,10 @@ class Server:
             await asyncio.wait(gone, timeout=max(map(grace_of, mine)) + STOP_TIMEOUT)
         await self._end_output(app)
         self.objects.set_stopped(app, time.time())
-        self.kept.forget(app.app_id)
+        if app.deployed:
+            self.firings.stopped(app)
+        else:
+            self.kept.forget(app.app_id)
         for peer in app.followers - {asked_by}:
             peer.stream.send(Notice(app.app_id, "stopped", {"reason": reason}))
         app.followers.clear()

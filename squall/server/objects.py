@@ -1,15 +1,19 @@
 """Apps and their functions: what exists, who owns it, what state it is in; and their rows in the Store.
 
-The truth of a running app is in memory, since it ends with the server; the Store keeps its history. Specs are stored
-without environment values, which may be secrets. Tested in `tests/integration/test_apps.py`.
+The truth of a running app is in memory; what of it outlives the server is written by `app_rows`. A deployed app has
+versions. Callers name a function by an id that is the same in all of them, and what they name is resolved here, on
+every submit: to the pool of the version that is current, or, for an id that stands for one version, to a pool of that
+version made for those who insist on it. Tested in `tests/unit/test_objects.py` and `tests/integration/test_apps.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,9 +22,12 @@ import msgspec
 from squall.exception import InvalidError, NotFoundError, ResourceExhaustedError
 from squall.protocol.messages import CreateApp, FunctionSpec, new_id
 from squall.protocol.states import AppState
+from squall.server import app_rows
 from squall.server.database import Database
 from squall.server.dispatch import FunctionOptions
 from squall.server.scheduler import parse_gpu
+from squall.server.sealing import Seal
+from squall.server.versions import KEPT_VERSIONS, Version
 
 GPU = re.compile(r"[A-Za-z0-9_!-]{1,60}(:[1-9][0-9]{0,3})?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -53,7 +60,9 @@ class AppRecord:
     functions: dict[str, FunctionRecord] = field(default_factory=dict)
     """By tag."""
     variants: dict[str, FunctionRecord] = field(default_factory=dict)
-    """By id: pools made later, by `BindFunction`."""
+    """By stable id: pools made later, by `BindFunction`."""
+    others: dict[str, FunctionRecord] = field(default_factory=dict)
+    """By id: pools of a version on trial, of versions that are ending, and of those called by number."""
     followers: set[Any] = field(default_factory=set)
     resume_until: float = 0.0
     """Monotonic: until then it waits for its client to come back."""
@@ -63,20 +72,43 @@ class AppRecord:
     terminal: str = ""
     """The TERM of its owner's terminal, when containers may ask for it."""
     scope: Scope = MAIN
+    deployed: bool = False
+    version: int = 0
+    """The current one, of a deployed app; 0 before its first."""
+    versions: dict[int, Version] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
 
     def pools(self) -> list[FunctionRecord]:
         """All that may have containers."""
-        return [*self.functions.values(), *self.variants.values()]
+        return [*self.functions.values(), *self.variants.values(), *self.others.values()]
+
+    @property
+    def current(self) -> Version | None:
+        return self.versions.get(self.version)
+
+
+class Family(NamedTuple):
+    """What code of an app calls the functions of its app by."""
+
+    ids: dict[str, str]
+    generators: list[str]
+
+
+NO_FAMILY = Family({}, [])
 
 
 @dataclass(eq=False)
 class FunctionRecord:
     function_id: str
-    """Of the pool, which belongs to one version of the app."""
+    """Of the pool, which of a deployed app belongs to one version and is made for it."""
     app: AppRecord
     spec: FunctionSpec
     stable_id: str = ""
     """What its callers name: the same in every version. Of an app without versions it is the pool's own."""
+    family: Family = NO_FAMILY
+    version: int = 0
+    override: dict[str, Any] = field(default_factory=dict)
+    """What was laid over the autoscaler's settings, until the next version."""
     root: FunctionRecord | None = None
     """Of a variant: what it was made from, with `options` and `parameters`."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +124,7 @@ def options_of(function: FunctionRecord) -> FunctionOptions:
     spec = function.spec
     retries = spec.retries
     needs_parameters = bool(spec.parameters) and function.root is None
-    return FunctionOptions(
+    options = FunctionOptions(
         timeout=spec.timeout,
         startup_timeout=spec.startup_timeout,
         max_retries=retries.max_retries,
@@ -108,6 +140,7 @@ def options_of(function: FunctionRecord) -> FunctionOptions:
         target=spec.target_concurrency * max(1, spec.batch_size),
         is_generator=spec.is_generator,
     )
+    return dataclasses.replace(options, **function.override) if function.override else options
 
 
 def slots_of(spec: FunctionSpec) -> int:
@@ -116,29 +149,29 @@ def slots_of(spec: FunctionSpec) -> int:
 
 
 class Objects:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, seal: Seal) -> None:
         self.database = database
+        self.seal = seal
+        self.admit: Callable[[FunctionRecord], None] = lambda function: None
+        """Set by `main`: a pool that was not there before takes inputs from now on."""
         self.apps: dict[str, AppRecord] = {}
         self.functions: dict[str, FunctionRecord] = {}
         """Every pool by its own id, those of versions that are ending included."""
         self._callable: dict[str, FunctionRecord] = {}
         """By what callers name: the pool that takes their inputs now."""
+        self._pins: dict[str, tuple[AppRecord, int, str]] = {}
+        """By what callers of one version name: the app, the version and the function's tag."""
         self._recalled = False
 
     def create_app(self, message: CreateApp, owner: Any, now_wall: float, scope: Scope = MAIN) -> AppRecord:
-        if not NAME.fullmatch(message.name):
-            raise InvalidError(
-                f"app name `{message.name[:80]}` is not valid",
-                hint="use 1 to 64 letters, digits, `-`, `_` and `.`, beginning with a letter or digit",
-            )
+        check_name(message.name)
         app = AppRecord(message.app_id or new_id("ap"), message.name, message.detach, now_wall, owner, scope=scope)
         app.terminal = message.terminal[:100]
+        check_specs(message.name, message.functions)
+        family = family_of(message.functions, lambda tag: stable_id_of(app.app_id, tag))
         for spec in message.functions:
-            check_spec(spec)
-            if spec.tag in app.functions:
-                raise InvalidError(f"app `{message.name}` has two functions named `{spec.tag}`")
             function_id = stable_id_of(app.app_id, spec.tag)
-            app.functions[spec.tag] = FunctionRecord(function_id, app, spec, function_id)
+            app.functions[spec.tag] = FunctionRecord(function_id, app, spec, function_id, family)
         self.apps[app.app_id] = app
         for function in app.functions.values():
             self._admit(function)
@@ -179,77 +212,139 @@ class Objects:
                 f"function `{spec.tag}`: a container cannot ask for secrets that the function does not name",
                 hint="name them in `@app.function(secrets=...)`, or call `with_options` in your program",
             )
-        made_id = variant_id(root, options, parameters)
-        variant = FunctionRecord(made_id, root.app, spec, made_id, root, options, parameters)
+        named = variant_id(root, options, parameters)
         app = root.app
-        known = app.variants.get(variant.function_id)
+        known = app.variants.get(named)
         if known is not None:
             return known
+        variant = _variant(root, spec, named, options, parameters)
         if len(app.variants) >= VARIANT_LIMIT:
             raise ResourceExhaustedError(
                 f"app `{app.name}` has {VARIANT_LIMIT} pools made by parameters and `with_options`",
                 hint="each distinct set of values is a pool of its own: pass what changes often as an argument instead",
             )
-        app.variants[variant.function_id] = variant
+        app.variants[variant.stable_id] = variant
         self._admit(variant)
-        self._record_functions([variant])
+        self._record_variant(variant)
         return variant
 
-    def _record(self, app: AppRecord) -> None:
-        row = {
-            "app_id": app.app_id,
-            "name": app.name,
-            "state": app.state,
-            "detached": app.detached,
-            "created_at": app.created_at,
+    # -- versions
+
+    def draft(self, app: AppRecord, version: Version) -> dict[str, FunctionRecord]:
+        """The pools of a version that nobody calls yet."""
+        family = family_of(version.specs, lambda tag: stable_id_of(app.app_id, tag))
+        pools = {
+            spec.tag: FunctionRecord(new_id("fu"), app, spec, family.ids[spec.tag], family, version.number)
+            for spec in version.specs
         }
+        for pool in pools.values():
+            self.functions[pool.function_id] = app.others[pool.function_id] = pool
+        return pools
 
-        def work(connection: Any) -> None:
-            from squall.server import tables
+    def discard(self, function: FunctionRecord) -> None:
+        """Forget a pool that has ended: one that was on trial, superseded, or called by number."""
+        function.app.others.pop(function.function_id, None)
+        self._dismiss(function)
 
-            # An app that comes back after a restart has its row.
-            connection.execute(tables.apps.delete().where(tables.apps.c.app_id == row["app_id"]))
-            connection.execute(tables.apps.insert(), row)
+    def publish(
+        self, app: AppRecord, version: Version, pools: dict[str, FunctionRecord]
+    ) -> list[tuple[FunctionRecord, FunctionRecord | None]]:
+        """Have what callers name mean this version, drafted before, from now on. Returns each pool of the version that
+        was current, variants included, with the one that takes its place."""
+        before = [*app.functions.values(), *(v for v in app.variants.values() if v.stable_id != v.function_id)]
+        successors: dict[str, FunctionRecord] = {pool.stable_id: pool for pool in pools.values()}
+        for old in before:
+            if old.root is not None and (variant := _again(old, pools)) is not None:
+                successors[old.stable_id] = variant
+        for old in before:
+            app.variants.pop(old.stable_id, None)
+            app.others[old.function_id] = old
+            self._callable.pop(old.stable_id, None)
+        app.functions = pools
+        for pool in successors.values():
+            app.others.pop(pool.function_id, None)
+            if pool.root is not None:
+                app.variants[pool.stable_id] = pool
+            self._admit(pool)
+        app.version = version.number
+        self.keep(app, version)
+        return [(old, successors.get(old.stable_id)) for old in before]
 
-        self.database.write_soon(work)
-        self._record_functions(list(app.functions.values()))
+    def keep(self, app: AppRecord, version: Version) -> None:
+        """Remember a version, so that it can be called by number; the oldest is let go for it."""
+        app.versions[version.number] = version
+        for tag in version.tags:
+            self._pins[pin_id_of(app.app_id, tag, version.number)] = (app, version.number, tag)
+        for number in sorted(app.versions)[:-KEPT_VERSIONS]:
+            old = app.versions[number]
+            for tag in old.tags:
+                self._pins.pop(pin_id_of(app.app_id, tag, number), None)
+            old.specs, old.is_kept = [], False
+            del app.versions[number]
 
-    def _record_functions(self, functions: list[FunctionRecord]) -> None:
-        rows = [
-            {"function_id": f.function_id, "app_id": f.app.app_id, "tag": f.spec.tag, "spec": _storable(f.spec)}
-            for f in functions
-        ]
+    def _pinned(self, function_id: str) -> FunctionRecord | None:
+        """The pool for those who call one version by its number, made when there is none."""
+        pin = self._pins.get(function_id)
+        if pin is None or pin[0].state != "running":
+            return None
+        app, number, tag = pin
+        version = app.versions[number]
+        spec = version.spec(tag)
+        assert spec is not None  # its tags are those of its specs
+        spec = dataclasses.replace(spec, min_containers=0)
+        family = family_of(version.specs, lambda other: pin_id_of(app.app_id, other, number))
+        pool = FunctionRecord(function_id, app, spec, function_id, family, number)
+        app.others[function_id] = pool
+        self._admit(pool)
+        self.admit(pool)
+        return pool
 
-        def work(connection: Any) -> None:
-            from squall.server import tables
+    def lookup(self, app: AppRecord, tag: str, number: int = 0) -> tuple[str, Version, FunctionSpec]:
+        """What to call a function of a deployed app by: of one version of it, or of whichever is current."""
+        if app.state != "running" or not app.version:
+            what = "has stopped" if app.version else "was never deployed"
+            raise NotFoundError(
+                f"app `{app.name}` {what}, so it has no function `{tag[:80]}`", hint="deploy it: `squall deploy FILE`"
+            )
+        version = app.versions.get(number or app.version)
+        if version is None:
+            known = ", ".join(map(str, sorted(app.versions)))
+            raise NotFoundError(f"app `{app.name}` has no version {number}", hint=f"versions that are kept: {known}")
+        spec = version.spec(tag)
+        if spec is None:
+            raise NotFoundError(
+                f"version {version.number} of app `{app.name}` has no function `{tag[:80]}`",
+                hint=f"it has {', '.join(f'`{name}`' for name in sorted(version.tags)[:20])}" if version.tags else "",
+            )
+        named = pin_id_of(app.app_id, tag, number) if number else stable_id_of(app.app_id, tag)
+        return named, version, spec
 
-            table = tables.functions
-            for row in rows:
-                connection.execute(table.delete().where(table.c.function_id == row["function_id"]))
-            if rows:
-                connection.execute(table.insert(), rows)
+    # -- the Store
 
-        self.database.write_soon(work)
+    def _record(self, app: AppRecord) -> None:
+        """An app that was run: for its history, as what it is made from is in `kept`."""
+        row, specs = app_rows.app_row(app), [function.spec for function in app.functions.values()]
+        self.database.write_soon(lambda connection: app_rows.put_app(connection, row, specs))
+
+    def _record_variant(self, variant: FunctionRecord) -> None:
+        row = app_rows.variant_row(variant)
+        seal = self.seal if variant.app.deployed else None
+        self.database.write_soon(lambda connection: app_rows.put_variant(connection, row, seal))
 
     def set_stopped(self, app: AppRecord, now_wall: float) -> None:
         app.state, app.stopped_at = "stopped", now_wall
         for function in app.pools():
             self._dismiss(function)
+        app.others.clear()
+        if app.deployed:
+            app.variants.clear()
         app_id, reason = app.app_id, app.reason
         self._trim()
-
-        def work(connection: Any) -> None:
-            from squall.server import tables
-
-            table = tables.apps
-            values = {"state": "stopped", "stopped_at": now_wall, "reason": reason}
-            connection.execute(table.update().where(table.c.app_id == app_id).values(values))
-
-        self.database.write_soon(work)
+        self.database.write_soon(lambda connection: app_rows.set_stopped(connection, app_id, now_wall, reason))
 
     def _trim(self) -> None:
         """Keep the newest stopped apps in memory, for their logs and traces."""
-        stopped = [app for app in self.apps.values() if app.state == "stopped"]
+        stopped = [app for app in self.apps.values() if app.state == "stopped" and not app.deployed]
         for app in stopped[: max(0, len(stopped) - HISTORY_LIMIT)]:
             del self.apps[app.app_id]
 
@@ -264,7 +359,32 @@ class Objects:
             known = sorted({app.name for app in here})
             hint = f"apps: {', '.join(known[:10])}" if known else "no app was run on this server yet"
             raise NotFoundError(f"no app `{ref[:80]}`", hint=hint)
-        return next((app for app in named if app.state == "running"), named[-1])
+        running = [app for app in named if app.state == "running"]
+        return next((app for app in named if app.deployed), (running or named)[-1])
+
+    def deployed(self, name: str, scope: Scope) -> AppRecord | None:
+        """The deployed app of this name, which may have stopped."""
+        found = (app for app in self.apps.values() if app.deployed and app.name == name and app.scope == scope)
+        return next(found, None)
+
+    def deployed_or_raise(self, ref: str, scope: Scope) -> AppRecord:
+        """A deployed app by name or id. Raises NotFoundError that says what there is."""
+        by_id = self.apps.get(ref)
+        if by_id is not None and by_id.deployed and by_id.scope.workspace == scope.workspace:
+            return by_id
+        app = self.deployed(ref, scope)
+        if app is None:
+            known = sorted(app.name for app in self.apps.values() if app.deployed and app.scope == scope)
+            where = f" in environment `{scope.environment}`" if scope.environment != "main" else ""
+            close = difflib.get_close_matches(ref, known, 1)
+            hint = f"did you mean `{close[0]}`?" if close else f"deployed apps: {', '.join(known[:10])}"
+            raise NotFoundError(
+                f"no deployed app `{ref[:80]}`{where}",
+                hint=hint
+                if known
+                else "`squall deploy FILE` deploys one; one that `squall run` runs has no lasting name",
+            )
+        return app
 
     async def recall(self) -> None:
         """Fill the history with the newest apps of earlier servers, for whoever looks back. Once."""
@@ -272,36 +392,86 @@ class Objects:
             return
         self._recalled = True
 
-        def work(connection: Any) -> list[Any]:
-            from squall.server import tables
-
-            table = tables.apps
-            query = table.select().order_by(table.c.created_at.desc()).limit(HISTORY_LIMIT)
-            return list(connection.execute(query))
-
         past: dict[str, AppRecord] = {}
-        for row in reversed(await self.database.read(work)):
+        for row in reversed(await self.database.read(lambda connection: app_rows.newest(connection, HISTORY_LIMIT))):
             if row.app_id not in self.apps:
                 app = past[row.app_id] = AppRecord(row.app_id, row.name, row.detached, row.created_at, None)
+                app.scope = Scope(row.workspace, row.environment)
                 app.state, app.stopped_at = "stopped", row.stopped_at or 0.0
                 app.reason = row.reason or "its server ended"
         self.apps = {**past, **self.apps}
 
+    def restored(self, kept: Iterable[app_rows.KeptApp]) -> list[AppRecord]:
+        """Take up apps as the Store has them, ready to be called; those that are here already stay as they are."""
+        return [self._restored(one) for one in kept if one.row.app_id not in self.apps]
+
+    def _restored(self, kept: app_rows.KeptApp) -> AppRecord:
+        row = kept.row
+        app = AppRecord(row.app_id, row.name, row.detached, row.created_at, None)
+        app.scope, app.deployed, app.labels = Scope(row.workspace, row.environment), row.deployed, kept.labels
+        app.state, app.stopped_at, app.reason = row.state, row.stopped_at or 0.0, row.reason or ""
+        self.apps[app.app_id] = app
+        for version in kept.versions:
+            if app.deployed:
+                self.keep(app, version)
+        current = next((v for v in kept.versions if v.number == row.version or not app.deployed), None)
+        app.version = row.version
+        if current is None or app.state != "running":
+            return app
+        family = family_of(current.specs, lambda tag: stable_id_of(app.app_id, tag))
+        for spec in current.specs:
+            named = stable_id_of(app.app_id, spec.tag)
+            pool_id = new_id("fu") if app.deployed else named
+            number = current.number if app.deployed else 0
+            function = FunctionRecord(pool_id, app, spec, named, family, number)
+            function.override = kept.overrides.get(named, {})
+            app.functions[spec.tag] = function
+            self._admit(function)
+        for root_id, options, parameters in kept.variants:
+            self._restore_variant(app, root_id, options, parameters)
+        return app
+
+    def _restore_variant(self, app: AppRecord, root_id: str, options: dict[str, Any], parameters: bytes) -> None:
+        root = self._callable.get(root_id) or self._pinned(root_id)
+        if root is None or root.root is not None or len(app.variants) >= VARIANT_LIMIT:
+            return
+        try:
+            spec = variant_spec(root.spec, options)
+        except InvalidError:  # the rules of this release are others: whoever asks for it will hear why
+            return
+        variant = _variant(root, spec, variant_id(root, options, parameters), options, parameters)
+        app.variants[variant.stable_id] = variant
+        self._admit(variant)
+
     def find_function(self, function_id: str) -> FunctionRecord | None:
         """As `function`, in any workspace: for what was let in before."""
-        return self._callable.get(function_id)
+        return self._callable.get(function_id) or self._pinned(function_id)
 
     def function(self, function_id: str, scope: Scope = MAIN) -> FunctionRecord:
         """The pool that takes the inputs of whoever names this id. An id is good in its whole workspace: it was
         looked up by name in one environment, and may be called from another."""
-        record = self._callable.get(function_id)
+        record = self._callable.get(function_id) or self._pinned(function_id)
         if record is None or record.app.scope.workspace != scope.workspace:
-            for app in self.apps.values():  # only what fails pays for the search
-                for known in app.pools() if app.scope.workspace == scope.workspace else ():
-                    if known.function_id == function_id:
-                        raise has_ended(known)
-            raise NotFoundError(f"no running function `{function_id[:80]}`", hint="its app may have been stopped")
+            raise self._missing(function_id, scope)
         return record
+
+    def _missing(self, function_id: str, scope: Scope) -> NotFoundError:
+        """Why there is no such function: a person reads it, who may have stopped the app yesterday."""
+        for app in self.apps.values():
+            if not app.deployed or app.scope.workspace != scope.workspace:
+                continue
+            for tag in {tag for version in app.versions.values() for tag in version.tags}:
+                if function_id == stable_id_of(app.app_id, tag):
+                    if app.state == "running":
+                        what = f"version {app.version} of app `{app.name}` has no function `{tag}`"
+                        return NotFoundError(what, hint=f"`squall app history {app.name}` shows which version had it")
+                    what = f"app `{app.name}`, whose function `{tag}` is called, was stopped"
+                    return NotFoundError(what, hint=f"deploy it again, or `squall app rollback {app.name}`")
+        for app in self.apps.values():
+            for known in app.pools() if app.scope.workspace == scope.workspace else ():
+                if known.stable_id == function_id:
+                    return has_ended(known)
+        return NotFoundError(f"no running function `{function_id[:80]}`", hint="its app may have been stopped")
 
 
 def has_ended(function: FunctionRecord) -> NotFoundError:
@@ -316,6 +486,56 @@ def has_ended(function: FunctionRecord) -> NotFoundError:
 def stable_id_of(app_id: str, tag: str) -> str:
     """What callers of a function name, in whichever version of the app and after whichever restart."""
     return _function_id(app_id, tag)
+
+
+def pin_id_of(app_id: str, tag: str, version: int) -> str:
+    """What callers of one version name. It stands for a pool of its own: what runs there calls the functions of that
+    version too, whereas the current version's inputs move on to the next."""
+    return _function_id(app_id, tag, str(version), "pinned")
+
+
+def family_of(specs: list[FunctionSpec], id_of: Callable[[str], str]) -> Family:
+    return Family({spec.tag: id_of(spec.tag) for spec in specs}, [spec.tag for spec in specs if spec.is_generator])
+
+
+def _variant(
+    root: FunctionRecord, spec: FunctionSpec, named: str, options: dict[str, Any], parameters: bytes
+) -> FunctionRecord:
+    """One that callers name `named`. Of a root whose inputs move from version to version it is one of a version."""
+    moves = root.stable_id != root.function_id
+    pool_id = new_id("fu") if moves else named
+    return FunctionRecord(pool_id, root.app, spec, named, root.family, root.version, {}, root, options, parameters)
+
+
+def _again(old: FunctionRecord, pools: dict[str, FunctionRecord]) -> FunctionRecord | None:
+    """A variant as it is in another version; None where that has no such function, or not with these options."""
+    assert old.root is not None
+    root = pools.get(old.root.spec.tag)
+    if root is None:
+        return None
+    try:
+        check_parameters(root.spec, old.parameters)
+        spec = variant_spec(root.spec, old.options)
+    except InvalidError:
+        return None
+    return _variant(root, spec, old.stable_id, old.options, old.parameters)
+
+
+def check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise InvalidError(
+            f"app name `{name[:80]}` is not valid",
+            hint="use 1 to 64 letters, digits, `-`, `_` and `.`, beginning with a letter or digit",
+        )
+
+
+def check_specs(name: str, specs: list[FunctionSpec]) -> None:
+    known: set[str] = set()
+    for spec in specs:
+        check_spec(spec)
+        if spec.tag in known:
+            raise InvalidError(f"app `{name}` has two functions named `{spec.tag}`")
+        known.add(spec.tag)
 
 
 def _function_id(*parts: str) -> str:
@@ -448,9 +668,3 @@ def _is_gpu(wish: str) -> bool:
         return 0 < parse_gpu(wish)[1] <= 1024
     except ValueError:
         return False
-
-
-def _storable(spec: FunctionSpec) -> str:
-    fields = dataclasses.asdict(spec)
-    fields["env"] = sorted(spec.env)
-    return json.dumps(fields)

@@ -13,7 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from squall.exception import InvalidError
 from squall.server.logs import Cursor, Record, Segment, modified, records_of
@@ -32,6 +32,8 @@ SEARCH_LIMIT = 1000
 BUSY_S = 0.001
 """A reader works this long, then lets other threads have the interpreter for REST_S: the loop must not wait for it."""
 REST_S = 0.0005
+RECORDS_BETWEEN_LOOKS = 64
+"""Looks at the clock; records are at most 64 KiB, most of them a line."""
 CLOCK_SLACK_S = 7200.0
 """A segment is left out by its time only when it is this far off: clocks are set."""
 Windows = dict[str, list[tuple[float, float]]]
@@ -67,10 +69,10 @@ class Query:
 
     def wants(self, record: Record) -> bool:
         return (
-            (not self.source or record.stream == self.source)
-            and (not self.function or record.function == self.function)
-            and (not self.container_id or record.container_id == self.container_id)
-            and self.since <= record.at <= self.until
+            self.since <= record.at <= self.until
+            and self.source in ("", record.stream)
+            and self.function in ("", record.function)
+            and self.container_id in ("", record.container_id)
             and (self.windows is None or is_within(self.windows, record))
         )
 
@@ -125,10 +127,12 @@ class Reader:
         if self._tail is not None and not self._find_tail(self._tail, segments, until):
             return page
         page.take(self._rest)
+        rest, is_wanted, entries = self._rest, self.query.wants, self._entries
         for record in () if page.is_full else self._records(segments):
-            self._rest.extend(self._entries(record))
-            page.take(self._rest)
-            if page.is_full or time.perf_counter() > until:
+            if is_wanted(record):
+                rest.extend(entries(record))
+                page.take(rest)
+            if page.is_full or self._rested_at > until:
                 return self._told(page)
         if not page.is_full:
             # A prompt, which has no end, is to be seen while it waits; but half a line says nothing of what it holds.
@@ -142,8 +146,6 @@ class Reader:
         return page
 
     def _entries(self, record: Record) -> Sequence[Record]:
-        if not self.query.wants(record):
-            return ()
         return self._lines.feed(record) if self.query.lines else (record,)
 
     def _records(self, segments: list[Segment]) -> Iterator[Record]:
@@ -152,10 +154,10 @@ class Reader:
         for segment in self._ahead(segments):
             if segment.number != cursor.number:
                 cursor.number, cursor.offset = segment.number, 0
-            for record, following in records_of(segment.path, cursor.offset):
+            for count, (record, following) in enumerate(records_of(segment.path, cursor.offset)):
                 cursor.offset = following
                 yield record
-                if time.perf_counter() - self._rested_at > BUSY_S:
+                if not count % RECORDS_BETWEEN_LOOKS and time.perf_counter() - self._rested_at > BUSY_S:
                     time.sleep(REST_S)
                     self._rested_at = time.perf_counter()
 
@@ -173,8 +175,9 @@ class Reader:
         if self._cursor.number < 0 and segments:
             self._begin_tail(tail, segments)
         for record in self._records(segments):
-            tail.add(self._entries(record))
-            if time.perf_counter() > until:
+            if self.query.wants(record):
+                tail.add(self._entries(record))
+            if self._rested_at > until:
                 return False
         if not tail.is_full and tail.reach < len(segments):
             tail.reach *= 4
@@ -241,10 +244,10 @@ class Lines:
         while begin < len(data):
             end = data.find(b"\n", begin, begin + LINE_LIMIT_BYTES) + 1
             if not end and len(data) - begin < LINE_LIMIT_BYTES:
-                self._begun[key] = replace(record, at=at, data=data[begin:])
+                self._begun[key] = record._replace(at=at, data=data[begin:])
                 break
             end = end or begin + LINE_LIMIT_BYTES
-            found.append(replace(record, at=at, data=data[begin:end]))
+            found.append(record._replace(at=at, data=data[begin:end]))
             begin, at = end, record.at
         if len(self._begun) > CARRY_LIMIT:
             found.append(self._begun.pop(next(iter(self._begun))))

@@ -112,8 +112,12 @@ class Reconciler:
         self._wanting: set[str] = set()
         self.takeover = Takeover(self)
         self._asked: set[str] = set()
+        self._asking_again: set[str] = set()
+        """Functions of which the autoscaler wants to be asked again; a timer runs for each."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
+        self._hopeless: dict[str, tuple[str, str]] = {}
+        """Functions that no node could ever hold, as far as is known: reason and hint."""
         self._refusals: dict[str, tuple[float, str]] = {}
         """Functions without room: since when, and the reason last told."""
 
@@ -232,6 +236,9 @@ class Reconciler:
             self._withdraw(now, function_id)
             return
         decision = autoscaler.decide(now, self.dispatch.demand(now, function_id), state.options)
+        if decision.again and function_id not in self._asking_again:
+            self._asking_again.add(function_id)
+            self.loop.call_later(decision.again, self._ask_again, function_id)
         for container_id in decision.stop:
             self.apply(self.dispatch.drain(now, container_id, decision.reason))
         if decision.start and function.spec.secrets and not self._has_secrets(now, function):
@@ -239,6 +246,10 @@ class Reconciler:
         if decision.start or function_id in self._wanting:
             self.scheduler.want(now, function_id, decision.start, request_of(function))
             (self._wanting.add if decision.start else self._wanting.discard)(function_id)
+
+    def _ask_again(self, function_id: str) -> None:
+        self._asking_again.discard(function_id)
+        self._ask(function_id)
 
     async def rounds(self) -> None:
         """The periodic look at everything: windows that passed, room that came free, delays that are over."""
@@ -323,7 +334,19 @@ class Reconciler:
     def _reject(self, now: float, function_id: str, reason: str, hint: str) -> None:
         """No node could ever hold it: waiting inputs fail and say why."""
         self._withdraw(now, function_id)
+        self._hopeless[function_id] = reason, hint
         self.apply(self.dispatch.reject_queued(now, function_id, reason, hint))
+
+    def refusal(self, function_id: str) -> tuple[str, str, bool] | None:
+        """Why a function gets no container: reason, hint, and whether that is for good."""
+        if function_id in self._hopeless:
+            return *self._hopeless[function_id], True
+        since, told = self._refusals.get(function_id, (0.0, ""))
+        return (told or "there is no room", "", False) if since else None
+
+    def forget_function(self, function_id: str) -> None:
+        self._withdraw(time.monotonic(), function_id)
+        self._hopeless.pop(function_id, None)
 
     def _withdraw(self, now: float, function_id: str) -> None:
         """It wants no more containers."""
@@ -422,8 +445,8 @@ class Reconciler:
                 function.stable_id,
                 record.container_id,
                 spec,
-                {tag: other.stable_id for tag, other in app.functions.items()},
-                [tag for tag, other in app.functions.items() if other.spec.is_generator],
+                function.family.ids,
+                function.family.generators,
                 terminal=app.terminal,
                 environment=app.scope.environment,
             ),
@@ -568,6 +591,7 @@ class Reconciler:
 
     def node_joined(self, node: Node) -> None:
         gpus = [(int(gpu["index"]), str(gpu["type"])) for gpu in node.machine.gpus]
+        self._hopeless.clear()
         self.scheduler.add_node(SchedulerNode(node.node_id, node.machine.cpus, node.machine.memory_mib, gpus))
         if isinstance(node.machine, RegisterAgain):
             self.takeover.node_joined(node, node.machine.containers)
@@ -630,7 +654,7 @@ def _meter_row(record: ContainerRecord) -> dict[str, Any]:
     spec = record.function.spec
     return {
         "container_id": record.container_id,
-        "function_id": record.function.function_id,
+        "function_id": record.function.stable_id,
         "app_id": record.function.app.app_id,
         "node_id": record.node.node_id,
         "cpu": spec.cpu,

@@ -128,6 +128,19 @@ def _check_contents(path: Path, marker: Marker) -> None:
         raise _foreign(path, marker, f"is damaged: {error}") from None
 
 
+def has_deployed_apps(path: Path) -> bool:
+    """Whether a database file has apps that were deployed, without loading what opens it. In doubt it has."""
+    import sqlite3
+
+    if not path.exists() or not path.stat().st_size:
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=2.0)) as connection:
+            return connection.execute("SELECT 1 FROM apps WHERE deployed LIMIT 1").fetchone() is not None
+    except sqlite3.Error as error:
+        return "no such" not in str(error)  # of a release without deployed apps
+
+
 def _access_hint(path: Path) -> str:
     return f"the server needs to write the file and its directory `{path.parent}`, on a disk with room"
 

@@ -47,7 +47,23 @@ apps = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("stopped_at", sa.Float),
     sa.Column("reason", Words),
+    sa.Column("workspace", sa.String(32), nullable=False, server_default="main"),
+    sa.Column("environment", sa.String(64), nullable=False, server_default="main"),
+    sa.Column("deployed", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("version", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("labels", sa.Text),
 )
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("app_id", sa.String(32), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("facts", sa.Text, nullable=False),
+    sa.Column("box", sa.LargeBinary),
+)
+"""`facts` are who, how and what, as JSON; `box` is the sealed definition, none once it is not kept."""
 
 kept_apps = sa.Table(
     "kept_apps",
@@ -67,7 +83,11 @@ functions = sa.Table(
     sa.Column("app_id", sa.String(32), nullable=False, index=True),
     sa.Column("tag", sa.String(256), nullable=False),
     sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("root_id", sa.String(32)),
+    sa.Column("box", sa.LargeBinary),
+    sa.Column("override", sa.Text),
 )
+"""By what callers name. Of a variant, `root_id` is what it varies and `box` are its options and parameters, sealed."""
 
 calls = sa.Table(
     "calls",

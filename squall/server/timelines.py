@@ -32,6 +32,10 @@ class InputTimeline(NamedTuple):
     finished_at: float
     done_at: float
     container_id: str
+    function_id: str = ""
+    """As its caller named it."""
+    place: tuple[str, str] = ("main", "main")
+    """Workspace and environment of its app."""
 
 
 @dataclass
@@ -68,8 +72,9 @@ class Timelines:
     def of_call(self, call_id: str) -> list[InputTimeline]:
         return sorted((t for t in self.inputs if t.call_id == call_id), key=lambda t: t.idx)
 
-    def latest(self) -> str:
-        return self.inputs[-1].call_id if self.inputs else ""
+    def latest(self, place: tuple[str, str]) -> str:
+        """The call whose input ended last, of those in a workspace and environment."""
+        return next((timeline.call_id for timeline in reversed(self.inputs) if timeline.place == place), "")
 
 
 def parse_call(ref: str) -> tuple[str, int | None]:

@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import secrets
+from collections.abc import Set
 from pathlib import Path
 
 from squall.exception import ConflictError, InvalidError, NotFoundError, ResourceExhaustedError
@@ -105,11 +106,11 @@ class DirectoryBlobs(BlobStore):
             return False
         return True
 
-    def prune(self, older_than: float) -> None:
-        """Delete what nobody stored or asked for since that moment (seconds of the wall clock)."""
+    def prune(self, older_than: float, keep: Set[str] = frozenset()) -> None:
+        """Delete what nobody stored or asked for since that moment (seconds of the wall clock), but for `keep`."""
         for path in self.root.glob("[0-9a-f][0-9a-f]/*"):
             with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime < older_than:
+                if path.stat().st_mtime < older_than and path.name not in keep:
                     path.unlink()
 
     def size(self, digest: str) -> int:

@@ -250,6 +250,28 @@ def test_detached_app_runs_on_until_it_is_stopped(script: Path) -> None:
     assert squall("app", "stop", "left").returncode == 0
     assert ended(follower)[0] == 0
     assert squall("app", "logs", "left", "-n", "2").stdout.count("tick") == 2
+    assert squall("app", "logs", "left", "--search", "tick 1", "--since", "1h", "-n", "1").stdout != ""
+    assert squall("app", "logs", "left", "--until", "1d").stdout == ""
+    assert squall("app", "logs", "left", "--source", "stderr").stdout == ""
+    found = [json.loads(line) for line in squall("app", "logs", "left", "--json", "-n", "3").stdout.splitlines()]
+    assert [(row["function"], row["stream"]) for row in found] == [("ticks", "stdout")] * 3
+
+
+def test_call_is_listed_and_its_output_and_result_are_had_by_its_id(script: Path) -> None:
+    squall("run", f"{script}::ticks", "--n", "2")
+    call = next(row for row in reversed(listed("call", "list")) if row["function"] == "ticks")
+    assert squall("call", "logs", call["call_id"]).stdout == "tick 0\ntick 1\n"
+    missing = squall("call", "get", "fc-0000", "--timeout", "0")
+    assert (missing.returncode, "no spawned call `fc-0000`" in missing.stderr) == (1, True)
+    wrong = squall("call", "logs", "fc-0000")
+    assert (wrong.returncode, "error: no call `fc-0000`" in wrong.stderr) == (1, True)
+
+
+def test_schedules_are_told_to_be_those_of_deployed_apps(script: Path) -> None:
+    run = squall("schedule", "list")
+    assert (run.returncode, run.stdout) == (0, "")
+    assert "squall deploy" in run.stderr
+    assert squall("schedule", "pause", "nothing").returncode == 1
 
 
 @pytest.fixture

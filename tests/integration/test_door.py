@@ -40,6 +40,7 @@ class House:
                          max_connections)  # fmt: skip
         self.thread.start()
         self.call(lambda: self.door.open("127.0.0.1:0", cert, key))
+        self.call(self.door.start)
         self.port = int(self.door.addresses[0].rpartition(":")[2])
 
     def _run(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from squall import FunctionCall
 from squall.client import Client
-from squall.exception import RemoteError, ServiceError
+from squall.exception import ServiceError
 from tests.conftest import leftovers, wait_until
 from tests.integration import faulty
 from tests.integration.support import (
@@ -99,7 +99,10 @@ def test_an_input_that_lost_three_agents_has_lost_no_retry(home: Path) -> None:
 # ---- the server ---------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_server_takes_all_with_it_and_its_clients_are_told(home: Path) -> None:
+def test_a_killed_server_takes_all_with_it_and_its_clients_are_told(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQUALL_RECONNECT_TIMEOUT", "0")  # else they would start another, see `test_resume.py`
     with faulty.app.run(output=Kept()):
         call = map_under_way()
         had = kill(home, "server")
@@ -109,21 +112,6 @@ def test_a_killed_server_takes_all_with_it_and_its_clients_are_told(home: Path) 
         assert error.hint
         wait_until(lambda: not any(is_alive(pid) for pid in had), "its containers and zygotes are gone", 10)
         wait_until(lambda: not leftovers(home), lambda: f"these are gone: {leftovers(home)}", 10)
-
-
-def test_after_a_killed_server_the_next_one_settles_what_it_owed(home: Path) -> None:
-    with faulty.app.run(output=Kept()):
-        done = faulty.square.spawn(3)
-        assert done.get(timeout=20) == 9
-        owed = faulty.slowly.spawn(9, 600)
-        wait_until(lambda: any(row["running"] for row in containers_of("slowly")), "it runs")
-        kill(home, "server")
-        wait_until(lambda: not leftovers(home), lambda: f"these are gone: {leftovers(home)}", 10)
-    with faulty.app.run(output=Kept()):
-        assert FunctionCall.from_id(done.object_id).get(timeout=20) == 9
-        with pytest.raises(RemoteError, match="the server that ran it ended first"):
-            FunctionCall.from_id(owed.object_id).get(timeout=20)
-        assert faulty.square.remote(5) == 25
 
 
 # ---- the client ---------------------------------------------------------------------------------------------------

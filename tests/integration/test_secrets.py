@@ -125,3 +125,12 @@ def test_a_secret_of_another_environment_is_named_with_it(home: Path) -> None:
         assert ask.remote() == "of dev"
     with pytest.raises((NotFoundError, RemoteError), match="no secret `db`"), app.run(output=Kept()):
         pass
+
+
+def test_a_deployed_app_whose_secret_is_missing_is_not_deployed(home: Path) -> None:
+    with pytest.raises(NotFoundError, match="no secret `db`"):
+        app.deploy(name="secretive")
+    keep("db", PASSWORD="kept")
+    app.deploy(name="secretive")
+    found: Any = squall.Function.from_name("secretive", "password")
+    assert found.remote() == "kept"

@@ -14,8 +14,9 @@ import pytest
 from squall import FunctionCall
 from squall.exception import ResourceExhaustedError, ServiceError
 from tests.conftest import wait_until
-from tests.integration import workload
+from tests.integration import durable, workload
 from tests.integration.support import Kept
+from tests.integration.test_restarts import kill_server
 from tests.stores import Cluster, small_disk_at
 
 pytestmark = pytest.mark.root
@@ -51,6 +52,15 @@ def test_server_in_postgresql_keeps_calls_over_a_restart(home: Path, postgres: s
     assert cli("down").returncode == 0
     assert gather_elsewhere(call.object_id) == "144"
     assert not (home / "state" / "squall.db").exists()
+
+
+def test_spawned_inputs_in_postgresql_run_after_the_server_was_killed(home: Path, postgres: str) -> None:
+    with durable.app.run(detach=True, output=Kept()):
+        call = durable.step.spawn_map([0.05] * 40, range(40))
+        single = durable.step.spawn(0.0, 100)
+        kill_server(home)
+        assert [call.get(timeout=60, index=i) for i in range(40)] == list(range(40))
+        assert single.get(timeout=20) == 100
 
 
 def test_password_of_the_database_reaches_neither_agent_nor_container(home: Path, postgres: str) -> None:

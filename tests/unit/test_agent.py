@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from squall import config
-from squall.node.agent import Agent
+from squall.node.agent import Agent, Held
 from squall.node.runtime import Container, ContainerIO, Exit, Runtime
 from squall.protocol.messages import (
     ContainerEvent,
@@ -143,6 +143,37 @@ def test_pipes_that_somebody_keeps_open_are_closed_when_their_container_has_ende
     with_agent(tmp_path, Keeping(Standing), body)
     assert "lost" in (said := capfd.readouterr().err)
     assert "bytes=10" in said
+
+
+def test_a_container_that_floods_waits_and_none_of_its_output_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("squall.node.agent.OUTPUT_WINDOW_BYTES", 100_000)
+    monkeypatch.setattr("squall.node.agent.OUTPUT_WINDOW_S", 0.2)
+
+    async def body(agent: Agent, sent: Sent) -> None:
+        held, came = Held("co-1"), list[int]()
+        monkeypatch.setattr(sent, "send", lambda message, payload: came.append(len(payload)))
+        out, into = os.pipe()
+        err, other = os.pipe()
+        os.set_blocking(into, False)
+        agent._read_output(held, "stdout", out)
+        agent._read_output(held, "stderr", err)
+        written, waits = 0, 0
+        while written < 1_000_000:
+            try:
+                written += os.write(into, b"x" * 65_536)
+            except BlockingIOError:
+                waits += 1
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
+        os.close(into)
+        os.close(other)
+        await held.drained.wait()
+        assert sum(came) == written
+        assert waits > 3, "the pipe was left full"
+
+    with_agent(tmp_path, Broken(Standing), body)
 
 
 def test_a_message_the_agent_stumbles_over_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,8 +184,8 @@ def test_bad_app_name_is_refused(name: Any) -> None:
 
 def test_what_a_later_release_brings_says_so() -> None:
     app = squall.App("a")
-    with pytest.raises(InvalidError, match=r"`App\.deploy` is not available in this release"):
-        app.deploy()
+    with pytest.raises(InvalidError, match=r"`App\.server` is not available in this release"):
+        app.server()
     with pytest.raises(InvalidError, match=r"volumes.*not available in this release"):
         squall.App("a", volumes={})
     with pytest.raises(AttributeError):

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squall.server.autoscaler import CONTAINER_LIMIT, EAGER_STARTS, Decision, decide
+from squall.server.autoscaler import CONTAINER_LIMIT, EAGER_STARTS, FIRST_STARTS, PROBE_RUN_S, PROBE_S, Decision, decide
 from squall.server.demand import Demand
 from squall.server.inputs import FunctionOptions
 
@@ -28,13 +28,14 @@ def test_first_input_starts_a_container_at_once() -> None:
 
 
 def test_each_waiting_input_gets_a_slot_while_nothing_is_known() -> None:
-    assert asked(backlog=8).start == 8
+    assert asked(backlog=4).start == 4
+    assert asked(backlog=8, starting=1, oldest=0.0).start == 7
     assert asked(backlog=8, slots=3).start == 3
 
 
 def test_containers_under_way_are_not_started_again() -> None:
-    assert asked(backlog=8, starting=8).start == 0
-    assert asked(backlog=8, starting=5).start == 3
+    assert asked(backlog=8, starting=8, oldest=0.0).start == 0
+    assert asked(backlog=8, starting=5, oldest=0.0).start == 3
 
 
 def test_busy_slots_do_not_serve_the_backlog() -> None:
@@ -87,13 +88,33 @@ def test_inputs_that_turn_out_long_are_believed_before_they_end() -> None:
 
 
 def test_starts_under_way_are_bounded_until_something_is_known() -> None:
-    assert asked(backlog=10_000).start == EAGER_STARTS
-    assert asked(backlog=10_000, ready=10, running=10, starting=EAGER_STARTS).start == 0
-    assert asked(backlog=500, ready=10, running=10, stalled_for=2.0).start == 500
+    assert asked(backlog=10_000, starting=1, oldest=0.0).start == EAGER_STARTS - 1
+    assert asked(backlog=10_000, starting=EAGER_STARTS, oldest=0.0).start == 0
+    assert asked(backlog=500, ready=10, running=10, stalled_for=2.0, oldest=0.0).start == 500
+
+
+def test_a_flood_gets_a_few_containers_first_and_the_others_as_soon_as_it_may_not_be_tiny() -> None:
+    first = asked(backlog=10_000)
+    assert (first.start, first.again) == (FIRST_STARTS, PROBE_S)
+    starting = asked(now=100.0, backlog=10_000, starting=4, oldest=100.0 - PROBE_S / 2)
+    assert starting.start == 0 and 0 < starting.again <= PROBE_S and "how long an input takes" in starting.reason
+    late = asked(now=100.0, backlog=10_000, starting=4, oldest=99.0)
+    assert late.start == EAGER_STARTS - 4 and late.again == 0
+    began = asked(now=100.0, backlog=9_999, running=1, ready=1, starting=3, oldest=99.0, stalled_for=PROBE_RUN_S / 2)
+    assert began.start == 0 and 0 < began.again <= PROBE_RUN_S
+    is_long = asked(now=100.0, backlog=9_999, running=1, ready=1, starting=3, oldest=99.9, stalled_for=PROBE_RUN_S)
+    assert is_long.start > 1_000 and is_long.again == 0
+    known = asked(now=100.0, backlog=50, running=1, ready=1, starting=3, oldest=100.0, exec_time=10.0)
+    assert known.start == 47
+
+
+def test_containers_that_are_wanted_in_any_case_do_not_wait_for_the_first_ones() -> None:
+    assert asked(options=FunctionOptions(min_containers=20)).start == 20
+    assert asked(options=FunctionOptions(single_use=True), backlog=30).start == 30
 
 
 def test_inputs_that_must_run_alone_get_a_container_each() -> None:
-    assert asked(backlog=10, alone=4, slots=10).start == 5
+    assert asked(backlog=10, alone=4, slots=10, oldest=0.0, starting=1).start == 4
 
 
 def test_no_start_before_the_delay_after_a_failed_one() -> None:

@@ -12,12 +12,13 @@ from squall.exception import NotFoundError
 from squall.protocol.messages import CreateApp, FunctionSpec
 from squall.server.database import Database
 from squall.server.objects import Objects, Scope, stable_id_of
+from squall.server.sealing import Seal
 
 
 @pytest.fixture
 def objects(tmp_path: Path) -> Iterator[Objects]:
     loop = asyncio.new_event_loop()
-    yield Objects(Database.in_directory(tmp_path, loop))
+    yield Objects(Database.in_directory(tmp_path, loop), Seal(tmp_path / "seal.key"))
     loop.close()
 
 

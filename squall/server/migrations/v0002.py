@@ -14,10 +14,30 @@ LARGE = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 def upgrade() -> None:
     """The parts, each in a function of its own, in an order that leaves every row valid."""
     _namespaces()
+    _deployed_apps()
     _apps()
     _calls()
     _inputs()
     _schedules()
+
+
+def _deployed_apps() -> None:
+    op.add_column("apps", sa.Column("workspace", sa.String(32), nullable=False, server_default="main"))
+    op.add_column("apps", sa.Column("environment", sa.String(64), nullable=False, server_default="main"))
+    op.add_column("apps", sa.Column("deployed", sa.Boolean, nullable=False, server_default=sa.false()))
+    op.add_column("apps", sa.Column("version", sa.Integer, nullable=False, server_default="0"))
+    op.add_column("apps", sa.Column("labels", sa.Text))
+    op.add_column("functions", sa.Column("root_id", sa.String(32)))
+    op.add_column("functions", sa.Column("box", sa.LargeBinary))
+    op.add_column("functions", sa.Column("override", sa.Text))
+    op.create_table(
+        "versions",
+        sa.Column("app_id", sa.String(32), primary_key=True),
+        sa.Column("version", sa.Integer, primary_key=True),
+        sa.Column("created_at", sa.Float, nullable=False),
+        sa.Column("facts", sa.Text, nullable=False),
+        sa.Column("box", sa.LargeBinary),
+    )
 
 
 def _namespaces() -> None:
