@@ -77,7 +77,7 @@ class Takeover:
             spec.container_id, node.node_id, request, spec.function_id, spec.gpus
         ):
             self._end(node, spec.container_id, "there is no place for it on the server that is here now")
-        elif spec.function_id in reconciler.objects.functions:
+        elif spec.function_id in reconciler.objects.functions and spec.function_id in reconciler.dispatch.functions:
             self._adopt(node, held)
         else:
             self.parked[spec.container_id] = Parked(node, held)
