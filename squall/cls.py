@@ -136,10 +136,18 @@ class Cls(Handle, Generic[T]):
 
         Example:
 
-            import squall
+            app = squall.App("models")
 
-            Model = squall.Cls.from_name("models", "Model")
-            print(Model(size=3).predict.remote(14))
+            @app.cls()
+            class Model:
+                size: int = squall.parameter(default=1)
+
+                @squall.method()
+                def predict(self, x): return self.size * x
+
+            if __name__ == "__main__":
+                app.deploy()
+                print(squall.Cls.from_name("models", "Model")(size=3).predict.remote(14))
         """
         return Cls(by_lookup(checked_lookup(app_name, name, version, environment_name, is_class=True)), None, None)
 

@@ -196,10 +196,14 @@ class Function(Handle, Generic[P, R]):
 
         Example:
 
-            import squall
+            app = squall.App("numbers")
 
-            square = squall.Function.from_name("numbers", "square")
-            print(square.remote(7))
+            @app.function()
+            def square(x): return x * x
+
+            if __name__ == "__main__":
+                app.deploy()
+                print(squall.Function.from_name("numbers", "square").remote(7))
         """
         lookup = checked_lookup(app_name, name, version, environment_name, is_class=False)
         return by_lookup(lookup)

@@ -23,8 +23,10 @@ from squall.exception import Error
 
 COMMANDS = {
     "run": "squall.cli.run:run",
+    "deploy": "squall.cli.deploy:deploy",
     "shell": "squall.cli.shell:shell",
-    "app": "squall.cli.manage:app",
+    "app": "squall.cli.apps:app",
+    "function": "squall.cli.functions:function",
     "container": "squall.cli.manage:container",
     "call": "squall.cli.calls:call",
     "schedule": "squall.cli.schedules:schedule",

@@ -143,6 +143,7 @@ NOUNS = {
             _field("APP", "app_id"),
             _field("NAME", "name"),
             _field("STATE", "state"),
+            _field("VERSION", "version"),
             _field("CONTAINERS", "containers"),
             Column("NEXT FIRING", lambda row: until(row.get("next_firing_at"))),
             _age("CREATED", "created_at"),
@@ -274,7 +275,7 @@ def complete(noun: str) -> Callable[[click.Context, click.Parameter, str], list[
 
 @click.group(cls=Group)
 def app() -> None:
-    """Apps: list, follow, stop."""
+    """Apps: list, info, history, logs, stats, rollback, rollover, stop."""
 
 
 @app.command("list")

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,9 @@ class Access:
         config = server.config
         self.auth = Auth(server.database)
         self.vault = Vault(server.database, Seal(config.state_dir / "seal.key", config.seal_key))
-        self.door = Door(self.loop, server.on_frame, server.on_lost, self._respond, config.max_connections)
+        self.door = Door(
+            self.loop, server.on_frame, server.on_lost, self._respond, _connections(config.max_connections)
+        )
         self.auth.on_ended = self._token_ended
         self._silent: dict[Peer, tuple[int, int]] = {}
         """Peers from elsewhere: what had come of each at the last beat, and for how many beats nothing more."""
@@ -95,6 +98,12 @@ class Access:
     async def ready(self) -> None:
         await self.auth.ready()
         await self.vault.ready()
+
+    async def check_place(self, scope: Scope) -> None:
+        """Raise NotFoundError unless the place exists: what is made there must be found again."""
+        if scope != Scope():
+            await self.auth.ready()
+            self.auth.scope(*scope)
 
     def bind(self) -> None:
         """Take the address to listen at, before anything is started that would have to be ended again."""
@@ -405,6 +414,11 @@ def _check_version(message: Hello) -> None:
 def _turn_down(stream: FrameStream, message: Hello, error: Error) -> None:
     refuse(stream, message.id, error)
     stream.close(error.message)
+
+
+def _connections(wanted: int) -> int:
+    """How many may come from elsewhere: containers and files need descriptors too."""
+    return max(1, min(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
 
 
 def _is_loopback(address: str) -> bool:

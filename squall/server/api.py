@@ -545,6 +545,7 @@ class Api:
                 {
                     "call_id": timeline.call_id,
                     "function": timeline.function,
+                    "function_id": timeline.function_id,
                     "kind": timeline.kind,
                     "started_at": timeline.sent_at or timeline.queued_at,
                     "inputs": 0,

@@ -64,6 +64,7 @@ class AppApi:
     async def lookup_app(self, peer: Peer, message: LookupApp) -> None:
         scope = scope_of(peer, message.environment)
         if message.create:
+            await self.server.access.check_place(scope)
             app = await self.server.deploys.create(message.app, scope)
         else:
             await self.objects.recall()
@@ -76,6 +77,7 @@ class AppApi:
     async def deploy(self, peer: Peer, message: DeployApp) -> None:
         self.server.check_deploy(peer, message)
         scope = scope_of(peer, message.environment)
+        await self.server.access.check_place(scope)
         peer.reply(message.id, await self.server.deploys.deploy(peer, message, scope))
 
     async def redeploy(self, peer: Peer, message: RedeployApp) -> None:

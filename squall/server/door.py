@@ -42,6 +42,7 @@ BACKLOG = 1024
 ACCEPTS_A_TURN = 64
 PAUSE_S = 0.5
 """How long nobody is taken when the process has no descriptor, or the kernel no memory, left."""
+TELL_EVERY_S = 10.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 Answer = tuple[int, dict[str, Any] | str]
 """Status, and a JSON object or plain text."""
@@ -116,6 +117,7 @@ class Door:
         self._listeners: list[socket.socket] = []
         self._acceptors: list[Acceptor] = []
         self._certificates = ("", "")
+        self._tell_again_at = 0.0
 
     def open(self, listen: str, cert: str = "", key: str = "") -> None:
         """Listen at `HOST:PORT`; who comes waits until `start`. Raises InvalidError for what cannot be listened at, or
@@ -167,7 +169,9 @@ class Door:
 
     def _turn_away(self, sock: socket.socket, address: Any) -> None:
         count("connections_refused")
-        log.warning("refused a connection: there are as many as may be", peer=address_text(address))
+        if self.loop.time() >= self._tell_again_at:  # a crowd must not fill the log instead
+            self._tell_again_at = self.loop.time() + TELL_EVERY_S
+            log.warning("refused a connection: there are as many as may be", peer=address_text(address))
         if self.tls is None:
             with contextlib.suppress(OSError):
                 sock.send(_BUSY)

@@ -73,6 +73,9 @@ class Live:
     submitting: bool = False
     not_before: float = 0.0
     """By the monotonic clock."""
+    looked: State | None = None
+    next_at: float | None = None
+    """When it is next due, as of the state `looked`: working it out costs more than all the rest of a look."""
 
     @property
     def title(self) -> str:
@@ -181,6 +184,9 @@ class Firings:
         for live in list(self._live.values()):
             if live.app.state != "running" or live.submitting or self.clock.monotonic() < live.not_before:
                 continue
+            if live.looked is live.state and live.state.last <= now and (live.next_at is None or now < live.next_at):
+                soonest = min(soonest, LOOK_EVERY_S if live.next_at is None else live.next_at - now)
+                continue
             state, firing = look(live.rule, live.state, now)
             if firing is not None:
                 self._fire(live, state, firing)
@@ -188,9 +194,9 @@ class Firings:
                 log.warning("the clock was set back", schedule=live.title, app=live.app.name, epoch=state.epoch)
                 live.state = state
                 self._save(live)
-            following = next_firing(live.rule, live.state, now)
-            if following is not None:
-                soonest = min(soonest, following - now)
+            live.looked, live.next_at = live.state, next_firing(live.rule, live.state, now)
+            if live.next_at is not None:
+                soonest = min(soonest, live.next_at - now)
         return max(0.01, soonest)
 
     def _fire(self, live: Live, state: State, firing: Firing) -> None:

@@ -78,10 +78,13 @@ class Machine:
 
     def run(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         """A `squall` command there, with a home and a configuration of its own."""
+        return self.python("-m", "squall.cli", *words, **env)
+
+    def python(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         home = {"SQUALL_HOME": str(self.directory / "home"), "HOME": str(self.directory), "PYTHONPATH": str(ROOT)}
         left_out = ("SQUALL_", "XDG_")
         environ = {**{k: v for k, v in os.environ.items() if not k.startswith(left_out)}, **home, **env}
-        command = [sys.executable, "-m", "squall.cli", *words]
+        command = [sys.executable, *words]
         options: dict[str, Any] = {"cwd": self.directory, "env": environ, "capture_output": True, "text": True}
         done: subprocess.CompletedProcess[str] = self._inside(
             lambda: subprocess.run(command, timeout=SECONDS, check=False, **options)
@@ -141,6 +144,26 @@ def test_a_client_on_another_machine_runs_an_app_with_a_token_over_tcp(home: Pat
     (machine.directory / "values.env").write_text("PASSWORD=x\n")
     assert machine.run("secret", "create", "db", "--from-dotenv", "values.env", **env).returncode == 0
     assert as_json(machine.run("secret", "list", "--json", **env))[0]["keys"] == ["PASSWORD"]
+
+
+def test_an_app_deployed_from_another_machine_is_called_from_there_and_from_here(home: Path, machine: Machine) -> None:
+    done = squall("up", "--detach", "--listen", f"{HERE}:0")
+    assert done.returncode == 0, done.stderr
+    token = new_token()
+    env = {
+        "SQUALL_SERVER": done.stdout.strip(), "SQUALL_TOKEN_ID": token["token_id"],
+        "SQUALL_TOKEN_SECRET": token["secret"],
+    }  # fmt: skip
+    deployed = machine.python("-c", "import team; team.app.deploy()", **env)
+    assert deployed.returncode == 0, deployed.stderr
+    call = "import squall; print(squall.Function.from_name('team', 'square').remote(12))"
+    there = machine.python("-c", call, **env)
+    assert (there.returncode, there.stdout.strip()) == (0, "144"), there.stderr
+    here = subprocess.run(
+        [sys.executable, "-c", call], capture_output=True, text=True, timeout=SECONDS, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (here.returncode, here.stdout.strip()) == (0, "144"), here.stderr
 
 
 def test_a_second_server_is_refused_and_an_idle_embedded_one_makes_way(home: Path, tmp_path: Path) -> None:

@@ -134,3 +134,8 @@ def test_a_deployed_app_whose_secret_is_missing_is_not_deployed(home: Path) -> N
     app.deploy(name="secretive")
     found: Any = squall.Function.from_name("secretive", "password")
     assert found.remote() == "kept"
+
+
+def test_an_app_is_not_deployed_into_an_environment_that_is_not_there(home: Path) -> None:
+    with pytest.raises(NotFoundError, match="no environment `nowhere`"):
+        app.deploy(name="secretive", environment_name="nowhere")

@@ -49,7 +49,7 @@ def test_mistyped_command_is_answered_with_the_one_meant(capsys: pytest.CaptureF
 def test_mistyped_subcommand_is_answered_with_the_one_meant(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = squall(capsys, "app", "lsit")
     assert code == 2
-    assert "did you mean `list`? commands: `list`, `logs`, `stop`" in err
+    assert "did you mean `list`? commands: `history`, `info`, `list`," in err
 
 
 def test_unknown_option_is_a_usage_error_that_points_to_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -275,6 +275,19 @@ def test_schedules_of_an_app_that_was_stopped_begin_anew(tmp_path: Path) -> None
     lived(tmp_path, body)
 
 
+def test_schedules_that_are_not_due_cost_next_to_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(life: Life) -> None:
+        (live,) = life.firings._live.values()
+        await life.look()
+        asked: list[float] = []
+        monkeypatch.setattr(live.rule, "next_after", lambda at: asked.append(at))
+        for _ in range(50):
+            await life.pass_time(1)
+        assert asked == []
+
+    lived(tmp_path, body)
+
+
 def test_firing_that_cannot_be_written_down_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(life: Life) -> None:
         submit = life.durable.submit

@@ -246,3 +246,14 @@ def test_a_beat_does_not_wait_for_a_server_that_reads_nothing() -> None:
 def _send_without_end(link: Link) -> None:
     while True:
         link.send(Ping(), b"x" * 1_000_000)
+
+
+def test_the_beat_of_a_connection_ends_when_another_takes_its_place() -> None:
+    pair = Pair()
+    remote.keep_alive(pair.link, 0.05)
+    assert isinstance(pair.received(), Ping)
+    pair.link.epoch += 1
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name == "squall-heartbeat"], "the beat has ended")
+    assert not pair.link.closed
+    pair.link.close()
+    pair.far.close()
