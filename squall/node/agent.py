@@ -241,6 +241,7 @@ class Agent:
     async def _close(self) -> None:
         if self._returning is not None:
             self._returning.cancel()
+        self.connected.set()  # nobody is to wait for another server any more
         for held in list(self.held.values()):
             if held.container is not None:
                 held.container.kill("the node agent is ending")

@@ -9,6 +9,7 @@ cancelled. Tested in `tests/unit/test_returning.py` and `tests/integration/test_
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 from collections import deque
@@ -22,6 +23,8 @@ RECENT_LIMIT = 64
 RECENT_BYTES = 4 << 20
 """Beyond this only those for which there is a slot are kept."""
 LOOK_S = 0.5
+CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+"""Commands that user code starts have no business with it, not even for the moment before it is marked."""
 
 Key = tuple[str, int]
 
@@ -73,10 +76,11 @@ def await_socket(control: socket.socket, is_over: Callable[[], bool]) -> socket.
         if not readable.poll(LOOK_S * 1000):
             continue
         try:
-            data, fds, _, _ = socket.recv_fds(control, 16, 1)
+            data, fds, _, _ = socket.recv_fds(control, 16, 1, CLOEXEC)
         except OSError:
             return None
         if fds:
+            os.set_inheritable(fds[0], False)
             return socket.socket(fileno=fds[0])
         if not data:
             return None
