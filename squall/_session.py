@@ -382,7 +382,7 @@ async def send_parts(app: App, client: Client, output: Output) -> Prepared:
         image = app._images.get(spec.tag)
         if image is not None:
             if image not in built:
-                built[image] = await _build(client, image, output)
+                built[image] = await _build(client, image, output, for_app=True)
             spec.image = built[image]
     for data in prepared.blobs.values():
         await client.put_blob.aio(data)
@@ -399,7 +399,7 @@ def _lend_terminal(client: Client) -> Terminal:
     return client.terminal
 
 
-async def _build(client: Client, image: Image, output: Output) -> ImageSpec:
+async def _build(client: Client, image: Image, output: Output, *, for_app: bool = False) -> ImageSpec:
     """Have the node build what is missing of an image; its recipe."""
     spec, blobs = image._resolve()
     for data in blobs.values():
@@ -407,7 +407,7 @@ async def _build(client: Client, image: Image, output: Output) -> ImageSpec:
     client.follow(spec.image_id, output)
     try:
         # No timeout: the node holds each step to its deadline.
-        await client.request(BuildImage(spec, image._secrets()), timeout=None)
+        await client.request(BuildImage(spec, image._secrets(), for_app), timeout=None)
     finally:
         client.unfollow(spec.image_id)
     return spec

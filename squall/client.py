@@ -72,6 +72,8 @@ PAYLOAD_LIMIT_BYTES = 4 << 30
 """A value larger than this, pickled, is refused before anything is sent."""
 REQUEST_TIMEOUT = 60.0
 CONNECT_TIMEOUT = 5.0
+UPLOAD_LOOK = 0.02
+"""Seconds between two looks at an upload that another thread makes."""
 UPLOAD_WINDOW = 16
 """Chunks of a blob that are under way before the sender waits for the server."""
 UNCLAIMED_LIMIT = 1024
@@ -393,6 +395,12 @@ class Client:
             else:
                 self._uploads[digest] = []
         if others is not None:
+            from squall.exception import OutputTimeoutError
+
+            # In turns: a thread that reads the connection meanwhile is woken by what arrives, not by another thread.
+            while not mine.done:
+                with contextlib.suppress(OutputTimeoutError):
+                    await mine.within(UPLOAD_LOOK)
             await mine
             return digest
         try:

@@ -63,6 +63,11 @@ class Config:
     images_gib: float = _setting(
         50.0, "disk for image layers, in GiB; above it, images used longest ago are removed", minimum=0.1
     )
+    zygotes_mib: int = _setting(
+        0,
+        "memory for warm interpreters of images, in MiB; above it, idle ones go; 0: an eighth of the machine's",
+        minimum=0,
+    )
     debian_mirror: str = _setting(
         "", "URL of the Debian mirror that `Image.debian_slim` is made from; empty: that of this machine's apt"
     )

@@ -42,7 +42,8 @@ def choose_runtime(settings: Config) -> tuple[Runtime, Network | None, list[str]
     linux.enter_private_mounts()
     network = None if network_problems else Network(settings.home)
     warnings = [f"containers have no network: {problem}" for problem in network_problems]
-    return NativeRuntime(settings.home, network), network, warnings
+    runtime = NativeRuntime(settings.home, network, zygotes_bytes=settings.zygotes_mib << 20)
+    return runtime, network, warnings
 
 
 def take_lock(settings: Config) -> TextIO:

@@ -30,7 +30,7 @@ from squall.exception import Error, InvalidError, ServiceError
 from squall.node import reports, sources
 from squall.node.builder import Builder
 from squall.node.execs import Execs
-from squall.node.layers import Damaged, total_size
+from squall.node.layers import Absent, total_size
 from squall.node.native import NativeRuntime
 from squall.node.network import Network
 from squall.node.runtime import Container, ContainerIO, Exit, Runtime
@@ -141,6 +141,8 @@ class Agent:
             await self._register(Register)
             self._spawn(self.sources.remove(unused))
             reporter = self._spawn(self._report())
+            if self.builder is not None:
+                self.builder.start()
             await self.ended.wait()
             reporter.cancel()
         finally:
@@ -373,13 +375,14 @@ class Agent:
         await self._follow(held, container)
 
     async def _create(self, held: Held, message: StartContainer) -> Container:
-        """A layer that is missing or damaged, as found just before it is used, is built again, once."""
+        """A layer that is missing or damaged, as found just before it is used, is built again, once; one may also have
+        been pruned after the first look."""
         image = message.spec.image
         if image.kind != "host" and self.builder is not None and not self.builder.layers.has(image):
             await self.builder.ensure(image)
         try:
             return await self._create_once(held, message)
-        except Damaged:
+        except Absent:
             if self.builder is None:
                 raise
             await self.builder.ensure(image)

@@ -16,6 +16,7 @@ import copy
 import functools
 import os
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ LOG_LIMIT_BYTES = 8 << 20
 FREE_BYTES = 256 << 20
 """Disk that a build leaves free."""
 WATCH_INTERVAL = 0.5
+SCRUB_INTERVAL = 300.0
+"""Between two layers whose every byte is compared while nothing is built."""
 PARALLEL_BUILDS = 4
 Send = Callable[[Message, bytes], None]
 ReadBlob = Callable[[str], Awaitable[bytes]]
@@ -161,6 +164,26 @@ class Builder:
                 damaged.append(layer)
         return damaged
 
+    async def scrub(self) -> None:
+        """For ever, one layer at a time, slowly: look for bytes that have changed on the disk since they were built."""
+        while True:
+            await asyncio.sleep(SCRUB_INTERVAL)
+            layer = self.layers.least_verified()
+            if layer is not None and not self._running:
+                await self._scrub_one(layer)
+
+    async def _scrub_one(self, layer: Layer) -> None:
+        self.layers.hold([layer])
+        try:
+            wrong = await asyncio.get_running_loop().run_in_executor(None, _check_gently, self.layers, layer)
+        except OSError as error:
+            wrong = f"it cannot be read: {error}"
+        finally:
+            self.layers.release([layer])
+        self.layers.verified(layer)
+        if wrong:
+            self.layers.quarantine(layer, wrong)
+
     def changed_sizes(self) -> dict[str, int]:
         """Bytes of each layer, when they are others than at the last question; else nothing."""
         sizes = {layer.key: layer.size_bytes for layer in self.layers.all()}
@@ -168,6 +191,9 @@ class Builder:
             return {}
         self._told_sizes = sizes
         return sizes
+
+    def start(self) -> None:
+        self._spawn(self.scrub())
 
     async def close(self) -> None:
         for running in list(self._running.values()):
@@ -439,6 +465,19 @@ class _Output:
         self._log.close()
 
 
+def _check_gently(layers: Layers, layer: Layer) -> str:
+    """In a thread that gives way to everybody."""
+    thread = threading.get_native_id()
+    before = os.getpriority(os.PRIO_PROCESS, thread)
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, thread, 19)
+    try:
+        return layers.check(layer, deep=True)
+    finally:
+        with contextlib.suppress(OSError):  # pool threads go on to other work
+            os.setpriority(os.PRIO_PROCESS, thread, before)
+
+
 def _copy_of(settings: Settings) -> Settings:
     return copy.deepcopy(settings)
 
@@ -493,7 +532,7 @@ _UNREACHED = ("Temporary failure resolving", "Could not resolve", "dns error", "
 _HINTS = (
     (("No space left on device",), "the disk or a limit of the build is full: `squall image prune` frees some"),
     (
-        ("command 'gcc' failed", "command 'cc' failed", "file or directory: 'gcc'", "unable to execute 'gcc'",
+        ("gcc' failed", "cc' failed", "g++' failed", "file or directory: 'gcc'", "unable to execute 'gcc'",
          "file or directory: 'cc'", "C compiler", "Failed to build", "failed to build", "Python.h: No such file",
          "linker `cc` not found"),
         'the package is compiled: put `.apt_install("build-essential", "python3-dev")` before this step',

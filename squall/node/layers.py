@@ -66,8 +66,12 @@ class Layer:
         }
 
 
-class Damaged(NotFoundError):
-    """A layer is not what was built; it was taken out of the store, and is built again when next wanted."""
+class Absent(NotFoundError):
+    """A layer of an image is not in the store; it is built again when next wanted."""
+
+
+class Damaged(Absent):
+    """A layer is not what was built; it was taken out of the store."""
 
 
 def boot_id() -> str:
@@ -85,6 +89,8 @@ class Layers:
         """By directory name: layers of whose key there is a newer one."""
         self._held: Counter[str] = Counter()
         self._checked: set[str] = set()
+        self._verified: dict[str, float] = {}
+        """By directory name: when every byte was last compared."""
 
     # -- life
 
@@ -126,12 +132,12 @@ class Layers:
         return all(key in self._by_key for key, _ in layer_keys(image.steps))
 
     def resolve(self, image: ImageSpec) -> tuple[Layer, ...]:
-        """The layers of an image, the topmost first. Raises NotFoundError when one is missing."""
+        """The layers of an image, the topmost first. Raises Absent when one is missing."""
         found = []
         for key, _ in layer_keys(image.steps):
             layer = self._by_key.get(key)
             if layer is None:
-                raise NotFoundError(f"image `{image.image_id}` lacks its layer `{key}` on this node")
+                raise Absent(f"image `{image.image_id}` lacks its layer `{key}` on this node")
             found.append(layer)
         return tuple(reversed(found))
 
@@ -177,6 +183,17 @@ class Layers:
             os.close(fd)
 
     # -- checking
+
+    def least_verified(self) -> Layer | None:
+        """The settled layer whose bytes were compared longest ago in this agent's life."""
+        settled = [layer for layer in self._by_key.values() if layer.settled]
+        return min(settled, key=lambda layer: self._verified.get(layer.path.name, 0.0), default=None)
+
+    def verified(self, layer: Layer) -> None:
+        self._verified[layer.path.name] = time.monotonic()
+        if len(self._verified) > 2 * len(self._by_key) + 100:
+            names = {layer.path.name for layer in self.all()}
+            self._verified = {name: at for name, at in self._verified.items() if name in names}
 
     def is_checked(self, layer: Layer) -> bool:
         return layer.path.name in self._checked

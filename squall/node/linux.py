@@ -346,6 +346,15 @@ def read_status(pid: int) -> Status:
     )
 
 
+def memory_share(pid: int) -> int:
+    """Bytes of memory a process takes, pages it shares with others in proportion; 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+            return next((int(line.split()[1]) << 10 for line in file if line.startswith("Pss:")), 0)
+    except (OSError, ValueError):
+        return 0
+
+
 def is_ending(pid: int) -> bool:
     """Whether a process is gone, dead or has begun to exit, which it cannot pretend."""
     try:

@@ -31,6 +31,7 @@ from squall.exception import ConflictError, Error, InternalError, InvalidError
 from squall.node import linux, privileges, rootfs
 from squall.node.cgroups import Hierarchies, parent_name, sweep
 from squall.node.empty_network import EmptyNetwork
+from squall.node.eviction import Standing, evict
 from squall.node.layers import Damaged, Layer, Layers
 from squall.node.linux import StepError
 from squall.node.removal import CLOSE_SECONDS, Removals
@@ -68,8 +69,6 @@ PARALLEL_CREATIONS = 8
 SPARE_SHELLS = 2
 """Made ahead of need per zygote: joining a group after a pause costs 6-28 ms, which no call should wait for."""
 REFILL_DELAY = 0.05
-IMAGE_ZYGOTES = 8
-"""Of images that were built, kept alive; the one that was used longest ago makes room for another."""
 _LOCK_TIMEOUT = 10.0
 SOURCE = "/src"
 """Where a container finds the bundle of its function's source."""
@@ -111,6 +110,9 @@ class _Nursery:
         self.settings = settings or Settings()
         self.environment = {**dict(root.environment), **self.settings.env}
         self.used_at = time.monotonic()
+        self.memory_bytes = 0
+        """Of its zygote and the shells made ahead, as last measured."""
+        self.is_closed = False
         self.users = 0
         """Containers that were made from it and live, and those in the making."""
         self.tree: Path | None = None
@@ -234,7 +236,9 @@ def _signal_name(number: int) -> str:
 class NativeRuntime(Runtime):
     name = "native"
 
-    def __init__(self, home: Path, network: NetworkPort | None = None, *, entry: str = RUNNER_ENTRY) -> None:
+    def __init__(
+        self, home: Path, network: NetworkPort | None = None, *, entry: str = RUNNER_ENTRY, zygotes_bytes: int = 0
+    ) -> None:
         self.node_dir = Path(home).resolve() / "node"
         self.parent = parent_name(Path(home))
         self.hierarchies = Hierarchies.detect()
@@ -244,6 +248,8 @@ class NativeRuntime(Runtime):
         self._empty = EmptyNetwork()
         self._entry = entry
         self._workspaces: dict[str, _Workspace] = {}
+        self._zygotes_bytes = zygotes_bytes or node_bounds()["memory_bytes"] // 8
+        """Memory for the zygotes of images, with what was made ahead from them."""
         self._host_root: Root | None = None
         self.layers = Layers(self.node_dir / "layers")
         self._settings: HostSettings | None = None
@@ -365,6 +371,7 @@ class NativeRuntime(Runtime):
                     _log.error("files are left until the next start", path=str(entry), error=str(error))
 
     async def _close_nursery(self, nursery: _Nursery) -> None:
+        nursery.is_closed = True
         if nursery.refill is not None:
             nursery.refill.cancel()
             await asyncio.gather(nursery.refill, return_exceptions=True)
@@ -387,6 +394,8 @@ class NativeRuntime(Runtime):
             del self._containers[container.container_id]
         if container.nursery is not None:
             container.nursery.users -= 1
+            if container.nursery.layers and not container.nursery.users and not self._closed:
+                self._evict()
             container.nursery = None
 
     # -- workspaces, zygotes, shells --
@@ -433,11 +442,11 @@ class NativeRuntime(Runtime):
         name = json.dumps([[layer.path.name for layer in layers], *seen], sort_keys=True)
         found = workspace.nurseries.get(name)
         if found is None:
-            self._make_room(workspace)
             mounts = [*rootfs.squall_mounts(), *host.mounts]
             root = rootfs.image_root(self.node_dir, [layer.tree for layer in layers], mounts, host.environment)
             found = workspace.nurseries[name] = _Nursery(workspace, root, settings, layers)
             self.layers.hold(layers)
+            self._evict()
         found.used_at = time.monotonic()
         return found
 
@@ -453,14 +462,33 @@ class NativeRuntime(Runtime):
         assert self._settings is not None
         return self._settings
 
-    def _make_room(self, workspace: _Workspace) -> None:
-        images = [(nursery.used_at, name) for name, nursery in workspace.nurseries.items() if name != "host"]
-        for _, name in sorted(images)[: max(0, len(images) - IMAGE_ZYGOTES + 1)]:
-            if not workspace.nurseries[name].starting.locked() and not workspace.nurseries[name].users:
-                closing = self._close_nursery(workspace.nurseries.pop(name))
-                task = asyncio.get_running_loop().create_task(closing)
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
+    async def _weigh(self, nursery: _Nursery) -> None:
+        """Measure what a nursery takes, now that it is complete, and make room when that is too much."""
+        if not nursery.layers or nursery.zygote is None:
+            return
+        pids = [nursery.zygote.pid, *(shell.pid for shell in nursery.spares)]
+        loop = asyncio.get_running_loop()
+        sizes = [await loop.run_in_executor(self.executor, linux.memory_share, pid) for pid in pids]
+        nursery.memory_bytes = sum(sizes)
+        self._evict()
+
+    def _evict(self) -> None:
+        """End the zygotes of images that memory is wanted for."""
+        places: dict[str, tuple[_Workspace, str]] = {}
+        standing = []
+        for workspace in self._workspaces.values():
+            for name, nursery in workspace.nurseries.items():
+                if not nursery.layers:
+                    continue
+                places[key := f"{workspace.name}/{name}"] = workspace, name
+                busy = bool(nursery.users) or nursery.starting.locked()
+                standing.append(Standing(key, nursery.used_at, nursery.memory_bytes, busy))
+        for key, reason in evict(standing, self._zygotes_bytes):
+            workspace, name = places[key]
+            _log.info("a zygote goes", reason=reason)
+            task = asyncio.get_running_loop().create_task(self._close_nursery(workspace.nurseries.pop(name)))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     async def retire(self, keys: set[str]) -> None:
         """End the zygotes of images that have one of these layers, unless a container of theirs may be in the making.
@@ -469,7 +497,8 @@ class NativeRuntime(Runtime):
         """
         for workspace in self._workspaces.values():
             for name, nursery in list(workspace.nurseries.items()):
-                if any(layer.key in keys for layer in nursery.layers) and not nursery.users:
+                is_busy = bool(nursery.users) or nursery.starting.locked()
+                if any(layer.key in keys for layer in nursery.layers) and not is_busy:
                     del workspace.nurseries[name]
                     await self._close_nursery(nursery)
 
@@ -483,6 +512,8 @@ class NativeRuntime(Runtime):
         async with nursery.starting:
             if nursery.zygote is not None and nursery.zygote.is_alive:
                 return nursery.zygote
+            if nursery.is_closed:  # it made room meanwhile; who holds it would keep it for ever
+                raise StepError("start-zygote", "its image is no longer kept ready: try again")
             if nursery.zygote is not None:
                 await nursery.zygote.close("it died and is made anew")
                 self._reap_strays()
@@ -519,7 +550,8 @@ class NativeRuntime(Runtime):
 
     def _mount_tree(self, nursery: _Nursery) -> Path:
         mounts = self.node_dir / "mounts"
-        target = mounts / f"{nursery.workspace.name}-{nursery.root.key}"
+        # A place of its own: one of the same root may be on its way out, and its unmounting would take this along.
+        target = mounts / f"{nursery.workspace.name}-{nursery.root.key}-{next(self._numbers)}"
         rootfs.mount_tree(
             nursery.root,
             target,
@@ -578,7 +610,7 @@ class NativeRuntime(Runtime):
 
     async def _refill(self, nursery: _Nursery) -> None:
         """Make shells ahead once nobody waits for one: a pause first, as the last creation's code now runs."""
-        while len(nursery.spares) < SPARE_SHELLS and not self._closed:
+        while len(nursery.spares) < SPARE_SHELLS and not self._closed and not nursery.is_closed:
             await asyncio.sleep(REFILL_DELAY)
             if self._creating:
                 continue
@@ -588,6 +620,7 @@ class NativeRuntime(Runtime):
                 _log.warning("no container could be made ahead", error=str(error))
                 return
             nursery.spares.append(shell)
+        await self._weigh(nursery)
 
     async def _take_shell(self, nursery: _Nursery) -> Shell:
         while nursery.spares:

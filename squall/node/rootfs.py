@@ -343,8 +343,10 @@ def cache_tree(path: Path, userns: int) -> int:
 
 def unmount_tree(target: Path) -> None:
     """Undo `mount_tree`."""
-    unmount(target)
-    unmount(Path(f"{target}.lower"))
+    for place in (target, Path(f"{target}.lower")):
+        unmount(place)
+        with contextlib.suppress(OSError):  # what is still mounted on keeps its directory
+            place.rmdir()
 
 
 def unmount(target: Path) -> None:

@@ -345,13 +345,14 @@ class BuildImage(Message):
     """Build what of an image's layers is missing. From a client: `BuildOutput` pushes follow while layers are built,
     then `Reply.data`: `{"image_id": str, "built": number of layers}`. From the server to an agent,
     which answers with `BuildDone`. `secrets`: values for the steps that ask for some, by the step's number from 1; they
-    are part of no recipe and kept by nobody."""
+    are part of no recipe and kept by nobody. `for_app`: an app that uses it follows, so it stays until then."""
 
     TAG = "build_image"
     IS_REPEATABLE = True
     NESTED = {"image": ImageSpec}
     image: ImageSpec
     secrets: dict[str, dict[str, str]] = field(default_factory=dict)
+    for_app: bool = False
 
 
 @dataclass(eq=False, repr=False)

@@ -34,11 +34,13 @@ def rehearse(rounds: int = ROUNDS) -> str:
     environment = dict(os.environ)
     handlers = {signum: signal.getsignal(signum) for signum in (execute.CANCEL_SIGNAL, signal.SIGTERM)}
     script = _script()
+    before = set(threading.enumerate())
     try:
         for _ in range(rounds):
             _play(script, here)
             _forget(here)
-        return "" if threading.active_count() == 1 else "a thread of it is left"
+        left = set(threading.enumerate()) - before
+        return f"its thread `{left.pop().name}` is left" if left else ""
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     finally:
@@ -61,6 +63,7 @@ def _script() -> bytes:
 
 def _play(script: bytes, source: str) -> None:
     server, sock = socket.socketpair()
+    before = set(threading.enumerate())
     with server, sock:
         server.sendall(script)  # a few hundred bytes: they lie in the socket's buffer until the runner reads them
         runner = execute.Runner(sock, source)
@@ -68,15 +71,10 @@ def _play(script: bytes, source: str) -> None:
             code = runner.main()
         finally:
             runner.link.close()
-            _join_threads()
+            for thread in set(threading.enumerate()) - before:
+                thread.join(THREAD_TIMEOUT)
         if code != 0:
             raise RuntimeError(f"the runner ended with {code}")
-
-
-def _join_threads() -> None:
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread():
-            thread.join(THREAD_TIMEOUT)
 
 
 def _forget(source: str) -> None:

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ NODE_TRIES = 3
 """Times a build is begun when the node that builds is lost."""
 RECIPE_LIMIT_BYTES = 1 << 20
 KEPT_IMAGES = 1000
+PROMISE_SECONDS = 60.0
+"""Between the build of an image and the app that it is for; nothing prunes it meanwhile."""
 
 log = Logger("server")
 
@@ -58,12 +60,53 @@ class ImageRecord:
     """Who has asked for it: layers are shared by all who name the same steps, the record is seen by these alone."""
     waiting: set[Any] = field(default_factory=set)
     """Connections that wait for its build."""
+    promised: dict[Any, float] = field(default_factory=dict)
+    """Connections that make an app of it next, and until when (of the monotonic clock) they are believed."""
     node: Node | None = None
     done: asyncio.Future[BuildDone] | None = None
 
     @property
     def state(self) -> str:
         return "building" if self.done is not None else "built" if self.is_built else "failed"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An image as the choice below sees it."""
+
+    image_id: str
+    used_at: float
+    keys: frozenset[str]
+
+
+def choose_gone(
+    images: Iterable[Kept], sizes: Mapping[str, int], used: set[str], quota_bytes: int
+) -> tuple[list[str], bool]:
+    """Which images go so that the layers fit, those used longest ago first; and whether any layer is to be removed.
+
+    Layers that no image has go in any case. An image goes only when it brings something: all that it has may be part
+    of one that is in use.
+    """
+    images = list(images)
+    in_use = frozenset().union(*(image.keys for image in images if image.image_id in used))
+    owned = frozenset().union(*(image.keys for image in images))
+    excess = sum(sizes.values()) - quota_bytes
+    if excess <= 0:
+        return [], False
+    orphans = sum(size for key, size in sizes.items() if key not in owned)
+    excess -= orphans
+    left = {image.image_id: image for image in images}
+    gone = []
+    for image in sorted(images, key=lambda image: image.used_at):
+        if excess <= 0:
+            break
+        if image.image_id in used or not image.keys - in_use:
+            continue
+        del left[image.image_id]
+        gone.append(image.image_id)
+        others = frozenset().union(*(other.keys for other in left.values()))
+        excess -= sum(sizes.get(key, 0) for key in image.keys - others)
+    return gone, bool(gone or orphans)
 
 
 class Builds:
@@ -82,6 +125,8 @@ class Builds:
         self._asked: deque[asyncio.Future[Pruned]] = deque()
         """What the node was asked to prune and verify: it answers in order."""
         self._sending: set[asyncio.Future[Any]] = set()
+        self._forgetting = False
+        """Whether the node is removing layers for the quota."""
         self._read()
 
     # -- building
@@ -98,9 +143,12 @@ class Builds:
                 self._write(record)
         try:
             for _ in range(NODE_TRIES):
+                if message.for_app:
+                    record.promised[peer] = time.monotonic() + PROMISE_SECONDS
                 done = await asyncio.shield(record.done or self._begin(record, message.secrets))
                 if done.code != ServiceError.code:
                     break
+                log.warning("a build is begun again", image=record.image_id, reason=done.message)
         finally:
             record.waiting.discard(peer)
         if done.code:
@@ -127,6 +175,7 @@ class Builds:
         done: asyncio.Future[BuildDone] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda _: self._ended(record, done))
         record.done = done
+        self.images[record.image_id] = record  # it may have been forgotten between two tries
         task = asyncio.ensure_future(self._send(record, done, secrets))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
@@ -153,6 +202,8 @@ class Builds:
             if not record.is_built:
                 record.layers = []
         else:
+            for peer in record.promised:
+                record.promised[peer] = time.monotonic() + PROMISE_SECONDS
             record.is_built, record.error, record.layers = True, "", result.layers
             record.used_at = time.time()
             self._write(record)
@@ -190,7 +241,13 @@ class Builds:
         return await self._ask(PruneImages(keep=sorted(keep)))
 
     def _used(self) -> set[str]:
-        return self.in_use() | {record.image_id for record in self.images.values() if record.done is not None}
+        now = time.monotonic()
+        wanted = {
+            record.image_id
+            for record in self.images.values()
+            if record.done is not None or any(until > now for until in record.promised.values())
+        }
+        return self.in_use() | wanted
 
     async def verify(self, image_id: str, workspace: str) -> dict[str, Any]:
         """Have the node compare an image with what was built."""
@@ -216,29 +273,21 @@ class Builds:
     def reported(self, sizes: dict[str, int]) -> None:
         """The node's layers have changed; above the quota, images used longest ago go, as far as nothing uses them."""
         self.sizes = sizes
-        excess = sum(sizes.values()) - self.quota_bytes
-        if excess <= 0:
-            return
-        used, gone = self._used(), []
-        for record in sorted(self.images.values(), key=lambda record: record.used_at):
-            if excess > 0 and record.image_id not in used:
-                gone.append(record.image_id)
-                excess -= self._own_bytes(record, set(gone))
-        if gone:
+        records = self.images.values()
+        standing = [Kept(r.image_id, r.used_at, frozenset(k for k, _ in layer_keys(r.image.steps))) for r in records]
+        gone, is_over = choose_gone(standing, sizes, self._used(), self.quota_bytes)
+        if is_over and not self._forgetting:
             log.info("images are removed, as layers take more than they may", images=gone)
+            self._forgetting = True
             task = asyncio.ensure_future(self._forget(gone))
             self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            task.add_done_callback(self._forgotten)
 
-    def _own_bytes(self, record: ImageRecord, gone: set[str]) -> int:
-        """What goes with an image, when those of `gone` have gone."""
-        others = {
-            key
-            for other in self.images.values()
-            if other.image_id not in gone
-            for key, _ in layer_keys(other.image.steps)
-        }
-        return sum(self.sizes.get(key, 0) for key, _ in layer_keys(record.image.steps) if key not in others)
+    def _forgotten(self, task: asyncio.Future[Any]) -> None:
+        self._sending.discard(task)
+        self._forgetting = False
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("layers could not be removed", error=str(error))
 
     # -- what nodes say
 
@@ -271,19 +320,21 @@ class Builds:
     def peer_lost(self, peer: Any) -> None:
         for record in self.images.values():
             record.waiting.discard(peer)
+            record.promised.pop(peer, None)
             if record.done is not None and not record.waiting and record.node is not None:
                 record.node.send(CancelBuild(record.image_id, "whoever asked for it went away"))
 
     # -- use
 
-    def check_use(self, image: ImageSpec) -> None:
-        """Whether functions may run on it. Raises InvalidError, NotFoundError."""
+    def check_use(self, image: ImageSpec, peer: Any = None) -> None:
+        """Whether functions may run on it, as `peer` has announced. Raises InvalidError, NotFoundError."""
         check_image(image)
         if image.kind == "host":
             return
         record = self.images.get(image_id_of(image.steps))
         if record is None or not record.is_built:
             raise NotFoundError(f"image `{image_id_of(image.steps)}` was not built here", hint="build it first")
+        record.promised.pop(peer, None)
         record.used_at = time.time()
 
     def find(self, ref: str, workspace: str = MAIN.workspace) -> ImageRecord:

@@ -551,7 +551,7 @@ class Server:
             raise ServiceError("the server is ending", hint="try again")
         check_schedules(message.functions, time.time())
         for spec in message.functions:
-            self.builds.check_use(spec.image)
+            self.builds.check_use(spec.image, peer)
             self.access.vault.check(peer.scope, spec)
         app = self._resumed(message, peer)
         if app is None:

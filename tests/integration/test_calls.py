@@ -30,6 +30,7 @@ from squall.exception import (
 )
 from squall.protocol.messages import LogChunk, Notice
 from tests.conftest import wait_until
+from tests.integration.support import Outcome
 
 pytestmark = pytest.mark.root
 
@@ -437,3 +438,16 @@ def test_handles_are_hydrated_when_what_they_name_exists(program: ModuleType) ->
     assert call.hydrate() is call
     with pytest.raises(NotFoundError):
         squall.FunctionCall.from_id("fc-0000000000000000").hydrate()
+
+
+def test_threads_that_upload_the_same_bytes_at_once_all_return(home: Path) -> None:
+    client = squall.Client.current()
+    for _ in range(10):
+        data, together = os.urandom(2000), threading.Barrier(3)
+
+        def put(data: bytes = data, together: threading.Barrier = together) -> str:
+            together.wait(10)
+            return client.put_blob(data)
+
+        puts = [Outcome(put) for _ in range(3)]
+        assert len({outcome.result(10) for outcome in puts}) == 1

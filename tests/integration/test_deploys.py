@@ -15,7 +15,7 @@ import squall
 from squall.client import Client
 from squall.exception import ConflictError, InvalidError, NotFoundError, ResourceExhaustedError, StartupError
 from squall.protocol.messages import StartExec
-from squall.protocol.requests import ListVersions, RedeployApp
+from squall.protocol.requests import CreateEnvironment, ListVersions, RedeployApp
 from tests.conftest import wait_until
 from tests.integration.conftest import own_home, swap_client
 from tests.integration.support import Outcome, containers_of, pid_of, rows
@@ -323,8 +323,13 @@ def test_deploys_of_one_app_take_turns() -> None:
 
 def test_two_environments_have_an_app_of_the_same_name() -> None:
     app_of("twice", 1).deploy()
-    with pytest.raises(NotFoundError):
-        of("twice", environment_name="staging").remote()
+    with pytest.raises(NotFoundError, match="no environment `stage`"):
+        app_of("twice", 2).deploy(environment_name="stage")
+    Client.current().link.request(CreateEnvironment("stage")).wait(20)
+    with pytest.raises(NotFoundError, match="no deployed app `twice` in environment `stage`"):
+        of("twice", environment_name="stage").remote()
+    app_of("twice", 2).deploy(environment_name="stage")
+    assert (of("twice").remote(), of("twice", environment_name="stage").remote()) == (1, 2)
 
 
 def test_an_app_can_be_made_by_looking_it_up() -> None:

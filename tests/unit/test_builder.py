@@ -80,6 +80,7 @@ def test_sizes_are_told_when_they_change(tmp_path: Path) -> None:
     ("tail", "hint"),
     [
         ("error: command 'gcc' failed: No such file or directory", "build-essential"),
+        ("error: command 'x86_64-linux-gnu-gcc' failed: No such file or directory", "build-essential"),
         ("x: fatal error: Python.h: No such file or directory", "build-essential"),
         ("  x No solution found when resolving dependencies", "check the name"),
         ("E: Unable to locate package nonsense", "packages.debian.org"),
@@ -143,3 +144,37 @@ def test_step_that_comes_without_its_secret_says_who_has_it() -> None:
         builder.check_told(work)
     assert "deploy that program again" in caught.value.hint
     builder.check_told(builder._Work("k", step, 1, Settings(), (), ImageSpec("layers", [step]), {"TOKEN": "x"}))
+
+
+# ---- scrubbing
+
+
+def test_scrub_finds_a_changed_byte_and_takes_the_layer_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(tmp_path)
+    monkeypatch.setattr(builder, "SCRUB_INTERVAL", 0.001)
+    for key in ("good", "bad"):
+        building = made.layers.begin()
+        (building / "tree").mkdir()
+        (building / "tree/file").write_text("hello")
+        made.layers.settle(made.layers.publish(building, Layer(key, "a step", building)))
+    bad = made.layers.find("bad")
+    assert bad is not None
+    (bad.tree / "file").write_text("hellp")
+
+    gone = asyncio.Event()
+    quarantine = made.layers.quarantine
+
+    def told(layer: Layer, reason: str) -> None:
+        quarantine(layer, reason)
+        gone.set()
+
+    monkeypatch.setattr(made.layers, "quarantine", told)
+
+    async def run() -> None:
+        made.start()
+        await gone.wait()
+        await made.close()
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    assert made.layers.find("good") is not None
+    assert made.layers.prune(set())

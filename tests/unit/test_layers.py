@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,48 @@ def test_layer_held_twice_is_released_twice(store: Layers) -> None:
     assert store.prune(set()) == []
     store.release([layer])
     assert store.prune(set()) == [layer]
+
+
+def test_layers_take_turns_at_being_verified(store: Layers) -> None:
+    assert store.least_verified() is None
+    layers = [add(store, key) for key in "abc"]
+    assert store.least_verified() is None
+    for layer in layers:
+        store.settle(layer)
+    seen = []
+    for _ in range(6):
+        found = store.least_verified()
+        assert found is not None
+        seen.append(found.key)
+        store.verified(found)
+    assert seen == [*"abc", *"abc"]
+
+
+# ---- removing while others begin to use
+
+
+def test_layers_are_never_taken_from_under_who_holds_them(store: Layers) -> None:
+    """Holders come and go between any two steps of a collector, in an order of chance."""
+    rng = random.Random(11)
+    held: list[Layer] = []
+    for round_ in range(400):
+        key = str(rng.randrange(5))
+        found = store.find(key)
+        layer = add(store, key) if found is None else found
+        action = rng.random()
+        if action < 0.5:
+            store.hold([layer])
+            held.append(layer)
+        elif action < 0.6:
+            add(store, key, text=str(round_))
+        elif action < 0.8 and held:
+            store.release([held.pop(rng.randrange(len(held)))])
+        else:
+            store.prune({str(rng.randrange(5))})
+            store.remove_doomed()
+        assert all((layer.tree / "deep/er/file").exists() for layer in held)
+    for layer in held:
+        store.release([layer])
+    store.prune(set())
+    store.remove_doomed()
+    assert os.listdir(store.root) == []
