@@ -178,21 +178,19 @@ class Client:
         from squall import config as configs  # pathlib, which it needs, would double the SDK's own import time
 
         settings = config or configs.load()
-        sock = _connect_elsewhere(settings) if settings.server else _try_connect(str(settings.socket_path))
-        if sock is None:
-            if not autostart:
-                raise ServiceError(
-                    f"no server listens at `{settings.socket_path}`",
-                    hint="`squall run` and `app.run()` start one by themselves",
-                )
-            sock = _start_server(settings)
-        client = Client(sock)
-        client._settings, client._autostart = settings, autostart
-        try:
-            client._greet()
-        except BaseException:
-            client.close()
-            raise
+        deadline = time.monotonic() + CONNECT_TIMEOUT
+        while True:
+            client = Client(_find_server(settings, autostart))
+            client._settings, client._autostart = settings, autostart
+            try:
+                client._greet()
+                break
+            except BaseException as error:
+                was_ending = isinstance(error, ServiceError) and client._welcome is not None and client.link.closed
+                client.close()
+                if not was_ending or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)  # it ended when we came: another follows, or nobody listens any more
         client.link.on_lost = client._on_lost
         client.link.start_background()
         return client
@@ -678,6 +676,18 @@ def current_function_call_id() -> str | None:
 # ---- starting a server ------------------------------------------------------------------------------------------
 
 
+def _find_server(settings: Config, autostart: bool) -> socket.socket:
+    sock = _connect_elsewhere(settings) if settings.server else _try_connect(str(settings.socket_path))
+    if sock is not None:
+        return sock
+    if not autostart:
+        raise ServiceError(
+            f"no server listens at `{settings.socket_path}`",
+            hint="`squall run` and `app.run()` start one by themselves",
+        )
+    return _start_server(settings)
+
+
 def _connect_elsewhere(settings: Config) -> socket.socket:
     from squall.protocol import remote  # most programs use the server of their own machine
 
@@ -710,6 +720,8 @@ def _start_server(settings: Config, *arguments: str) -> socket.socket:
     import fcntl
 
     path = str(settings.socket_path)
+    if not arguments and (sock := _await_successor(settings, path)) is not None:
+        return sock
     for directory in (settings.home, settings.run_dir, settings.state_dir):
         _make_directory(str(directory))
     lock = os.open(str(settings.run_dir / "start.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -727,6 +739,23 @@ def _start_server(settings: Config, *arguments: str) -> socket.socket:
         return sock if sock is not None else _launch(settings, path, deadline, arguments)
     finally:
         os.close(lock)
+
+
+def _await_successor(settings: Config, path: str) -> socket.socket | None:
+    """Wait for the server of `squall up` where it was killed and somebody, such as systemd, starts it again: one of our
+    own in its place would keep it from coming back. None where there is no such server."""
+    deadline = time.monotonic() + settings.start_timeout
+    while os.path.exists(str(settings.run_dir / "stays")):
+        if (sock := _try_connect(path)) is not None:
+            return sock
+        if time.monotonic() > deadline:
+            raise ServiceError(
+                f"the server that `squall up` started for `{settings.home}` is gone, and did not come back within "
+                f"{settings.start_timeout:g} s",
+                hint="start it with `squall up`; after `squall down` programs start one of their own",
+            )
+        time.sleep(0.02)
+    return None
 
 
 def _make_directory(path: str) -> None:

@@ -14,10 +14,12 @@ from typing import Any
 
 from squall._blocking import both, both_generator
 from squall.client import Client
-from squall.exception import InvalidError
+from squall.exception import InvalidError, NotFoundError, ServiceError
 from squall.protocol.requests import MoreLogs, ReadLogs
 
 PAGE_WAIT_S = 10.0
+TICK_S = 1e-6
+"""Times of entries are told apart by so much."""
 SOURCES = ("stdout", "stderr", "system")
 Moment = datetime | timedelta | float | str
 """A point of time: a datetime (without a time zone: local time), a timedelta (so long ago), seconds since 1970, or a
@@ -147,14 +149,20 @@ class Logs:
 
 async def read_pages(client: Client, request: ReadLogs, deadline: float | None = None) -> AsyncGenerator[Page, None]:
     """Page after page, until the last or the deadline (of the monotonic clock)."""
-    page = await _page(client, request)
+    page, newest = await _page(client, request), request.since
     try:
         while True:
+            newest = max([newest, *(piece.at for piece in page.pieces)])
             yield page
             left = PAGE_WAIT_S if deadline is None else deadline - time.monotonic()
             if page.done or left <= 0:
                 break
-            page = await _page(client, MoreLogs(page.reader, min(PAGE_WAIT_S, left)))
+            try:
+                page = await _page(client, MoreLogs(page.reader, min(PAGE_WAIT_S, left)))
+            except (ServiceError, NotFoundError):  # another server, which has not this reader but what was kept
+                if not request.follow:
+                    raise
+                page = await _page(client, replace(request, tail=0, since=newest + TICK_S))
     finally:
         if not page.done and client.usable():
             client.link.send(MoreLogs(page.reader, close=True))

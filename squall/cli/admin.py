@@ -210,6 +210,7 @@ def down(now: bool, grace: float | None) -> None:
     settings = config.load()
     client = here(settings)
     if client is None:
+        (settings.run_dir / "stays").unlink(missing_ok=True)
         had_agent = end_agent(settings)
         waited = "; its containers, which waited for another, were ended" if had_agent else ""
         click.echo(f"no server is running{waited}", err=True)

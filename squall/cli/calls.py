@@ -1,4 +1,4 @@
-"""`squall call`: the calls of this server: list, result, output, cancel.
+"""`squall call`: the calls of this server: list, result, output, graph, cancel.
 
 A result is the value that your code returned, shown as Python shows it; a type that is not installed here cannot be.
 Tested in `tests/unit/test_cli_calls.py` and `tests/acceptance/test_cli.py`.
@@ -13,15 +13,16 @@ import click
 
 from squall.cli.logs import Printer, log_options
 from squall.cli.main import Group
-from squall.cli.manage import ask, connect, json_option, print_json, show_list
+from squall.cli.manage import ask, cells, connect, json_option, print_json, show_list
 from squall.exception import InvalidError, OutputTimeoutError
 from squall.function import FunctionCall
 from squall.protocol.messages import CancelCall, GetCall
+from squall.protocol.requests import GetCallGraph
 
 
 @click.group(cls=Group)
 def call() -> None:
-    """Calls: list, result, output, cancel."""
+    """Calls: list, result, output, graph, cancel."""
 
 
 @call.command("list")
@@ -68,6 +69,38 @@ def call_get(call_id: str, index: int, timeout: float | None) -> None:
 def call_logs(call_id: str, printer: Printer) -> None:
     """Print what was written while a call ran, where it ran. CALL is the id of a call or of an input."""
     printer.show(connect(), call=call_id)
+
+
+@call.command("graph")
+@click.argument("call_id", metavar="CALL")
+@json_option
+def call_graph(call_id: str, as_json: bool) -> None:
+    """Show what the inputs of a spawned call have called, and so on down, as far as it is remembered."""
+    data = ask(connect().link, GetCallGraph(checked(call_id)))
+    if as_json:
+        print_json(data)
+        return
+    for line in graph_lines(data["inputs"]):
+        click.echo(line)
+    if data["truncated"]:
+        click.echo("there is more than is shown", err=True)
+
+
+def graph_lines(inputs: list[dict[str, Any]]) -> list[str]:
+    """A line for each input, below the one that called it and further to the right."""
+    below: dict[str, list[dict[str, Any]]] = {}
+    known = {row["input_id"] for row in inputs}
+    for row in inputs:
+        below.setdefault(row["parent"] if row["parent"] in known else "", []).append(row)
+    lines: list[str] = []
+    pending = [(row, 0) for row in reversed(below.get("", []))]
+    while pending:
+        row, depth = pending.pop()
+        lines.append(
+            f"{'  ' * depth}{cells(row['function'])}  {row['status']}  {row['input_id']}  {row['container_id']}"
+        )
+        pending += [(one, depth + 1) for one in reversed(below.pop(row["input_id"], []))]
+    return [line.rstrip() for line in lines]
 
 
 @call.command("cancel")

@@ -1,4 +1,4 @@
-"""`squall function`: functions of running and deployed apps: list, info, calls, stats, autoscaler.
+"""`squall function`: functions of running and deployed apps: list, info, calls, logs, stats, autoscaler.
 
 A function is named by its id, the beginning of one, `APP.FUNCTION`, or its name alone where that is enough. Tested in
 `tests/acceptance/test_deploy.py`.
@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from squall.cli.apps import FUNCTION_COLUMNS, show_stats
+from squall.cli.logs import Printer, log_options
 from squall.cli.main import Group, did_you_mean
 from squall.cli.manage import _field as named_field
 from squall.cli.manage import ask, connect, json_option, print_json, print_table
@@ -24,7 +25,7 @@ LIST_LIMIT = 10_000
 
 @click.group(cls=Group)
 def function() -> None:
-    """Functions: list, info, calls, stats, autoscaler."""
+    """Functions: list, info, calls, logs, stats, autoscaler."""
 
 
 @function.command("list")
@@ -67,6 +68,15 @@ def function_calls(ref: str, as_json: bool) -> None:
         return
     columns = [named_field(name.upper(), name) for name in ("call_id", "function", "kind", "inputs", "failed")]
     print_table(rows, columns, f"no call of `{row['function']}` has ended since the server was started")
+
+
+@function.command("logs")
+@FUNCTION
+@log_options
+def function_logs(ref: str, printer: Printer) -> None:
+    """Print what the containers of a function have written, in all versions of its app."""
+    client = connect()
+    printer.show(client, function=find(client.link, ref)["function_id"])
 
 
 @function.command("stats")

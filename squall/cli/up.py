@@ -64,7 +64,8 @@ def _make_way(settings: config.Config) -> None:
     if client is None:
         return
     facts = ask(client.link, GetServer())
-    apps = [row for row in ask(client.link, ListObjects("apps")).get("rows", []) if row.get("state") == "running"]
+    rows = ask(client.link, ListObjects("apps")).get("rows", [])
+    apps = [row for row in rows if row.get("state") == "running" and not row.get("deployed")]  # deployed ones go on
     if facts["stays"] or apps:
         what = "runs already" if facts["stays"] else f"runs {len(apps)} app(s) of programs that are not done"
         raise ConflictError(f"a server of `{settings.home}` {what}, pid {facts['pid']}", hint="`squall down` ends it")

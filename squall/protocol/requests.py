@@ -155,6 +155,7 @@ class GetServer(Message):
     started to stay), listens (its URL or empty), draining, workspace, environment, admin, connections."""
 
     TAG = "get_server"
+    IS_REPEATABLE = True
 
 
 # ---- logs -------------------------------------------------------------------------------------------------------
@@ -171,6 +172,7 @@ class ReadLogs(Message):
     """
 
     TAG = "read_logs"
+    IS_REPEATABLE = True
     app: str = ""
     function: str = ""
     container_id: str = ""
@@ -310,6 +312,7 @@ class LookupApp(Message):
     there is none. By id, apps that are not deployed or have stopped are found too."""
 
     TAG = "lookup_app"
+    IS_REPEATABLE = True
     app: str
     environment: str = ""
     create: bool = False
@@ -321,6 +324,7 @@ class LookupFunction(Message):
     or a runner. `Reply.data`: function_id, app_id, version, is_generator, shape (of a class, else empty)."""
 
     TAG = "lookup_function"
+    IS_REPEATABLE = True
     app: str
     name: str
     environment: str = ""
@@ -332,6 +336,7 @@ class GetApp(Message):
     """`Reply.data`: as a row of `ListObjects` of apps, with labels, version, functions and containers in detail."""
 
     TAG = "get_app"
+    IS_REPEATABLE = True
     app: str
     environment: str = ""
 
@@ -343,6 +348,7 @@ class ListVersions(Message):
     gone back to), changes: `{"added": [tag], "removed": [tag], "changed": {tag: [field]}}` against the one before."""
 
     TAG = "list_versions"
+    IS_REPEATABLE = True
     app: str
     environment: str = ""
     limit: int = 50
@@ -368,6 +374,7 @@ class SetLabels(Message):
     """Replace an app's labels; with `labels` None only `Reply.data` `{"labels": {...}}`."""
 
     TAG = "set_labels"
+    IS_REPEATABLE = True
     app: str
     environment: str = ""
     labels: dict[str, str] | None = None
@@ -379,6 +386,7 @@ class UpdateAutoscaler(Message):
     With none given, only looks. `Reply.data`: `{"settings": {name: value}, "overridden": [name]}`."""
 
     TAG = "update_autoscaler"
+    IS_REPEATABLE = True
     function_id: str
     settings: dict[str, int | float | None] = field(default_factory=dict)
 
@@ -390,6 +398,7 @@ class GetFunctionStats(Message):
     execution_ms (`p50`, `p90`, `p99`, `max`), window_s."""
 
     TAG = "get_function_stats"
+    IS_REPEATABLE = True
     app: str = ""
     function_id: str = ""
     environment: str = ""

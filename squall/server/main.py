@@ -147,6 +147,9 @@ class Server:
         self.reconciler.vault = self.access.vault
         self.reconciler.on_output = self._on_output
         self.nodes.on_runner = self._on_runner
+        self._claim = config.run_dir / "stays"
+        """A file that is there while a server of `squall up` has this home, also when it was killed and whoever keeps
+        it running has not started the next one yet: programs wait for that one instead of starting their own."""
 
     # -- life
 
@@ -165,6 +168,10 @@ class Server:
         self.provider.start()
         if has_apps:
             await self._restore()
+        if self.stays:
+            self._claim.touch(0o600)
+        else:
+            self._claim.unlink(missing_ok=True)
         await self._listen()
         bodies = [self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune()]
         bodies += [self.access.watch(), self.firings.rounds()]
@@ -236,6 +243,8 @@ class Server:
         """Whoever sends it, systemd or a machine that goes down, did not ask for apps to be stopped. The second one
         does not wait for inputs any more."""
         self.returns = True
+        if signum == signal.SIGINT:  # somebody at a terminal, not a service manager
+            self._claim.unlink(missing_ok=True)
         self.end(f"received {signal.Signals(signum).name}", 0.0 if self.draining else -1.0)
 
     def end(self, reason: str, grace: float = -1.0) -> None:
@@ -283,6 +292,8 @@ class Server:
         for peer in list(self.peers):
             peer.stream.close("the server ended")
         await asyncio.sleep(0)
+        if not self.returns:
+            self._claim.unlink(missing_ok=True)
         self.lock.close()
 
     async def _stop_apps(self) -> None:

@@ -202,6 +202,11 @@ class Readers:
             raise NotFoundError(f"no call `{call_id[:80]}`", hint="what ran when is known while the server runs")
         query.app_id = app_id
         query.windows = self._windows(call_id, idx)
+        if not self._is_running(call_id, idx) and not self.server.timelines.of_call(call_id):
+            raise NotFoundError(
+                f"where and when call `{call_id[:80]}` ran is not known any more",
+                hint="it is while the server runs; `squall app logs` has all that its app wrote",
+            )
         if query.windows:
             query.since = max(query.since, min(times[0][0] for times in query.windows.values()))
         windows = (lambda: self._windows(call_id, idx)) if message.follow else None

@@ -81,7 +81,9 @@ UNTAKEN_LIMIT = 2 * YIELD_WINDOW
 LOAD_TEXT_LIMIT = 4000
 """Characters kept of what a runner says about a failed import."""
 TELL_WAITING_AFTER = 2.0
-"""Seconds without room before the followers of an app hear of it: a start of the machine is not worth a word."""
+"""Seconds without room before the followers of an app hear of it."""
+TELL_NO_NODE_AFTER = 10.0
+"""The same as long as no node is there: on a busy machine an agent takes some seconds to start, which is no news."""
 TELL_STALLED_AFTER = 10.0
 Notify = Callable[[FunctionRecord, str, dict[str, Any]], None]
 
@@ -327,7 +329,8 @@ class Reconciler:
             return
         since, told = self._refusals.setdefault(function_id, (now, ""))
         demand = self.dispatch.demand(now, function_id)
-        if told != reason and now - since > TELL_WAITING_AFTER and not demand.ready and not demand.starting:
+        patience = TELL_WAITING_AFTER if self.nodes.nodes else TELL_NO_NODE_AFTER
+        if told != reason and now - since > patience and not demand.ready and not demand.starting:
             self.notify(function, "waiting", {"reason": reason, "hint": hint})
             self._refusals[function_id] = (since, reason)
 

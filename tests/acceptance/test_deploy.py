@@ -102,6 +102,7 @@ def test_functions_and_apps_are_shown_and_scaled_by_name(here: Path) -> None:
     assert row["counts"] == {"ok": 1}
     assert json.loads(squall(here, "function", "info", "which", "--json")[1])["app"] == "numbers"
     assert len(json.loads(squall(here, "function", "calls", "numbers.which", "--json")[1])) == 1
+    assert squall(here, "function", "logs", "numbers.which", "--search", "nothing")[:2] == (0, "")
     updated = squall(here, "function", "autoscaler", "update", "which", "--max-containers", "2", "--json")[1]
     assert json.loads(updated)["settings"]["max_containers"] == 2
     code, _, err = squall(here, "function", "info", "wich")

@@ -12,7 +12,7 @@ import pytest
 
 from squall import FunctionCall
 from squall.client import Client
-from squall.exception import CancelledError, OutputTimeoutError
+from squall.exception import CancelledError, NotFoundError, OutputTimeoutError
 from tests.conftest import wait_until
 from tests.integration import durable
 from tests.integration.support import Kept, containers_of, is_alive, kept_logs, pid_of, rows
@@ -64,6 +64,30 @@ def test_a_result_that_was_recorded_is_not_run_again(home: Path) -> None:
         assert FunctionCall.from_id(call.object_id).get(timeout=20) == 1
         assert durable.step.spawn(0.0, 2).get(timeout=20) == 2
         assert executions("durable") == [1, 2]
+
+
+def test_output_of_a_call_of_an_earlier_server_is_not_passed_off_as_none(home: Path) -> None:
+    with durable.app.run(detach=True, output=Kept()):
+        call = durable.step.spawn(0.0, 1)
+        assert call.get(timeout=60) == 1
+        assert [entry.message for entry in call.logs.stream(timeout=30)] == ["ran 1"]
+        kill_server(home)
+        with pytest.raises(NotFoundError, match="is not known any more"):
+            call.logs.tail()
+
+
+def test_who_follows_logs_goes_on_with_the_next_server(home: Path) -> None:
+    with durable.app.run(detach=True, output=Kept()):
+        call = durable.one_by_one.spawn_map([0.2] * 40, range(40))
+        seen: list[str] = []
+        for entry in durable.app.logs.stream(timeout=60):
+            seen.append(entry.message)
+            if len(seen) == 5:
+                kill_server(home)
+            if entry.message == "ran 39":
+                break
+        assert {f"ran {n}" for n in range(40)} <= set(seen)
+        assert call.get(timeout=60, index=39) == 39
 
 
 def test_a_wait_between_retries_and_the_tries_left_survive_a_restart(home: Path) -> None:
