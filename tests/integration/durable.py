@@ -42,6 +42,13 @@ def reveal(seconds: float, data: bytes) -> tuple[int, int]:
 
 
 @app.function()
+def family(depth: int) -> int:
+    """Calls `step` and, one below, itself."""
+    found = step.remote(0.0, 1)
+    return found + (family.spawn(depth - 1).get(timeout=30) if depth else 0)
+
+
+@app.function()
 def count(n: int, seconds: float) -> Iterator[int]:
     for i in range(n):
         time.sleep(seconds)
