@@ -650,6 +650,7 @@ class ContainerSpec:
     network: bool = True
     pids_limit: int = 4096
     hostname: str = ""
+    function_id: str = ""
 
 
 @dataclass(eq=False, repr=False)

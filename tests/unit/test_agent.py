@@ -96,6 +96,7 @@ def with_agent(tmp_path: Path, runtime: Runtime, body: Callable[[Agent, Sent], A
         agent = Agent(config.load({"SQUALL_HOME": str(tmp_path)}), runtime)
         sent = Sent()
         agent.stream = cast(FrameStream, sent)
+        agent.connected.set()
         agent.handoff, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with contextlib.closing(agent.handoff), server:
             await asyncio.wait_for(body(agent, sent), 10)
@@ -156,7 +157,7 @@ def test_a_container_that_floods_waits_and_none_of_its_output_is_lost(
     monkeypatch.setattr("squall.node.agent.OUTPUT_WINDOW_S", 0.2)
 
     async def body(agent: Agent, sent: Sent) -> None:
-        held, came = Held("co-1"), list[int]()
+        held, came = Held(ContainerSpec("co-1")), list[int]()
         monkeypatch.setattr(sent, "send", lambda message, payload: came.append(len(payload)))
         out, into = os.pipe()
         err, other = os.pipe()
