@@ -26,7 +26,7 @@ from typing import Any
 
 from squall._observe import Logger
 from squall.config import Config
-from squall.exception import Error, InvalidError, ServiceError
+from squall.exception import BuildError, Error, InvalidError, ServiceError
 from squall.node import reports, sources
 from squall.node.builder import Builder
 from squall.node.execs import Execs
@@ -34,7 +34,7 @@ from squall.node.layers import Absent, total_size
 from squall.node.native import NativeRuntime
 from squall.node.network import Network
 from squall.node.runtime import Container, ContainerIO, Exit, Runtime
-from squall.protocol.images import image_id_of, settings_of
+from squall.protocol.images import build_id_of, settings_of
 from squall.protocol.messages import (
     BuildImage,
     ContainerEvent,
@@ -486,7 +486,7 @@ class Agent:
     # -- images
 
     async def _build(self, message: BuildImage) -> None:
-        image_id = image_id_of(message.image.steps)
+        image_id = build_id_of(message.image)
         done = BuildDone(image_id)
         try:
             if self.builder is None:
@@ -500,16 +500,22 @@ class Agent:
             done.code, done.message, done.hint = error.code, error.message, error.hint
         except OSError as error:
             done.code, done.message = ServiceError.code, f"build image `{image_id}`: {error}"
+        except Exception as error:  # whatever a recipe or its files bring about: its end is waited for without one
+            log.error("a build failed", image=image_id, error=traceback.format_exc())
+            done.code, done.message = BuildError.code, f"build image `{image_id}`: {_said(error)}"
         self.stream.send(done)
 
     async def _look_after(self, message: PruneImages | VerifyImage) -> None:
         done = Pruned()
-        if self.builder is not None:
-            if isinstance(message, PruneImages):
-                layers = await self.builder.prune(set(message.keep))
-            else:
-                layers = await self.builder.verify(message.image)
-            done = Pruned([layer.title for layer in layers], total_size(layers))
+        try:
+            if self.builder is not None:
+                if isinstance(message, PruneImages):
+                    layers = await self.builder.prune(set(message.keep))
+                else:
+                    layers = await self.builder.verify(message.image)
+                done = Pruned([layer.title for layer in layers], total_size(layers))
+        except Exception:  # answers are told apart by their order: one that is missing would shift all others
+            log.error("looking after images failed", what=message.TAG, error=traceback.format_exc())
         self.stream.send(done)
 
     def _send_output(self, message: Message, data: bytes) -> None:

@@ -562,7 +562,7 @@ class Server:
             raise ServiceError("the server is ending", hint="try again")
         check_schedules(message.functions, time.time())
         for spec in message.functions:
-            self.builds.check_use(spec.image, peer)
+            self.builds.check_use(spec.image, peer.scope.workspace, peer)
             self.access.vault.check(peer.scope, spec)
         app = self._resumed(message, peer)
         if app is None:
@@ -581,10 +581,12 @@ class Server:
         if not message.app_id:
             return None
         app = self.objects.apps.get(check_id(message.app_id, "ap"))
-        if app is None or (app.state == "stopped" and not app.stopped_at):  # it ended with an earlier server
+        if app is None:
             return None
-        if app.scope != peer.scope or app.name != message.name:
+        if app.scope != peer.scope or app.name != message.name:  # also of one that has ended: its logs are under it
             raise ConflictError(f"app id `{message.app_id}` is taken")
+        if app.state == "stopped" and not app.stopped_at:  # it ended with an earlier server
+            return None
         if app.state != "running":
             raise ConflictError(f"app `{app.name}` was stopped: {app.reason}", hint="run it again")
         if app.owner is not None:
