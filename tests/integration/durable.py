@@ -64,14 +64,14 @@ class Keeper:
         return self.name, len(data)
 
 
-def spawn_and_die(home: Path) -> str:
+def spawn_and_die(home: Path, seconds: float = 2.0) -> str:
     """Have a program spawn a call, kill it while the call waits; the call's id."""
     root = Path(__file__).parents[2]
     body = (
         "import time\nfrom tests.integration import durable\n"
         "with durable.app.run():\n"
         "    durable.step.remote(0.0, 0)\n"
-        "    print(durable.step.spawn(2.0, 4).object_id, flush=True)\n"
+        f"    print(durable.step.spawn({seconds}, 4).object_id, flush=True)\n"
         "    time.sleep(600)\n"
     )
     program = subprocess.Popen(
