@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -15,7 +14,7 @@ from squall.server.calls import Calls
 from squall.server.database import Database
 from squall.server.dispatch import Dispatch, FunctionOptions
 from squall.server.inputs import Finish
-from squall.server.objects import FunctionRecord, Objects, Scope
+from squall.server.objects import Objects
 from squall.server.timelines import Timelines
 
 
@@ -100,15 +99,3 @@ def test_a_result_that_could_not_be_stored_is_stored_later(monkeypatch: pytest.M
     store = Store(failures=2)
     end_inputs(store, 10)
     assert store.writes == [0, 0, 10]
-
-
-def test_an_input_is_called_by_inputs_of_its_own_workspace_only() -> None:
-    """Whoever learns an input's id could otherwise hang calls into a graph that others look at."""
-    app = SimpleNamespace(scope=Scope("mine"))
-    function = cast(FunctionRecord, SimpleNamespace(app=app))
-    known = SimpleNamespace(data=calls.CallInfo(function, "fu-1", 0.0, "", ""))
-    kept = cast(Calls, SimpleNamespace(dispatch=SimpleNamespace(calls={"fc-1": known})))
-    assert Calls._is_of_workspace(kept, "in-1-0", "mine")
-    assert not Calls._is_of_workspace(kept, "in-1-0", "other")
-    assert not Calls._is_of_workspace(kept, "in-2-0", "mine")
-    assert not Calls._is_of_workspace(kept, "rubbish", "mine")
