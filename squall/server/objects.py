@@ -34,6 +34,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HISTORY_LIMIT = 200
 VARIANT_LIMIT = 1000
 """Variants of all functions of one app: each is a pool that the periodic round looks at."""
+FUNCTION_LIMIT = 5000
+"""Functions of one app, for the same reason."""
 PARAMETERS_LIMIT_BYTES = 64 << 10
 OPTIONS_LIMIT_BYTES = 128 << 10
 METHOD_LIMIT = 500
@@ -542,6 +544,8 @@ def check_name(name: str) -> None:
 
 
 def check_specs(name: str, specs: list[FunctionSpec]) -> None:
+    if len(specs) > FUNCTION_LIMIT:
+        raise InvalidError(f"app `{name}` has {len(specs):,} functions, the limit is {FUNCTION_LIMIT:,}")
     known: set[str] = set()
     for spec in specs:
         check_spec(spec)

@@ -11,7 +11,7 @@ import pytest
 from squall.exception import InvalidError, NotFoundError
 from squall.protocol.messages import CreateApp, FunctionSpec
 from squall.server.database import Database
-from squall.server.objects import Objects, Scope, stable_id_of
+from squall.server.objects import Objects, Scope, check_specs, stable_id_of
 from squall.server.sealing import Seal
 
 
@@ -79,6 +79,12 @@ def test_a_container_chooses_nothing_of_what_surrounds_code_of_another_app(objec
         objects.bind(named, {name: {"HTTPS_PROXY": "http://mine"}}, b"", trusted=False, app=other)
     objects.bind(named, {"cpu": 2.0}, b"", trusted=False, app=other)
     objects.bind(named, {"env": {"A": "1"}}, b"", trusted=False, app=app)
+
+
+def test_an_app_of_very_many_functions_is_refused() -> None:
+    """Each is a pool that every round looks at."""
+    with pytest.raises(InvalidError, match="5,001 functions"):
+        check_specs("app", [FunctionSpec(f"f{n}", "m", "f") for n in range(5001)])
 
 
 def test_a_stopped_apps_functions_are_not_found(objects: Objects) -> None:
