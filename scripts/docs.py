@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import squall
-from squall import exception, function, logs
+from squall import call, exception, function, logs
 from squall._blocking import both, both_generator
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "sdk.md"
@@ -43,6 +43,7 @@ def page() -> str:
         elif callable(value):
             parts.append(entry(f"## `squall.{name}`", f"squall.{name}", value))
     parts += class_parts("FunctionStats", function.FunctionStats, shown="What `Function.get_current_stats` gives")
+    parts += class_parts("InputInfo", call.InputInfo, shown="What `FunctionCall.get_call_graph` gives")
     parts += class_parts("Logs", logs.Logs, shown="What `App.logs`, `Function.logs` and `FunctionCall.logs` are")
     parts += class_parts("LogEntry", logs.LogEntry, shown="What `Logs` gives")
     parts.append(f"## `squall.exception`\n\nThe module of all errors: {', '.join(_error_names())}.\n")
@@ -57,7 +58,7 @@ def _error_names() -> list[str]:
 def class_parts(name: str, cls: type, shown: str = "") -> Iterator[str]:
     """A class: what it is, how it is made when users make it, then its public members in the order of the source."""
     heading = f"## `squall.{name}`" if not shown else f"## `{name}`\n\n{shown}."
-    makes_it = name in ("App", "Cron", "Period", "Retries", "FunctionStats")
+    makes_it = name in ("App", "Cron", "InputInfo", "Period", "Retries", "FunctionStats")
     yield entry(heading, f"squall.{name}" if makes_it and not shown else "", cls)
     for member, value in vars(cls).items():
         if (

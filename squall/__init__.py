@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from squall._marks import batched, concurrent, enter, exit, method, parameter
     from squall._output import enable_output
     from squall.app import App, LocalEntrypoint
+    from squall.call import FunctionCall
     from squall.client import Client, current_function_call_id, current_input_id, interact, is_local
     from squall.cls import Cls
     from squall.exception import Error, InputCancellation
     from squall.file_pattern_matcher import FilePatternMatcher
-    from squall.function import Function, FunctionCall
+    from squall.function import Function
     from squall.image import Image
     from squall.options import Retries
     from squall.schedule import Cron, Period
@@ -62,7 +63,7 @@ _HOMES = {
     "Error": "exception",
     "FilePatternMatcher": "file_pattern_matcher",
     "Function": "function",
-    "FunctionCall": "function",
+    "FunctionCall": "call",
     "Image": "image",
     "InputCancellation": "exception",
     "LocalEntrypoint": "app",

@@ -37,7 +37,8 @@ AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
-MOVE_MOUNT_F_EMPTY_PATH = 4
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
+RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 FSOPEN_CLOEXEC = FSMOUNT_CLOEXEC = 1
 FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 
@@ -64,6 +65,7 @@ _NUMBERS = {
     "aarch64": {"clone": 220, "capset": 91, "pivot_root": 41},
 }
 # The same on every architecture.
+_OPENAT2 = 437
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _CLOSE_RANGE, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 436, 442
 
 
@@ -242,8 +244,19 @@ def open_tree(path: str, flags: int = OPEN_TREE_CLONE | AT_RECURSIVE, *, dir_fd:
     return _syscall("open_tree", _OPEN_TREE, dir_fd, os.fsencode(path), flags | OPEN_TREE_CLOEXEC)
 
 
-def move_mount(fd: int, target: str, *, dir_fd: int = AT_FDCWD) -> None:
-    _syscall("move_mount", _MOVE_MOUNT, fd, b"", dir_fd, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH)
+def open_inside(top: int, path: str) -> int:
+    """A descriptor, for mounting at, of what `path` is in the tree whose root the descriptor `top` is: links lead to
+    where they would lead whoever lives in that tree, and never out of it."""
+    how = struct.pack("<QQQ", os.O_PATH | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    return _syscall("openat2", _OPENAT2, top, os.fsencode(path), how, len(how), shown=(top, path))
+
+
+def move_mount(fd: int, target: str | int, *, dir_fd: int = AT_FDCWD) -> None:
+    """Attach the detached tree `fd` at a path, or at what a descriptor stands for."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH
+    if isinstance(target, int):
+        dir_fd, target, flags = target, "", flags | MOVE_MOUNT_T_EMPTY_PATH
+    _syscall("move_mount", _MOVE_MOUNT, fd, b"", dir_fd, os.fsencode(target), flags)
 
 
 def mount_setattr(fd: int, attributes: int, *, recursive: bool = True, userns: int = 0) -> None:
@@ -253,7 +266,7 @@ def mount_setattr(fd: int, attributes: int, *, recursive: bool = True, userns: i
     _syscall("mount_setattr", _MOUNT_SETATTR, fd, b"", flags, data, len(data), shown=shown)
 
 
-def attach(fd: int, target: str) -> None:
+def attach(fd: int, target: str | int) -> None:
     """Attach a detached tree and close its descriptor."""
     try:
         move_mount(fd, target)
@@ -262,7 +275,7 @@ def attach(fd: int, target: str) -> None:
             os.close(fd)
 
 
-def bind(source: str, target: str, attributes: int = 0, *, recursive: bool = True, userns: int = 0) -> None:
+def bind(source: str, target: str | int, attributes: int = 0, *, recursive: bool = True, userns: int = 0) -> None:
     """Show `source` at `target`, with attributes set before it is seen there."""
     fd = open_tree(source, OPEN_TREE_CLONE | (AT_RECURSIVE if recursive else 0))
     try:

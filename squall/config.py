@@ -46,6 +46,9 @@ class Config:
     idle_timeout: float = _setting(
         15.0, "seconds an embedded server stays after the last client and app are gone", minimum=0
     )
+    reattach_grace: float = _setting(
+        60.0, "seconds that containers outlive a server that was killed, and wait for the next one", minimum=0
+    )
     log_days: float = _setting(30.0, "days that output of containers is kept", minimum=0)
     log_app_mib: int = _setting(256, "output kept of one app, in MiB; the newest", minimum=16)
     log_total_gib: float = _setting(4.0, "output kept of all apps together, in GiB; the newest", minimum=0.1)
@@ -118,6 +121,11 @@ class Config:
     @property
     def node_dir(self) -> Path:
         return self.home / "node"
+
+    @property
+    def agent_lock(self) -> Path:
+        """Held by the node agent of this home, whose pid is in it."""
+        return self.node_dir / "agent.lock"
 
     @property
     def socket_path(self) -> Path:

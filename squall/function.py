@@ -1,4 +1,4 @@
-"""Function and FunctionCall: what a user calls.
+"""Function: what a user calls; `call.py` has the handle of what was spawned.
 
 Owns the calling verbs (`remote`, `local`, `map`, `spawn` ...) and turning one call into a `Submit` and its result
 back into a value. Each verb is one coroutine with two faces (`_blocking`). Must never build specs (`app.py`) or know
@@ -13,7 +13,7 @@ import os
 import time
 import types
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
@@ -22,20 +22,17 @@ from squall import client as clients
 from squall._blocking import both, both_generator, run
 from squall._lookup import Autoscaler, Lookup, checked_lookup
 from squall._object import Handle, checked_id
+from squall.call import FunctionCall
 from squall.client import Client, Waiter, check_payload
-from squall.exception import InvalidError, NotFoundError, OutputTimeoutError, SerializationError
+from squall.exception import InvalidError, NotFoundError, SerializationError
 from squall.options import FunctionOptions, batch_fields, concurrency_fields, merged_fields, variant_fields
 from squall.protocol import payload as payloads
 from squall.protocol.messages import (
     BindFunction,
     CancelCall,
-    GetCall,
-    GetOutput,
     GetStats,
     InputItem,
-    OutputItem,
     Submit,
-    build,
     new_id,
 )
 from squall.protocol.transport import Pending
@@ -50,8 +47,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 SPAWN_BATCH = 512
-ANSWER_GRACE_S = 10.0
-"""How much longer than the server was told to wait its answer may take."""
+SPAWN_WINDOW = 8
+"""Batches of a `spawn_map` that are on their way to the server's disk at a time: they share its syncs."""
+KEY_LIMIT = 200
 
 
 @dataclass(frozen=True)
@@ -413,15 +411,46 @@ class Function(Handle, Generic[P, R]):
                 call = square.spawn(7)
                 print(call.get(timeout=30))
         """
+        return await self._spawn("", args, kwargs)
+
+    @both
+    async def spawn_once(self, key: str, /, *args: P.args, **kwargs: P.kwargs) -> FunctionCall[R]:
+        """`spawn`, unless a call of this function was spawned under `key` within 7 days: then the handle of that one.
+
+        For work that must be started once however often it is asked for: by a webhook that comes twice, or a program
+        that died before it wrote down what it had spawned. `key` is up to 200 characters of yours, such as an order's
+        number. Arguments are compared as they are packed; other ones under the same key raise ConflictError.
+
+        Example:
+
+            @app.function()
+            def bill(order, cents): return f"{order}: {cents / 100:.2f}"
+
+            @app.local_entrypoint()
+            def main():
+                first = bill.spawn_once("order-17", "17", 995)
+                again = bill.spawn_once("order-17", "17", 995)
+                print(first.object_id == again.object_id, again.get(timeout=30))
+        """
+        if not isinstance(key, str) or not 0 < len(key) <= KEY_LIMIT:
+            raise InvalidError(
+                f"`{self._tag}.spawn_once` got the key {key!r:.80}",
+                hint=f"a key is text of 1 to {KEY_LIMIT} characters",
+            )
+        return await self._spawn(key, args, kwargs)
+
+    async def _spawn(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FunctionCall[R]:
         if self._lookup is not None:
             await self._find()
         if self._is_generator:
             raise InvalidError(f"`{self._tag}` is a generator and cannot be spawned", hint="use `.remote_gen(...)`")
         target = await self._target()
         item, payload = await self._pack(target, 0, args, kwargs)
-        call_id = new_id("fc")
-        await target.client.request(_submit(call_id, target, [item], "spawn"), payload)
-        return FunctionCall(call_id, self._tag, target.source_map)
+        submit = _submit(new_id("fc"), target, [item], "spawn")
+        if key:
+            submit.key, submit.digest = key, payloads.digest_call(args, kwargs, payload or item.blob.encode())
+        reply, _ = await target.client.request(submit, payload)
+        return FunctionCall(str(reply.data.get("call_id", submit.call_id)), self._tag, target.source_map)
 
     async def _pack(
         self, target: Target, idx: int, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -527,7 +556,7 @@ class Function(Handle, Generic[P, R]):
     async def spawn_map(self, *input_iterators: Any, kwargs: dict[str, Any] | None = None) -> FunctionCall[R]:
         """Start one call with an input per item; gives back its handle once all inputs are on the server's disk.
 
-        `kwargs` as for `map`. Results are had one by one: `call.get(index=3)`.
+        `kwargs` as for `map`. Results are had in turn, `for result in call.iter()`, or one by one: `call.get(index=3)`.
 
         Example:
 
@@ -537,7 +566,7 @@ class Function(Handle, Generic[P, R]):
             @app.local_entrypoint()
             def main():
                 call = square.spawn_map(range(5))
-                print([call.get(index=i) for i in range(call.num_inputs())])
+                print(list(call.iter()))
         """
         if self._lookup is not None:
             await self._find()
@@ -546,26 +575,30 @@ class Function(Handle, Generic[P, R]):
         target = await self._target()
         call_id = new_id("fc")
         inputs = _map.zip_inputs(input_iterators, "spawn_map")
+        under_way: deque[Pending[Any]] = deque()
         items: list[InputItem] = []
         parts: list[bytes] = []
-        count = 0
-        async for args in inputs.stream():
-            item, data = await self._pack(target, count, args, kwargs or {})
-            items.append(item)
-            parts.append(data)
-            count += 1
-            if len(items) >= SPAWN_BATCH or sum(map(len, parts)) > _map.FRAME_TARGET_BYTES:
-                await self._send_spawned(target, call_id, items, parts, last=False)
-                items, parts = [], []
-        await self._send_spawned(target, call_id, items, parts, last=True)
+        count = size = 0
+        try:
+            async for args in inputs.stream():
+                item, data = await self._pack(target, count, args, kwargs or {})
+                items.append(item)
+                parts.append(data)
+                count += 1
+                size += len(data)
+                if len(items) >= SPAWN_BATCH or size > _map.FRAME_TARGET_BYTES:
+                    under_way.append(_send_spawned(target, call_id, items, parts))
+                    items, parts, size = [], [], 0
+                    if len(under_way) >= SPAWN_WINDOW:
+                        await under_way.popleft().within(clients.REQUEST_TIMEOUT)
+            if items or not count:
+                under_way.append(_send_spawned(target, call_id, items, parts))
+            while under_way:
+                await under_way.popleft().within(clients.REQUEST_TIMEOUT)
+        except BaseException:  # nobody has a handle of what was spawned so far
+            _cancel_spawned(target.client, call_id)
+            raise
         return FunctionCall(call_id, self._tag, target.source_map, count)
-
-    async def _send_spawned(
-        self, target: Target, call_id: str, items: list[InputItem], parts: list[bytes], *, last: bool
-    ) -> None:
-        submit = _submit(call_id, target, items, "spawn")
-        submit.last = last
-        await target.client.request(submit, b"".join(parts))
 
     @both
     async def hydrate(self) -> Function[P, R]:
@@ -635,163 +668,21 @@ def check_batched(raw_f: Any, is_method: bool) -> None:
         raise InvalidError(f"`{name}` is batched and has no argument", hint="each argument becomes a list")
 
 
-class FunctionCall(Handle, Generic[R]):
-    """A call made by `spawn` or `spawn_map`: its results are kept 7 days and can be had from any process.
-
-    Example:
-
-        @app.function()
-        def train(epochs): return f"trained for {epochs}"
-
-        @app.local_entrypoint()
-        def main():
-            call_id = train.spawn(3).object_id
-            print(squall.FunctionCall.from_id(call_id).get(timeout=60))
-    """
-
-    _prefix = "fc-"
-
-    def __init__(
-        self, call_id: str, tag: str = "", source_map: dict[str, str] | None = None, count: int | None = None
-    ) -> None:
-        self._object_id = call_id
-        self._tag = tag
-        self._source_map = source_map or {}
-        self._count = count
-
-    @classmethod
-    def from_id(cls, call_id: str) -> FunctionCall[Any]:
-        """The handle of a call made by any program of this home. Does no I/O; an unknown id shows at `get`."""
-        return FunctionCall(checked_id(call_id, "fc-", "function call"))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return FunctionCall, (self._object_id, self._tag, None, self._count)
-
-    @property
-    def _name(self) -> str:
-        return self._tag or self._object_id
-
-    @both
-    async def get(self, timeout: float | None = None, *, index: int = 0) -> R:
-        """The result of input `index`; raises what the function raised. May be repeated.
-
-        - `timeout`: seconds to wait; None waits for ever, 0 only looks. The call itself goes on when they have passed.
-        - `index`: which input of a `spawn_map`, from 0.
-
-        Raises OutputTimeoutError when the result is not there in time, OutputExpiredError after 7 days,
-        NotFoundError for a call or index that never was, and what `Function.remote` raises.
-        """
-        client = Client.current()
-        pending = _ask_output(client, self._object_id, index, timeout)
-        output, data = await self._answer(pending, timeout)
-        return await client.value_of(output, data, self._name, self._source_map)  # type: ignore[no-any-return]
-
-    async def _answer(self, pending: Pending[Any], timeout: float | None) -> tuple[OutputItem, bytes]:
-        try:
-            reply, data = await pending.within(None if timeout is None else timeout + ANSWER_GRACE_S)
-        except OutputTimeoutError:
-            reply, data = None, b""
-        if reply is None or not reply.data.get("ready"):
-            raise OutputTimeoutError(f"call `{self._name}` has no result after {timeout or 0:g} s")
-        return build(OutputItem, reply.data["item"]), data
-
-    @both
-    async def gather(cls: Any, *calls: FunctionCall[Any]) -> list[Any]:
-        """The results of several calls in their order; the first failure is raised as soon as it is known.
-
-        Example:
-
-            @app.function()
-            def square(x): return x * x
-
-            @app.local_entrypoint()
-            def main():
-                print(squall.FunctionCall.gather(*[square.spawn(x) for x in range(3)]))
-        """
-        return await _gather(calls)
-
-    @both
-    async def cancel(self, terminate_containers: bool = False) -> None:
-        """Cancel the inputs that have not ended; running code sees `InputCancellation`. Harmless when all have.
-
-        A container that has not ended its input 10 s later is killed; `terminate_containers=True` kills at once.
-        Afterwards `get` raises CancelledError.
-        """
-        await Client.current().request(CancelCall(self._object_id, [], terminate_containers))
-
-    @both
-    async def hydrate(self) -> FunctionCall[R]:
-        """Make sure now that the server knows the call, instead of at `get`; returns the handle itself.
-
-        Raises NotFoundError for a call that was never spawned, or so long ago that it was forgotten.
-        """
-        await self.num_inputs.aio()
-        return self
-
-    @property
-    def logs(self) -> Logs:
-        """What was written while the call's inputs ran, in the containers in which they did.
-
-        Output is told apart by its time: where a container runs several inputs at a time, what the others write
-        meanwhile is here too; and of an input that was tried again, only the last attempt is.
-        """
-        from squall.logs import Logs
-        from squall.protocol.requests import ReadLogs
-
-        async def target() -> tuple[Client, ReadLogs]:
-            return Client.current(), ReadLogs(call=self._object_id)
-
-        return Logs(target)
-
-    @both
-    async def num_inputs(self) -> int:
-        """How many inputs the call has: 1 for `spawn`, one per item for `spawn_map`."""
-        if self._count is None:
-            reply, _ = await Client.current().request(GetCall(self._object_id))
-            self._count = int(reply.data.get("num_inputs", 1))
-        return self._count
-
-
-async def _gather(calls: Iterable[FunctionCall[Any]]) -> list[Any]:
-    client = Client.current()
-    wanted = list(calls)
-    for call in wanted:
-        if not isinstance(call, FunctionCall):
-            raise InvalidError(f"`FunctionCall.gather` got a `{type(call).__name__}`", hint="pass what `.spawn()` gave")
-    done: deque[int] = deque()
-    progress: list[Pending[None]] = [Pending(client.link)]
-    pendings = [_ask_output(client, call.object_id, 0, None) for call in wanted]
-
-    def arrived(index: int) -> None:
-        done.append(index)
-        progress[0].set(None)
-
-    for i, pending in enumerate(pendings):
-        pending.add_callback(functools.partial(arrived, i))
-    results: dict[int, Any] = {}
-    while len(results) < len(wanted):
-        while done:
-            index = done.popleft()
-            call = wanted[index]
-            output, data = await call._answer(pendings[index], None)
-            results[index] = await client.value_of(output, data, call._name, call._source_map)
-        if len(results) < len(wanted):
-            progress[0] = Pending(client.link)
-            if not done:
-                await progress[0]
-    return [results[i] for i in range(len(wanted))]
-
-
-def _ask_output(client: Client, call_id: str, index: int, timeout: float | None) -> Pending[Any]:
-    if isinstance(index, bool) or not isinstance(index, int) or index < 0:
-        raise InvalidError(f"`index` is {index!r}", hint="inputs are counted from 0")
-    return client.link.request(GetOutput(call_id, index, -1.0 if timeout is None else max(0.0, float(timeout))))
-
-
 def _submit(call_id: str, target: Target, items: list[InputItem], kind: str) -> Submit:
     parent = clients.current_input_id() or ""
     sent_at = time.time()
     return Submit(call_id, target.function_id, items, kind=kind, parent=parent, sent_at=sent_at, method=target.method)
+
+
+def _send_spawned(target: Target, call_id: str, items: list[InputItem], parts: list[bytes]) -> Pending[Any]:
+    return target.client.link.request(_submit(call_id, target, items, "spawn"), b"".join(parts))
+
+
+def _cancel_spawned(client: Client, call_id: str) -> None:
+    try:
+        client.link.request(CancelCall(call_id))
+    except Exception:  # the reason why is on its way to the user already
+        pass
 
 
 def _cancel_quietly(client: Client, call_id: str) -> None:

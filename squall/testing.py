@@ -83,6 +83,9 @@ def check_dispatch(dispatch: Dispatch) -> None:
             by_function.setdefault(where, []).append(input_)
         waiting = any(input_.container is None for input_ in call.inputs.values())
         require(not waiting or call.function.successor is None, "what waits moves to the successor", call.call_id)
+    for input_ in dispatch.adoption.stand_ins():
+        require(input_.state == "running", "a stand-in runs", input_)
+        by_function.setdefault(input_.call.function, []).append(input_)
     for function in dispatch.functions.values():
         _check_function(function, by_function.get(function, []))
     for container_id, container in dispatch.containers.items():
@@ -401,8 +404,8 @@ class Simulation:
 
     def _round(self) -> None:
         """The hand's periodic look at all functions."""
-        for demand in self.dispatch.demands(self.now):
-            self._scale(demand.function_id)
+        for function_id in list(self.dispatch.functions):
+            self._scale(function_id)
         self._at(1.0, self._round)
 
     # ---- the hand -----------------------------------------------------------------------------------------------

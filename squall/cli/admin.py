@@ -21,6 +21,7 @@ import click
 from squall import config
 from squall.cli.manage import ago, ask, json_option, print_json
 from squall.client import Client
+from squall.engines.provider import end_agent
 from squall.exception import Error, ServiceError
 from squall.protocol.requests import GetServer, ListObjects, StopServer
 
@@ -210,7 +211,9 @@ def down(now: bool, grace: float | None) -> None:
     client = here(settings)
     if client is None:
         (settings.run_dir / "stays").unlink(missing_ok=True)
-        click.echo("no server is running", err=True)
+        had_agent = end_agent(settings)
+        waited = "; its containers, which waited for another, were ended" if had_agent else ""
+        click.echo(f"no server is running{waited}", err=True)
         return
     seconds = 0.0 if now else -1.0 if grace is None else grace
     try:

@@ -11,11 +11,11 @@ from typing import Any
 
 import click
 
+from squall.call import FunctionCall
 from squall.cli.logs import Printer, log_options
 from squall.cli.main import Group
 from squall.cli.manage import ask, cells, connect, json_option, print_json, show_list
 from squall.exception import InvalidError, OutputTimeoutError
-from squall.function import FunctionCall
 from squall.protocol.messages import CancelCall, GetCall
 from squall.protocol.requests import GetCallGraph
 

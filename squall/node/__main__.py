@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
+import os
 import signal
 import sys
+import time
+from typing import TextIO
 
 import uvloop
 
 from squall import _observe, config
 from squall.config import Config
-from squall.exception import Error, InvalidError
+from squall.exception import ConflictError, Error, InvalidError
 from squall.node import linux
 from squall.node.agent import Agent
 from squall.node.native import NativeRuntime
@@ -19,6 +23,9 @@ from squall.node.network import Network
 from squall.node.runtime import ProcessRuntime, Runtime
 
 log = _observe.Logger("agent")
+
+LOCK_TIMEOUT = 10.0
+"""An earlier agent may still be undoing what it had."""
 
 
 def choose_runtime(settings: Config) -> tuple[Runtime, Network | None, list[str]]:
@@ -39,6 +46,32 @@ def choose_runtime(settings: Config) -> tuple[Runtime, Network | None, list[str]
     return runtime, network, warnings
 
 
+def take_lock(settings: Config) -> TextIO:
+    """One agent a home: it holds this lock for as long as it lives, with its pid in the file, by which a new server
+    finds it. Raises ConflictError when there is another that does not end."""
+    file = settings.agent_lock.open("a+")
+    deadline = time.monotonic() + LOCK_TIMEOUT
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise ConflictError(
+                    f"start a node agent for `{settings.home}`: another one, pid {_pid_in(settings)}, serves it",
+                    hint="`squall down` ends it with its server",
+                ) from None
+            time.sleep(0.02)  # nothing runs yet that this could hold up
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _pid_in(settings: Config) -> str:
+    return settings.agent_lock.read_text()[:20]
+
+
 async def serve(settings: Config) -> None:
     agent = Agent(settings, *choose_runtime(settings))
     gc.freeze()  # what a container leaves here has few cycles: have the collector look rarely, and not at the code
@@ -54,7 +87,8 @@ def main() -> int:
         settings = config.load()
         _observe.configure(settings.log_level, format=settings.log_format)
         settings.node_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
-        uvloop.run(serve(settings))
+        with take_lock(settings):
+            uvloop.run(serve(settings))
     except Error as error:
         log.error(str(error))
         return 1

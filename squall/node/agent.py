@@ -2,9 +2,10 @@
 
 It decides no policy and trusts no container. Its link to the server is one frame stream; runner sockets go over by
 SCM_RIGHTS on a second, SEQPACKET socket. Containers die with the agent (PDEATHSIG) and a new agent sweeps what is
-left before it takes work, so there is never a container nobody owns. When the server is gone
-the agent undoes everything, removes the sockets of a server that was killed, and ends. Tested in
-`tests/integration/test_kills.py`.
+left before it takes work, so there is never a container nobody owns. When the server is gone the agent keeps what it
+has for `reattach_grace` seconds and looks for the next one: it registers there with its containers and gives each
+runner a new socket. If none comes it undoes everything, removes the sockets of the server that was killed, and ends.
+Tested in `tests/integration/test_kills.py` and `test_reattach.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 from squall._observe import Logger
 from squall.config import Config
-from squall.exception import Error, InvalidError, ServiceError
+from squall.exception import BuildError, Error, InvalidError, ServiceError
 from squall.node import reports, sources
 from squall.node.builder import Builder
 from squall.node.execs import Execs
@@ -33,11 +34,12 @@ from squall.node.layers import Absent, total_size
 from squall.node.native import NativeRuntime
 from squall.node.network import Network
 from squall.node.runtime import Container, ContainerIO, Exit, Runtime
-from squall.protocol.images import image_id_of, settings_of
+from squall.protocol.images import build_id_of, settings_of
 from squall.protocol.messages import (
     BuildImage,
     ContainerEvent,
     ContainerOutput,
+    ContainerSpec,
     ExecData,
     Failure,
     Hello,
@@ -52,6 +54,7 @@ from squall.protocol.messages import (
     decode,
 )
 from squall.protocol.requests import BuildDone, CancelBuild, Pruned, PruneImages, VerifyImage
+from squall.protocol.resumption import HeldContainer, RegisterAgain
 from squall.protocol.transport import FrameStream, payload_for, widen
 
 log = Logger("agent")
@@ -66,6 +69,11 @@ DRAIN_SECONDS = 2.0
 """For the last output of a container that has ended."""
 DRAIN_ROUNDS = 5
 """Times it gets that long, while it is the server that does not keep up."""
+RETURN_EVERY = 0.05
+"""Seconds between two looks for a server, after one was lost."""
+IDLE_GRACE = 5.0
+"""How long to look for one at most, when there is no container that would be lost."""
+HAND_OVER_TIMEOUT = 5.0
 CREATE_LIMIT = 64
 """Creations waiting or under way; the server bounds them too."""
 
@@ -73,9 +81,13 @@ CREATE_LIMIT = 64
 class Held:
     """A container the agent has, from the wish for it to its end."""
 
-    def __init__(self, container_id: str) -> None:
-        self.container_id = container_id
+    def __init__(self, spec: ContainerSpec) -> None:
+        self.spec = spec
+        self.container_id = spec.container_id
+        self.requested_at = time.time()
         self.container: Container | None = None
+        self.control: socket.socket | None = None
+        """Over which its runner gets another socket, when there is another server."""
         self.stop_reason = ""
         self.outputs: set[int] = set()
         """Our ends of its output streams that are not yet at their end."""
@@ -99,9 +111,11 @@ class Agent:
         self.handoff_path = config.run_dir / "handoff.sock"
         self.handoff: socket.socket
         self.held: dict[str, Held] = {}
+        self.connected = asyncio.Event()
         self.ended = asyncio.Event()
         self.reason = ""
         self._server_died = False
+        self._returning: asyncio.Task[None] | None = None
         self.sources = sources.Sources(config.node_dir / "sources", self.request)
         self.execs = Execs(self)
         self.builder: Builder | None = None
@@ -118,13 +132,13 @@ class Agent:
     # -- life
 
     async def run(self) -> None:
-        """Connect, register, serve until told to end or the server is gone; then undo everything."""
+        """Connect, register, serve until told to end or the server is gone for good; then undo everything."""
         starting = asyncio.ensure_future(self._prepare())
         try:
-            await self._connect()
+            self.stream = await self._connect()
             await starting
             unused = self.sources.set_unused_aside()
-            await self._register()
+            await self._register(Register)
             self._spawn(self.sources.remove(unused))
             reporter = self._spawn(self._report())
             if self.builder is not None:
@@ -140,25 +154,85 @@ class Agent:
         network = self.network.start() if self.network is not None else asyncio.sleep(0)
         await asyncio.gather(network, self.runtime.start())
 
-    async def _connect(self) -> None:
-        self.handoff = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.handoff.setblocking(False)
-        self.handoff.connect(str(self.handoff_path))
-        stream = FrameStream(self.loop, self._on_frame, self._on_lost)
-        await self.loop.create_unix_connection(lambda: stream, str(self.config.socket_path))  # type: ignore[type-var]
-        self.stream = stream
-        await self.request(Hello("agent"))
+    async def _connect(self) -> FrameStream:
+        handoff = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            handoff.setblocking(False)
+            handoff.connect(str(self.handoff_path))
+            stream = FrameStream(self.loop, self._on_frame, self._on_lost)
+            await self.loop.create_unix_connection(lambda: stream, str(self.config.socket_path))  # type: ignore[type-var]
+            await self.request(Hello("agent"), stream=stream)
+        except BaseException:
+            handoff.close()
+            raise
+        self.handoff = handoff
+        return stream
 
-    async def _register(self) -> None:
+    async def _register(self, kind: type[Register]) -> None:
         machine = reports.inventory(self.config)
         warnings = self.warnings + self.runtime.warnings()
         if self.network is not None:
             warnings += self.network.warnings()
-        message = Register(
-            machine.hostname, machine.cpus, machine.memory_mib, machine.gpus, self.runtime.name, warnings
-        )
+        message = kind(machine.hostname, machine.cpus, machine.memory_mib, machine.gpus, self.runtime.name, warnings)
+        if isinstance(message, RegisterAgain):
+            held = self.held.values()
+            message.containers = [HeldContainer(h.spec, h.container is not None, h.requested_at) for h in held]
         await self.request(message)
+        self.connected.set()
         log.info("registered", runtime=self.runtime.name, cpus=machine.cpus, memory_mib=machine.memory_mib)
+
+    # -- the next server
+
+    async def _return(self, reason: str) -> None:
+        """Look for a server until the grace is over. What containers write meanwhile stays in their pipes."""
+        grace = self.config.reattach_grace if self.held else min(IDLE_GRACE, self.config.reattach_grace)
+        deadline = self.loop.time() + grace
+        log.warning("the server is gone", reason=reason, containers=len(self.held), grace=grace)
+        self.execs.close()
+        self.handoff.close()
+        while self.loop.time() < deadline and not self.ended.is_set():
+            try:
+                self.stream = await self._connect()
+                await self._register(RegisterAgain)
+                await self._hand_over_again()
+            except (OSError, Error) as error:
+                if self._returning is not asyncio.current_task():
+                    return  # it was there, and is lost again: that is looked after already
+                log.debug("no server yet", error=str(error))
+                await asyncio.sleep(RETURN_EVERY)
+            else:
+                self._server_died = False
+                return
+        self.end(f"connection to the server broke: {reason}")
+
+    async def _hand_over_again(self) -> None:
+        """Connect each runner with the new server."""
+        for held in list(self.held.values()):
+            if held.control is None:
+                continue
+            server_end, runner_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            with server_end, runner_end:
+                for end in (server_end, runner_end):
+                    widen(end)
+                try:
+                    socket.send_fds(held.control, [b"again"], [runner_end.fileno()])
+                except OSError as error:  # it does not take what it is sent
+                    self._stop(StopContainer(held.container_id, reason=f"its runner cannot be reached: {error}"))
+                    continue
+                await self._hand_over_late(held.container_id, server_end)
+
+    async def _hand_over_late(self, container_id: str, sock: socket.socket) -> None:
+        """`_hand_over` for one of many, which the server takes one by one."""
+        deadline = self.loop.time() + HAND_OVER_TIMEOUT
+        while True:
+            try:
+                self._hand_over(container_id, sock)
+            except ServiceError:
+                if self.stream.closing or self.loop.time() > deadline:
+                    raise
+                await asyncio.sleep(0.01)
+            else:
+                return
 
     def end(self, reason: str) -> None:
         if not self.ended.is_set():
@@ -167,6 +241,9 @@ class Agent:
             self.ended.set()
 
     async def _close(self) -> None:
+        if self._returning is not None:
+            self._returning.cancel()
+        self.connected.set()  # nobody is to wait for another server any more
         for held in list(self.held.values()):
             if held.container is not None:
                 held.container.kill("the node agent is ending")
@@ -200,12 +277,17 @@ class Agent:
 
     # -- the server's words
 
-    async def request(self, message: Message, payload: bytes = b"") -> tuple[Any, bytes]:
+    async def request(
+        self, message: Message, payload: bytes = b"", stream: FrameStream | None = None
+    ) -> tuple[Any, bytes]:
+        stream = stream or self.stream
+        if stream.closing:
+            raise ServiceError(f"connection to the server broke: {stream.closing}")
         self._next_id += 1
         message.id = self._next_id
         future: asyncio.Future[tuple[Any, bytes]] = self.loop.create_future()
         self._requests[message.id] = future
-        self.stream.send(message, payload)
+        stream.send(message, payload)
         try:
             return await asyncio.wait_for(future, 30.0)
         except asyncio.TimeoutError:
@@ -254,10 +336,10 @@ class Agent:
         for future in self._requests.values():
             if not future.done():
                 future.set_exception(ServiceError(f"connection to the server broke: {reason}"))
-        # The server of an embedded home does not come back under the same agent: containers hold sockets to the old
-        # one. Ending at once frees the machine; the next server starts a fresh agent.
-        self._server_died = True
-        self.end(f"connection to the server broke: {reason}")
+        if self.connected.is_set() and not self.ended.is_set():
+            self.connected.clear()
+            self._server_died = True
+            self._returning = self.loop.create_task(self._return(reason))
 
     async def _remove_dead_sockets(self) -> None:
         """A server that was killed leaves its sockets in the home. That it is gone, and no other there yet, shows by
@@ -274,13 +356,13 @@ class Agent:
 
     async def _start(self, message: StartContainer) -> None:
         spec = message.spec
-        held = self.held[spec.container_id] = Held(spec.container_id)
+        held = self.held[spec.container_id] = Held(spec)
         began = time.perf_counter()
         try:
             async with self._creating:
                 container = await self._create(held, message)
         except Exception as error:  # whatever it is: the server waits for ever for one whose end nobody reports
-            self.held.pop(spec.container_id, None)
+            self._forget(held)
             said, hint = (error.message, error.hint) if isinstance(error, Error) else (_said(error), "")
             self._report_exit(spec.container_id, -1, f"could not be made: {said}", hint=hint)
             return
@@ -314,20 +396,27 @@ class Agent:
             bundle = await self.sources.get(digest)
             shown.append((bundle / entry if entry else bundle, target))
         server_end, runner_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        control, runner_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control.setblocking(False)
         out_r, out_w = os.pipe2(os.O_CLOEXEC)
         err_r, err_w = os.pipe2(os.O_CLOEXEC)
         try:
             for end in (server_end, runner_end):  # the container could not
                 widen(end)
             self._hand_over(spec.container_id, server_end)
-            container = await self.runtime.create(spec, ContainerIO(runner_end.fileno(), out_w, err_w), source, shown)
+            held.control = control
+            io = ContainerIO(runner_end.fileno(), out_w, err_w, runner_control.fileno())
+            container = await self.runtime.create(spec, io, source, shown)
         except BaseException:
             os.close(out_r)
             os.close(err_r)
+            control.close()
+            held.control = None
             raise
         finally:
             server_end.close()
             runner_end.close()
+            runner_control.close()
             os.close(out_w)
             os.close(err_w)
         self._read_output(held, "stdout", out_r)
@@ -350,9 +439,15 @@ class Agent:
         if held.kill_timer is not None:
             held.kill_timer.cancel()
         await self._drain(held)
-        self.held.pop(held.container_id, None)
+        self._forget(held)
         reason = held.stop_reason if held.stop_reason and not ended.oom else ended.reason
         self._report_exit(held.container_id, ended.code, reason, oom=ended.oom, usage=ended.usage)
+
+    def _forget(self, held: Held) -> None:
+        self.held.pop(held.container_id, None)
+        if held.control is not None:
+            held.control.close()
+            held.control = None
 
     def _report_exit(
         self,
@@ -391,7 +486,7 @@ class Agent:
     # -- images
 
     async def _build(self, message: BuildImage) -> None:
-        image_id = image_id_of(message.image.steps)
+        image_id = build_id_of(message.image)
         done = BuildDone(image_id)
         try:
             if self.builder is None:
@@ -405,16 +500,22 @@ class Agent:
             done.code, done.message, done.hint = error.code, error.message, error.hint
         except OSError as error:
             done.code, done.message = ServiceError.code, f"build image `{image_id}`: {error}"
+        except Exception as error:  # whatever a recipe or its files bring about: its end is waited for without one
+            log.error("a build failed", image=image_id, error=traceback.format_exc())
+            done.code, done.message = BuildError.code, f"build image `{image_id}`: {_said(error)}"
         self.stream.send(done)
 
     async def _look_after(self, message: PruneImages | VerifyImage) -> None:
         done = Pruned()
-        if self.builder is not None:
-            if isinstance(message, PruneImages):
-                layers = await self.builder.prune(set(message.keep))
-            else:
-                layers = await self.builder.verify(message.image)
-            done = Pruned([layer.title for layer in layers], total_size(layers))
+        try:
+            if self.builder is not None:
+                if isinstance(message, PruneImages):
+                    layers = await self.builder.prune(set(message.keep))
+                else:
+                    layers = await self.builder.verify(message.image)
+                done = Pruned([layer.title for layer in layers], total_size(layers))
+        except Exception:  # answers are told apart by their order: one that is missing would shift all others
+            log.error("looking after images failed", what=message.TAG, error=traceback.format_exc())
         self.stream.send(done)
 
     def _send_output(self, message: Message, data: bytes) -> None:
@@ -428,9 +529,9 @@ class Agent:
         self.loop.add_reader(fd, self._forward, held, stream, fd)
 
     def _forward(self, held: Held, stream: str, fd: int) -> None:
-        """Pass on what a container wrote. While the server does not keep up the pipe is left full, so the container
-        waits and nobody's memory grows."""
-        if self.stream.paused and not self.stream.closing:
+        """Pass on what a container wrote. While the server does not keep up, or is gone, the pipe is left full, so the
+        container waits and nobody's memory grows."""
+        if (self.stream.paused or not self.connected.is_set()) and not self.ended.is_set():
             self.loop.remove_reader(fd)
             self._spawn(self._resume_output(held, stream, fd))
             return
@@ -462,6 +563,7 @@ class Agent:
             held.drained.set()
 
     async def _resume_output(self, held: Held, stream: str, fd: int) -> None:
+        await self.connected.wait()
         await self.stream.drained()
         self._go_on_reading(held, stream, fd)
 
@@ -471,7 +573,7 @@ class Agent:
         for _ in range(DRAIN_ROUNDS):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(held.drained.wait(), DRAIN_SECONDS)
-            if held.drained.is_set() or not self.stream.paused:
+            if held.drained.is_set() or not (self.stream.paused or self.stream.closing):
                 break
         lost = sum(map(_waiting_bytes, held.outputs))
         if lost:

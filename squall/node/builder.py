@@ -15,6 +15,7 @@ import contextlib
 import copy
 import functools
 import os
+import re
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from squall._observe import Logger
 from squall.exception import BuildError, Error, NotFoundError, ResourceExhaustedError
@@ -30,7 +32,7 @@ from squall.node.layers import Layer, Layers, total_size
 from squall.node.native import NativeRuntime
 from squall.node.runtime import Build, Exit
 from squall.node.sources import unpack
-from squall.protocol.images import Settings, check_image, check_secrets, image_id_of, layer_keys, title_of
+from squall.protocol.images import Settings, build_id_of, check_image, check_secrets, layer_keys, title_of
 from squall.protocol.messages import BuildOutput, ContainerSpec, ImageSpec, ImageStep, Message, new_id
 
 OUTPUT_CHUNK_BYTES = 1 << 16
@@ -38,10 +40,13 @@ TAIL_BYTES = 6000
 LOG_LIMIT_BYTES = 8 << 20
 FREE_BYTES = 256 << 20
 """Disk that a build leaves free."""
+FREE_FILES_SHARE = 0.01
+"""Of the files that the disk can hold, where it has such a limit: empty ones fill it without a byte."""
 WATCH_INTERVAL = 0.5
 SCRUB_INTERVAL = 300.0
 """Between two layers whose every byte is compared while nothing is built."""
 PARALLEL_BUILDS = 4
+MAIN = "main"
 Send = Callable[[Message, bytes], None]
 ReadBlob = Callable[[str], Awaitable[bytes]]
 
@@ -104,10 +109,10 @@ class Builder:
         """Build what is missing of an image. Each layer, lowest first, and whether it was made just now."""
         check_image(image)
         check_secrets(image, secrets or {})
-        image_id = image_id_of(image.steps)
+        image_id = build_id_of(image)
         made: list[tuple[Layer, bool]] = []
         settings = Settings()
-        keys = list(layer_keys(image.steps))
+        keys = list(layer_keys(image))
         forced = False
         held: list[Layer] = []
         try:
@@ -130,9 +135,9 @@ class Builder:
 
     async def _warm(self, image: ImageSpec) -> None:
         try:
-            await self.runtime.warm(image)
+            await self.runtime.warm(image, image.workspace or MAIN)
         except Error as error:  # the first container will say the same
-            _log.warning("an image could not be warmed", image=image_id_of(image.steps), error=error.message)
+            _log.warning("an image could not be warmed", image=build_id_of(image), error=error.message)
 
     def cancel(self, image_id: str, reason: str) -> None:
         """Nobody waits for this image any more: end what is built for it alone."""
@@ -153,7 +158,7 @@ class Builder:
     async def verify(self, image: ImageSpec) -> list[Layer]:
         """Compare every byte of an image with what was built; the damaged layers, which are taken out."""
         damaged = []
-        for key, _ in layer_keys(image.steps):
+        for key, _ in layer_keys(image):
             layer = self.layers.find(key)
             if layer is None or not layer.settled:
                 continue
@@ -305,7 +310,9 @@ class Builder:
     async def _run_container(
         self, work: _Work, recipe: recipes.Recipe, building: Path, inputs: Path, output: _Output
     ) -> Exit:
-        spec = ContainerSpec(new_id("bd"), cpu=float(os.cpu_count() or 1), memory_mib=1024)
+        spec = ContainerSpec(
+            new_id("bd"), work.image.workspace or MAIN, cpu=float(os.cpu_count() or 1), memory_mib=1024
+        )
         root, mounts = self._root(work, recipe, inputs, spec.workspace)
         wanted = building / "tree"
 
@@ -370,6 +377,9 @@ class Builder:
             if status.f_bavail * status.f_frsize < FREE_BYTES:
                 kill(f"the disk is full: a build leaves {FREE_BYTES >> 20} MiB of it free")
                 return
+            if status.f_files and status.f_favail < status.f_files * FREE_FILES_SHARE:
+                kill(f"the disk holds no more files: a build leaves {FREE_FILES_SHARE:.0%} of their number free")
+                return
 
 
 MASKED_BYTES = 4
@@ -380,7 +390,8 @@ class Mask:
     """Strikes secrets out of a stream. What may be the beginning of one is held back until more has come."""
 
     def __init__(self, values: Iterable[str]) -> None:
-        said = {line.strip().encode() for value in values for line in value.splitlines()}
+        lines = [line.strip() for value in values for line in value.splitlines()]
+        said = {text.encode() for line in lines for text in (line, *_passwords(line))}
         self._values = sorted((value for value in said if len(value) >= MASKED_BYTES), key=len, reverse=True)
         self._held = b""
 
@@ -402,6 +413,15 @@ class Mask:
         for value in self._values:
             data = data.replace(value, b"***")
         return data
+
+
+def _passwords(text: str) -> list[str]:
+    """What is secret in a URL, as it stands there and as it is meant: programs repeat either, and seldom the whole."""
+    found = re.search(r"://([^/@\s]*)@", text)
+    _, _, password = found[1].partition(":") if found else ("", "", "")
+    if found and not password:  # `https://TOKEN@host`
+        password = found[1].rstrip(":")
+    return [password, unquote(password)] if password else []
 
 
 class _Output:

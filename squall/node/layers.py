@@ -129,12 +129,12 @@ class Layers:
         return [layer for layer in self.all() if not layer.settled]
 
     def has(self, image: ImageSpec) -> bool:
-        return all(key in self._by_key for key, _ in layer_keys(image.steps))
+        return all(key in self._by_key for key, _ in layer_keys(image))
 
     def resolve(self, image: ImageSpec) -> tuple[Layer, ...]:
         """The layers of an image, the topmost first. Raises Absent when one is missing."""
         found = []
-        for key, _ in layer_keys(image.steps):
+        for key, _ in layer_keys(image):
             layer = self._by_key.get(key)
             if layer is None:
                 raise Absent(f"image `{image.image_id}` lacks its layer `{key}` on this node")
@@ -165,15 +165,17 @@ class Layers:
     def settle(self, layer: Layer) -> None:
         """Index a new layer and have the kernel write it to the disk; in a thread, as it takes its time."""
         size = count = 0
-        lines = []
-        for entry in _walk(layer.tree):
-            size += entry.size
-            count += 1
-            lines.append(json.dumps([entry.path, entry.kind, entry.mode, entry.size, entry.digest()]))
-        text = "\n".join(lines).encode()
-        (layer.path / "index").write_bytes(text)
+        digest = hashlib.blake2b(digest_size=32)
+        with (layer.path / "index").open("wb") as index:  # line by line: a tenant chose how many files there are
+            for entry in _walk(layer.tree):
+                size += entry.size
+                count += 1
+                row = [entry.path, entry.kind, entry.mode, entry.size, entry.digest()]
+                line = (json.dumps(row) + "\n").encode()
+                digest.update(line)
+                index.write(line)
         layer.size_bytes, layer.files, layer.settled = size, count, True
-        layer.inputs["index"] = hashlib.blake2b(text, digest_size=32).hexdigest()
+        layer.inputs["index"] = digest.hexdigest()
         fd = os.open(layer.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             _linux.syncfs(fd)

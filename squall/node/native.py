@@ -73,6 +73,7 @@ _LOCK_TIMEOUT = 10.0
 SOURCE = "/src"
 """Where a container finds the bundle of its function's source."""
 RUNNER_FD = 3
+CONTROL_FD = 4
 """A container's runner finds its socket there."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -724,6 +725,8 @@ class NativeRuntime(Runtime):
         """Give a shell what makes it this container; returns when it has sealed itself, by its own word."""
         hostname = (spec.hostname or spec.container_id)[:63]
         fds = {"runner": io.runner, "stdout": io.stdout, "stderr": io.stderr, "network": lease.netns_fd}
+        if io.control >= 0:
+            fds["control"] = io.control
         opened: list[int] = []
         try:
             for number, (path, target) in enumerate(trees):
@@ -738,17 +741,18 @@ class NativeRuntime(Runtime):
                 "files": _files(nursery.root.overrides, lease, hostname),
                 "workdir": nursery.settings.workdir,
                 "trees": [[f"tree-{n}", target] for n, (_, target) in enumerate(trees) if target != SOURCE],
-                "wrapped": self._wrapped(nursery, source=SOURCE if "source" in fds else None),
+                "wrapped": self._wrapped(nursery, SOURCE if "source" in fds else None, "control" in fds),
             }
             return await self._seal(shell, message, list(fds.values()))
         finally:
             linux.close_fds(opened)
 
-    def _wrapped(self, nursery: _Nursery, source: str | None) -> list[str]:
+    def _wrapped(self, nursery: _Nursery, source: str | None, controlled: bool) -> list[str]:
         """The command that becomes the runner, by way of the image's entrypoint; nothing where it has none."""
         if not nursery.settings.entrypoint:
             return []
-        call = f"process({RUNNER_FD}, {source!r}, {self._entry!r})"
+        control = f", {CONTROL_FD}" if controlled else ""
+        call = f"process({RUNNER_FD}, {source!r}, {self._entry!r}{control})"
         return [
             *nursery.settings.entrypoint,
             nursery.root.python,

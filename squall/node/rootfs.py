@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import squall
 from squall import _linux
@@ -266,19 +266,53 @@ def _tree_steps(
         yield from _layer_steps(root, target, userns)
     else:
         yield "skeleton", lambda: _linux.bind(skeleton, target, HIDDEN, recursive=False, userns=userns)
+
+    def show(source: str, place: str, attributes: int, **how: Any) -> Callable[[], None]:
+        return lambda: _show(source, target, place, attributes, **how)
+
     for path, place in root.mounts:
-        yield place, functools.partial(_linux.bind, path, target + place, HIDDEN, recursive=False)
+        yield place, show(path, place, HIDDEN, recursive=False)
     for path in root.binds:
-        yield path, functools.partial(_linux.bind, path, target + path, HIDDEN)
-    yield "dev", lambda: _linux.bind(devices, f"{target}/dev", ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC)
-    yield "proc", lambda: _linux.attach(linux.make_empty_proc(), f"{target}/proc")
-    inside = f"{target}/.squall"
+        yield path, show(path, path, HIDDEN)
+    yield "dev", show(devices, "/dev", ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC)
+    yield "proc", lambda: _attach_inside(linux.make_empty_proc(), target, "/proc")
     if root.layers:
-        yield "lower", lambda: _mount_lower(root.layers, f"{inside}/lower", userns)
+        yield "lower", lambda: _mount_lower_inside(root.layers, target, "/.squall/lower", userns)
     else:
-        yield "lower", lambda: _linux.bind(skeleton, f"{inside}/lower", HIDDEN, recursive=False, userns=userns)
-    writable = ATTR_NOSUID | ATTR_NODEV
-    yield "scratch", lambda: _linux.bind(scratch, f"{inside}/scratch", writable, recursive=False, userns=userns)
+        yield "lower", show(skeleton, "/.squall/lower", HIDDEN, recursive=False, userns=userns)
+    yield "scratch", show(scratch, "/.squall/scratch", ATTR_NOSUID | ATTR_NODEV, recursive=False, userns=userns)
+
+
+@contextlib.contextmanager
+def _inside(target: str, place: str) -> Iterator[int]:
+    """A place in a root that is being put together. The layers of an image are a tenant's: a link there, on the way to
+    the place, must not have the node's root mount something elsewhere on the machine."""
+    top = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = _linux.open_inside(top, place)
+    finally:
+        os.close(top)
+    try:
+        yield found
+    finally:
+        os.close(found)
+
+
+def _show(source: str, target: str, place: str, attributes: int, **how: Any) -> None:
+    with _inside(target, place) as at:
+        _linux.bind(source, at, attributes, **how)
+
+
+def _attach_inside(fd: int, target: str, place: str) -> None:
+    with _inside(target, place) as at:
+        _linux.attach(fd, at)
+
+
+def _mount_lower_inside(layers: Iterable[Path], target: str, place: str, userns: int) -> None:
+    with _inside(target, place) as at:
+        _linux.attach(_places(), at)
+    with _inside(target, place) as mounted:  # again: what was there before lies below it now
+        _fill_lower(layers, f"/proc/self/fd/{mounted}", userns)
 
 
 def _layer_steps(root: Root, target: str, userns: int) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -300,7 +334,15 @@ def _layer_steps(root: Root, target: str, userns: int) -> Iterator[tuple[str, Ca
 
 def _mount_lower(layers: Iterable[Path], target: str, userns: int) -> None:
     """Each layer at a place of its own, on a small tmpfs that has those places."""
-    _linux.attach(_linux.filesystem("tmpfs", {"mode": "755", "size": "256k"}, ATTR_NOSUID | ATTR_NODEV), target)
+    _linux.attach(_places(), target)
+    _fill_lower(layers, target, userns)
+
+
+def _places() -> int:
+    return _linux.filesystem("tmpfs", {"mode": "755", "size": "256k"}, ATTR_NOSUID | ATTR_NODEV)
+
+
+def _fill_lower(layers: Iterable[Path], target: str, userns: int) -> None:
     for number, layer in enumerate(layers):
         place = f"{target}/{number}"
         os.mkdir(place)

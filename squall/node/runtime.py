@@ -50,12 +50,14 @@ def identity(spec: ContainerSpec) -> dict[str, str]:
 class ContainerIO:
     """Descriptors a container gets, owned by the caller, who closes its copies once `create` has returned.
 
-    `runner` is a connected Unix stream socket to the server; `stdout` and `stderr` are write ends of pipes.
+    `runner` is a connected Unix stream socket to the server; `stdout` and `stderr` are write ends of pipes; `control`,
+    if it is one, a packet socket over which the runner is given another `runner` should the server be replaced.
     """
 
     runner: int
     stdout: int
     stderr: int
+    control: int = -1
 
 
 @dataclass
@@ -178,7 +180,7 @@ import sys
 sys.path[:] = [p for p in sys.path if p]
 sys.path += [p for p in {paths!r} if p not in sys.path]
 from squall.runner import main
-main.process({runner}, {source!r}, {entry!r})
+main.process({runner}, {source!r}, {entry!r}, *{control!r})
 """
 
 
@@ -331,18 +333,22 @@ class ProcessRuntime(Runtime):
         self, spec: ContainerSpec, io: ContainerIO, source: Path | None, workdir: Path
     ) -> subprocess.Popen[bytes]:
         paths = [entry for entry in sys.path[1:] if entry] + [str(Path(squall.__file__).resolve().parent.parent)]
-        # A copy: our caller may close its own as soon as we return, and keeps its flags.
-        runner = fcntl.fcntl(io.runner, fcntl.F_DUPFD, 3)
+        # Copies: our caller may close its own as soon as we return, and keeps their flags.
+        passed = [fcntl.fcntl(fd, fcntl.F_DUPFD, 3) for fd in (io.runner, io.control) if fd >= 0]
         try:
             code = _BOOTSTRAP.format(
-                paths=paths, runner=runner, source=None if source is None else str(source), entry=self._entry
+                paths=paths,
+                runner=passed[0],
+                control=passed[1:],
+                source=None if source is None else str(source),
+                entry=self._entry,
             )
             return subprocess.Popen(
                 [sys.executable, "-c", code],
                 stdin=subprocess.DEVNULL,
                 stdout=io.stdout,
                 stderr=io.stderr,
-                pass_fds=[runner],
+                pass_fds=passed,
                 cwd=workdir,
                 env={
                     **os.environ,
@@ -353,7 +359,8 @@ class ProcessRuntime(Runtime):
                 start_new_session=True,
             )
         finally:
-            os.close(runner)
+            for fd in passed:
+                os.close(fd)
 
     async def close(self) -> None:
         for container in self._containers.values():

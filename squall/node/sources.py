@@ -25,6 +25,8 @@ from squall.storage.blobs import check_digest
 
 MAX_BYTES = 512 << 20
 MAX_ENTRIES = 100_000
+MAX_DEPTH = 100
+"""Directories above a file: what deletes bundles again goes down into each."""
 UNUSED_SECONDS = 7 * 86400.0
 """After this long without a container that asks for it, a bundle is deleted at the next start."""
 Request = Callable[[Message], Awaitable[tuple[Reply, bytes]]]
@@ -108,6 +110,13 @@ class Sources:
 
 def unpack(data: bytes, target: Path) -> None:
     """Write a bundle's files below `target`. Raises InvalidError on anything a bundle may not hold."""
+    try:
+        _unpack_members(data, target)
+    except tarfile.TarError as error:
+        raise InvalidError(f"source bundle is no archive: {error}") from None
+
+
+def _unpack_members(data: bytes, target: Path) -> None:
     total = count = 0
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
         for member in archive:
@@ -128,8 +137,9 @@ def unpack(data: bytes, target: Path) -> None:
 
 def _safe_parts(name: str) -> list[str]:
     parts = name.split("/")
-    if not name or name.startswith("/") or any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise InvalidError(f"source bundle holds the unsafe name `{name!r}`")
+    unsafe = any(part in ("", ".", "..") or "\0" in part for part in parts)
+    if not name or name.startswith("/") or len(parts) > MAX_DEPTH or unsafe:
+        raise InvalidError(f"source bundle holds the unsafe name `{name!r:.200}`")
     return parts
 
 

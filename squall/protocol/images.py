@@ -1,7 +1,8 @@
 """Recipes of images: what each kind of step holds, the keys that name its layers, and what a requirement may say.
 
 A recipe is a list of `ImageStep`. The key of a step is the digest of its parent's key and of all the step says, so
-equal recipes have equal keys wherever they are computed, and a changed step changes its key and all that follow.
+equal recipes of a workspace have equal keys wherever they are computed, and a changed step changes its key and all
+that follow. The base alone is the same in all workspaces.
 `force` is no part of a key. Kinds that make a layer are `LAYER_KINDS`; the others set what later steps and containers
 see. The client, the server and the agent check a recipe alike, as none of them trusts another. Pure: no I/O.
 Tested in `tests/unit/test_images.py`.
@@ -79,14 +80,16 @@ _OPTIONS: dict[str, type] = {
 # ---- keys -------------------------------------------------------------------------------------------------------
 
 
-def chain(steps: Iterable[ImageStep]) -> Iterator[tuple[str, ImageStep]]:
-    """Each step with its key, in order."""
+def chain(steps: Iterable[ImageStep], workspace: str = "") -> Iterator[tuple[str, ImageStep]]:
+    """Each step with its key, in order. Keys above the base are a workspace's own: what a step made may depend on
+    secrets, which are no part of its key, and on whoever said what the `tag` of a function is."""
     parent = ""
     for step in steps:
         # A function's pickle differs with the line it stands on; what counts of it is in its tag.
         args = {name: step.args.get(name) for name in _function_args(step)} if step.kind == "function" else step.args
         blob = "" if step.kind == "function" else step.blob
-        said = json.dumps([RECIPE_VERSION, parent, step.kind, args, blob], sort_keys=True)
+        whose = [workspace] if workspace and step.kind != "debian" else []
+        said = json.dumps([RECIPE_VERSION, parent, step.kind, args, blob, *whose], sort_keys=True)
         parent = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
         yield parent, step
 
@@ -101,10 +104,15 @@ def image_id_of(steps: Iterable[ImageStep]) -> str:
     return f"im-{keys[-1][:20]}" if keys else ""
 
 
-def layer_keys(steps: Iterable[ImageStep]) -> Iterator[tuple[str, ImageStep]]:
+def build_id_of(image: ImageSpec) -> str:
+    """What the server and its nodes call an image: unlike `image_id_of`, which clients use, unique over workspaces."""
+    return "-".join(filter(None, (image_id_of(image.steps), image.workspace)))
+
+
+def layer_keys(image: ImageSpec) -> Iterator[tuple[str, ImageStep]]:
     """The key of every layer of an image, lowest first, with the step it belongs to. A base has two: its packages'
     files, and what setting them up made of them."""
-    for key, step in chain(steps):
+    for key, step in chain(image.steps, image.workspace):
         if step.kind == "debian":
             yield f"{key}-files", step
         if step.kind in LAYER_KINDS:

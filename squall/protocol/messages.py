@@ -9,8 +9,7 @@ header is one message: its tag under `t`, its fields by name, defaults left out.
 - Where a message has `items` with a `size`, the payload is the items' bytes one after the other.
 
 User data is opaque here: a payload item is made and read by `protocol.payload` alone. The server decodes with
-`msgspec` (it validates types); everybody else uses `decode` below and the standard library. The contract is
-tested in `tests/unit/test_messages.py`.
+`msgspec` (it validates types); everybody else uses `decode` below. Tested in `tests/unit/test_messages.py`.
 """
 
 from __future__ import annotations
@@ -170,13 +169,14 @@ class ImageStep:
 @dataclass
 class ImageSpec:
     """`kind` is `host` (the node's system directories and the Python environment Squall runs with) or `layers`
-    (what `steps` build). `image_id` follows from the steps and is empty until they were built."""
+    (what `steps` build). `image_id` follows from these, once built; whose layers, by `workspace`, the server says."""
 
     NESTED: ClassVar[dict[str, type]] = {"steps": ImageStep}
 
     kind: str = "host"
     steps: list[ImageStep] = field(default_factory=list)
     image_id: str = ""
+    workspace: str = ""
 
 
 @dataclass
@@ -653,6 +653,7 @@ class ContainerSpec:
     network: bool = True
     pids_limit: int = 4096
     hostname: str = ""
+    function_id: str = ""
 
 
 @dataclass(eq=False, repr=False)

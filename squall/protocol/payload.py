@@ -119,6 +119,41 @@ def pack_call(
     return data
 
 
+class _Digest:
+    """A file that keeps only the digest of what is written to it, up to a size."""
+
+    def __init__(self, limit: int) -> None:
+        import hashlib
+
+        self._hash = hashlib.blake2b(digest_size=32)
+        self._left = limit
+
+    def write(self, data: Any) -> int:
+        self._left -= len(data)
+        if self._left < 0:
+            raise ValueError("too large")
+        self._hash.update(data)
+        return len(data)
+
+    def text(self) -> str:
+        return self._hash.hexdigest()
+
+
+def digest_call(args: tuple[Any, ...], kwargs: dict[str, Any], packed: bytes) -> str:
+    """What stands for the arguments of an input, wherever they are made again. Packed without the memory by which a
+    pickle names what it has seen before, as that depends on which equal values are one object; or, where that fails, as
+    they are `packed`."""
+    digest = _Digest(4 * len(packed) + (1 << 16))  # without memory, what is shared deeply grows without bound
+    pickler = pickle.Pickler(digest, 5)
+    pickler.fast = True
+    try:
+        pickler.dump((args, sorted(kwargs.items())))
+    except Exception:  # what holds itself, or travels by value
+        digest = _Digest(len(packed))
+        digest.write(packed)
+    return digest.text()
+
+
 def _pack_call_by_value(args: tuple[Any, ...], kwargs: dict[str, Any], name: str, parameters: Sequence[str]) -> bytes:
     try:
         return BY_VALUE + _cloudpickle().dumps((args, kwargs), 5)  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from squall.exception import InputCancellation, InvalidError, ServiceError
 from squall.protocol import payload as payloads
-from squall.protocol.messages import INLINE_LIMIT_BYTES, YIELD_WINDOW, OutputItem, Outputs, RunItem, input_id
+from squall.protocol.messages import INLINE_LIMIT_BYTES, YIELD_WINDOW, OutputItem, RunItem, input_id
 from squall.runner.loader import Callee, sdk
 from squall.runner.slots import Slots
 
@@ -369,8 +369,7 @@ class Serving:
             self.runner.release_terminal()
             self.runner.flush()
             out.finished_at, out.message = time.time(), message
-        out.size = len(data)
-        self.runner.link.send(Outputs([out]), data)
+        self.runner.deliver(out, data)
 
     def _read(self, job: Job) -> bytes:
         return self.runner.read_blob(job.item.blob) if job.item.blob else job.data

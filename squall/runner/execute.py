@@ -13,6 +13,7 @@ Tested in `tests/integration/test_runner.py` and through every call in `tests/in
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from squall.exception import InputCancellation, ServiceError
 from squall.protocol import payload as payloads
+from squall.protocol.frames import FrameReader
 from squall.protocol.messages import (
     INLINE_LIMIT_BYTES,
     YIELD_WINDOW,
@@ -50,6 +52,7 @@ from squall.protocol.messages import (
 from squall.protocol.transport import Link, Pending
 from squall.runner import loader
 from squall.runner.loader import sdk
+from squall.runner.returning import Ledger, await_socket
 
 if TYPE_CHECKING:
     from squall.runner.concurrent import Serving
@@ -65,8 +68,11 @@ class Stop(Exception):
 
 
 class Runner:
-    def __init__(self, sock: socket.socket, source: str | None) -> None:
+    def __init__(self, sock: socket.socket, source: str | None, control: socket.socket | None = None) -> None:
         self.source = source
+        self.control = control
+        """Over which the agent sends another socket when the server was killed; None: this runner ends with it."""
+        self.ledger = Ledger()
         self.inbox: deque[tuple[RunItem, bytes]] = deque()
         self.load: tuple[Load, bytes] | None = None
         self.entered = False
@@ -82,6 +88,8 @@ class Runner:
         self.loop: Any = None
         self.credits: dict[Key, int] = {}
         self.link = Link(sock, self.on_push, self.on_close, background=False)
+        if control is not None:
+            self.link.on_lost = self.on_lost
         self.mail: Pending[None] = Pending(self.link)
         self.client = sdk.install(self.link)
         self.code: loader.UserCode
@@ -90,6 +98,7 @@ class Runner:
 
     def on_push(self, message: Message, payload: bytes) -> None:
         if type(message) is Run:
+            self.ledger.give(message.items)
             self.inbox.extend(zip(message.items, split_payload(message.items, payload), strict=True))
             self._wake()
         elif type(message) is Outputs:
@@ -119,6 +128,33 @@ class Runner:
         if self.terminal is not None:
             self.terminal.on_close()
         self._wake()
+
+    def on_lost(self, reason: str) -> bool:
+        """The server is gone; whether to go on until the agent brings another."""
+        if self.stopping:
+            return False
+        for sink in list(self.client.sinks.values()):
+            sink.lost()
+        if self.terminal is not None:
+            self.terminal.on_close()
+        for key, item in list(self.ledger.held.items()):
+            if self.code.callees[item.method].is_generator:
+                self.ledger.broken.add(key)
+                self._cancel(key)
+        self._wake()
+        threading.Thread(target=self._return, args=(reason,), name="squall-return", daemon=True).start()
+        return True
+
+    def _return(self, reason: str) -> None:
+        assert self.control is not None
+        try:
+            sock = await_socket(self.control, lambda: self.stopping)
+            if sock is None:
+                self.link.give_up(reason)
+            else:
+                self.link.resume(sock, FrameReader(), (), lambda: self.ledger.again() + self.client.unanswered())
+        except Exception as error:  # whatever it is, this runner must not stay without a server
+            self.link.give_up(f"{reason}, and then: {error!r}")
 
     def _wake(self) -> None:
         self.mail.set(None)
@@ -160,7 +196,8 @@ class Runner:
             with contextlib.suppress(AttributeError, ValueError):
                 stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         try:
-            self.link.send(Hello("runner", container_id=os.environ.get("SQUALL_TASK_ID", "")))
+            hello = Hello("runner", container_id=os.environ.get("SQUALL_TASK_ID", ""))
+            self.link.send_tracked(hello, b"", lambda: None)  # to another server it says more than this
             if not self._load():
                 return 1
             self.link.start_background()
@@ -212,7 +249,9 @@ class Runner:
             return False
         self.release_terminal()
         self.flush()
-        self.link.send(Loaded(True, steps=self.code.steps))
+        self.ledger.slots = message.spec.concurrency * max(1, message.spec.batch_size)
+        loaded = Loaded(True, steps=self.code.steps)
+        self.link.send_tracked(loaded, b"", lambda: setattr(self.ledger, "is_loaded", True))
         return True
 
     def _offer_terminal(self, term: str) -> None:
@@ -398,8 +437,13 @@ class Runner:
         if len(data) > INLINE_LIMIT_BYTES:
             out.blob = self.client.put_blob(data)
             data = b""
+        self.deliver(out, data)
+
+    def deliver(self, out: OutputItem, data: bytes) -> None:
+        """Send a result or a value. A result that the server may not have got is sent again to the next one."""
         out.size = len(data)
-        self.link.send_raw(encode_output(out), data)
+        note = functools.partial(self.ledger.answer, out, data) if out.status != "yield" else None
+        self.link.send_raw(encode_output(out), data, note=note)
 
     def read_blob(self, digest: str) -> bytes:
         return self.client.get_blob(digest)
@@ -418,6 +462,7 @@ class Runner:
             self.loop.close()
 
 
-def serve(fd: int, source: str | None) -> int:
-    """Serve the server's socket `fd` until it says stop or goes away; the process's exit code."""
-    return Runner(socket.socket(fileno=fd), source).main()
+def serve(fd: int, source: str | None, control: int = -1) -> int:
+    """Serve the server's socket `fd` until it says stop or goes away for good; the process's exit code. With `control`,
+    the agent may bring the socket of another server."""
+    return Runner(socket.socket(fileno=fd), source, socket.socket(fileno=control) if control >= 0 else None).main()

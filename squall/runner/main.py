@@ -48,6 +48,10 @@ MESSAGE_LIMIT = 64 * 1024
 FDS_LIMIT = 250
 """Descriptors that one message of the kernel's carries; a build gets each of its layers as one."""
 RUNNER_FD = 3
+CONTROL_FD = 4
+"""Where there is one, the agent sends another socket over it in place of RUNNER_FD's, after the server was killed."""
+Entry = Callable[..., int]
+"""Called with the runner's descriptor, the source tree and, where there is one, the control descriptor."""
 KEEP_BYTES = 8 << 20
 """What a container's allocator may keep of freed memory: as much as a few large inputs take."""
 
@@ -85,7 +89,7 @@ def zygote(fd: int) -> None:
         _fork_shell(config, json.loads(data), fds, seal_filter, entry)
 
 
-def _warm_up(entry: str) -> Callable[[int, str | None], int]:
+def _warm_up(entry: str) -> Entry:
     """Import what every container needs, then move it all out of the collector's way so that forks share its pages."""
     for name in WARM_MODULES:
         try:
@@ -94,7 +98,7 @@ def _warm_up(entry: str) -> Callable[[int, str | None], int]:
             if name.startswith("squall"):  # ours; of the rest an image may lack what it likes
                 raise
     module, _, function = entry.partition(":")
-    serve: Callable[[int, str | None], int] = getattr(importlib.import_module(module), function)
+    serve: Entry = getattr(importlib.import_module(module), function)
     _linux.load()
     _linux.keep_memory(KEEP_BYTES)
     _linux.set_name("squall-zygote")
@@ -111,7 +115,7 @@ def _fork_shell(
     request: dict[str, Any],
     fds: list[int],
     seal_filter: bytes,
-    entry: Callable[[int, str | None], int],
+    entry: Entry,
 ) -> None:
     here = os.getpid()
     with socket.socket(fileno=fds[0]) as control:
@@ -167,7 +171,7 @@ def _be_container(
     layers: list[int],
     control: socket.socket,
     seal_filter: bytes,
-    entry: Callable[[int, str | None], int],
+    entry: Entry,
 ) -> int:
     """`config` is the zygote's with what this container's request says otherwise."""
     control.send(b"hello")  # the kernel adds who we are; the agent believes that and nothing else
@@ -354,7 +358,7 @@ _SYNCHRONOUS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, sig
 _FORWARDED = signal.valid_signals() - _SYNCHRONOUS - {signal.SIGKILL, signal.SIGSTOP}
 
 
-def _run_init(control: socket.socket, dress: _Dress, entry: Callable[[int, str | None], int]) -> int:
+def _run_init(control: socket.socket, dress: _Dress, entry: Entry) -> int:
     """Pid 1: start the runner, forward signals to it, reap everything, and end with the runner's code.
 
     Signals are blocked and taken one by one, so none is lost between fork and loop; the runner unblocks them.
@@ -401,14 +405,14 @@ def exit_code(status: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _run_runner(dress: _Dress, entry: Callable[[int, str | None], int]) -> int:
+def _run_runner(dress: _Dress, entry: Entry) -> int:
     """Become the runner: standard streams, descriptor 3 to the server, the environment, and nothing else."""
     _linux.set_name("squall-runner")
     os.setsid()
     # Copies above all of the numbers wanted, so that no dup2 overwrites one that is still needed.
-    names = ("stdout", "stderr") if dress.command else ("stdout", "stderr", "runner")
+    names = [name for name in ("stdout", "stderr", "runner", "control") if name in dress.fds]
     high = [fcntl.fcntl(dress.fds[name], fcntl.F_DUPFD_CLOEXEC, 64) for name in names]
-    for fd, wanted in zip(high, (1, 2, RUNNER_FD), strict=False):
+    for fd, wanted in zip(high, (1, 2, RUNNER_FD, CONTROL_FD), strict=False):
         os.dup2(fd, wanted)
     _linux.close_from(len(names) + 1)
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
@@ -420,9 +424,11 @@ def _run_runner(dress: _Dress, entry: Callable[[int, str | None], int]) -> int:
         return _execute(dress.command)
     if dress.wrapped:
         return _execute(dress.wrapped)
-    os.set_inheritable(RUNNER_FD, False)
+    control = [CONTROL_FD] if "control" in dress.fds else []
+    for fd in (RUNNER_FD, *control):
+        os.set_inheritable(fd, False)
     gc.enable()
-    return _serve(entry, RUNNER_FD, dress.source)
+    return _serve(entry, RUNNER_FD, dress.source, *control)
 
 
 def _enter_workdir(path: str) -> None:
@@ -449,13 +455,13 @@ def _say(text: str) -> int:
     return 127
 
 
-def _serve(entry: Callable[[int, str | None], int], fd: int, source: str | None) -> int:
+def _serve(entry: Entry, fd: int, source: str | None, *control: int) -> int:
     """Run the runner's loop; then what the user's modules registered for the end, without waiting for threads."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
-        return entry(fd, source)
+        return entry(fd, source, *control)
     finally:
         with contextlib.suppress(Exception):
             atexit._run_exitfuncs()
@@ -467,9 +473,10 @@ def _serve(entry: Callable[[int, str | None], int], fd: int, source: str | None)
 # ---- the process runtime ----------------------------------------------------------------------------------------
 
 
-def process(fd: int, source: str | None, entry: str) -> None:
+def process(fd: int, source: str | None, entry: str, *control: int) -> None:
     """The runner as a process that was not forked from a zygote: the same loop. What has walls has them already."""
-    os.set_inheritable(fd, False)
+    for inherited in (fd, *control):
+        os.set_inheritable(inherited, False)
     module, _, function = entry.partition(":")
-    serve: Callable[[int, str | None], int] = getattr(importlib.import_module(module), function)
-    _end_with(lambda: _serve(serve, fd, source))
+    serve: Entry = getattr(importlib.import_module(module), function)
+    _end_with(lambda: _serve(serve, fd, source, *control))

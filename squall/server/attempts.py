@@ -1,7 +1,13 @@
 """What attempts and starts of containers cost: budgets, delays, and what is left of them after a restart.
 
-Part of the brain in `dispatch`, which calls it and has the rules; pure state changes, no clock, no I/O. Tested with
-dispatch.
+Starts. A container that dies before it is ready delays the next start of its function by 0.5 s, doubling to 30 s.
+Failures of containers that were asked for before the latest failure are the same wave and count once. After
+START_FAILURES waves, or at once when the runner reported why the import failed (`init_error`), everything queued ends
+as `init_error`, as does what comes in until the delay is over; then one container is tried again. As long as another
+container of the function is ready nothing fails.
+
+Part of the brain in `dispatch`, which calls it and has the other rules; pure state changes, no clock, no I/O. Tested
+with dispatch.
 """
 
 from __future__ import annotations

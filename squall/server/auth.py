@@ -25,6 +25,7 @@ from squall.server.objects import Scope
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 WORKSPACE = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+TOKEN_ID = re.compile(r"tk-[0-9a-f]{1,40}")
 MAIN = "main"
 WORKSPACE_LIMIT = 1000
 ENVIRONMENT_LIMIT = 1500
@@ -108,7 +109,7 @@ class Auth:
         if not credentials:
             raise AuthError("this server takes nobody without a token", hint=HINT)
         if token is None or not (is_right or (was_right and now < (token.old_until or 0.0))):
-            raise AuthError(f"the token `{token_id[:40]}` is not one of this server, or its secret is wrong", hint=HINT)
+            raise AuthError(f"{_named(token_id)} is not one of this server, or its secret is wrong", hint=HINT)
         if ended := token.has_ended(now):
             raise AuthError(f"the token `{token_id}` {ended}", hint=HINT)
         self._note_use(token, now)
@@ -273,6 +274,11 @@ class Auth:
 
     def _update_soon(self, token_id: str, values: dict[str, Any]) -> None:
         self.database.write_soon(_update_token(token_id, values))
+
+
+def _named(token_id: str) -> str:
+    """What was shown, as it may be said and logged: not a secret that came without its id."""
+    return f"the token `{token_id}`" if TOKEN_ID.fullmatch(token_id) else "the token that was shown"
 
 
 def _new_secret() -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from squall._observe import Logger
 from squall.exception import ConflictError, Error, InvalidError, NotFoundError, ServiceError, from_wire
-from squall.protocol.images import check_image, check_secrets, image_id_of, layer_keys
+from squall.protocol.images import build_id_of, check_image, check_secrets, image_id_of, layer_keys
 from squall.protocol.messages import (
     BuildImage,
     BuildOutput,
@@ -41,6 +41,7 @@ NODE_TRIES = 3
 """Times a build is begun when the node that builds is lost."""
 RECIPE_LIMIT_BYTES = 1 << 20
 KEPT_IMAGES = 1000
+KEPT_FAILURES = 200
 PROMISE_SECONDS = 60.0
 """Between the build of an image and the app that it is for; nothing prunes it meanwhile."""
 
@@ -50,20 +51,24 @@ log = Logger("server")
 @dataclass(eq=False)
 class ImageRecord:
     image_id: str
+    """As its workspace knows it."""
     image: ImageSpec
     created_at: float = 0.0
     used_at: float = 0.0
     layers: list[dict[str, Any]] = field(default_factory=list)
     is_built: bool = False
     error: str = ""
-    workspaces: set[str] = field(default_factory=set)
-    """Who has asked for it: layers are shared by all who name the same steps, the record is seen by these alone."""
     waiting: set[Any] = field(default_factory=set)
     """Connections that wait for its build."""
     promised: dict[Any, float] = field(default_factory=dict)
     """Connections that make an app of it next, and until when (of the monotonic clock) they are believed."""
     node: Node | None = None
     done: asyncio.Future[BuildDone] | None = None
+
+    @property
+    def build_id(self) -> str:
+        """As this server and its nodes know it."""
+        return build_id_of(self.image)
 
     @property
     def state(self) -> str:
@@ -120,8 +125,9 @@ class Builds:
         self.sizes: dict[str, int] = {}
         """Bytes of each layer, by its key, as the node last said."""
         self.images: dict[str, ImageRecord] = {}
+        """By build id."""
         self.in_use: Callable[[], set[str]] = set
-        """Set by `main`: ids of images that functions of running apps name."""
+        """Set by `main`: build ids of images that functions of running apps name."""
         self._asked: deque[asyncio.Future[Pruned]] = deque()
         """What the node was asked to prune and verify: it answers in order."""
         self._sending: set[asyncio.Future[Any]] = set()
@@ -133,14 +139,11 @@ class Builds:
 
     async def build(self, peer: Any, message: BuildImage) -> dict[str, Any]:
         """Have the image built, or find that it is; `Reply.data` of `BuildImage`."""
+        message.image.workspace = own_name(peer.scope.workspace)
         record = self._record(message.image)
         check_secrets(message.image, message.secrets)
         record.image = message.image
         record.waiting.add(peer)
-        if peer.scope.workspace not in record.workspaces:
-            record.workspaces.add(peer.scope.workspace)
-            if record.is_built:
-                self._write(record)
         try:
             for _ in range(NODE_TRIES):
                 if message.for_app:
@@ -164,18 +167,25 @@ class Builds:
         missing = [step.blob for step in image.steps if step.blob and not self.blobs.has(step.blob)]
         if missing:
             raise NotFoundError(f"build an image: its files `{missing[0]}` were not uploaded")
-        image_id = image_id_of(image.steps)
-        record = self.images.get(image_id)
+        record = self.images.get(build_id_of(image))
         if record is None:
-            record = self.images[image_id] = ImageRecord(image_id, image, time.time())
+            self._forget_failed()
+            record = self.images[build_id_of(image)] = ImageRecord(image_id_of(image.steps), image, time.time())
         return record
+
+    def _forget_failed(self) -> None:
+        """Of recipes that never came to an image only so many are remembered: anybody may send any number."""
+        records = self.images.items()
+        failed = [build_id for build_id, record in records if record.state == "failed" and not record.waiting]
+        for build_id in failed[: max(0, len(failed) + 1 - KEPT_FAILURES)]:
+            del self.images[build_id]
 
     def _begin(self, record: ImageRecord, secrets: dict[str, dict[str, str]]) -> asyncio.Future[BuildDone]:
         """Start a build. Its future ends with its node's answer, or with that node."""
         done: asyncio.Future[BuildDone] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda _: self._ended(record, done))
         record.done = done
-        self.images[record.image_id] = record  # it may have been forgotten between two tries
+        self.images[record.build_id] = record  # it may have been forgotten between two tries
         task = asyncio.ensure_future(self._send(record, done, secrets))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
@@ -195,7 +205,7 @@ class Builds:
     def _ended(self, record: ImageRecord, done: asyncio.Future[BuildDone]) -> None:
         if record.done is done:
             record.done, record.node = None, None
-        self.logs.close_app(record.image_id)
+        self.logs.close_app(record.build_id)
         result = done.result()
         if result.code:
             record.error = result.message
@@ -213,37 +223,34 @@ class Builds:
     async def prune(self, message: PruneImages, workspace: str) -> dict[str, Any]:
         """Forget images that are not in use, and have the node remove the layers that no other image has.
 
-        Of a workspace those that it alone has asked for; of the main one, whose people run the machine, all."""
-        seen = [record for record in self.images.values() if workspace in record.workspaces]
-        mine = {record.image_id for record in seen if record.workspaces == {workspace}}
-        if workspace == MAIN.workspace:
-            mine = set(self.images)
-        ids = [self.find(message.image_id, workspace).image_id] if message.image_id else sorted(mine)
-        if not mine.issuperset(ids):
-            raise ConflictError(f"image `{ids[0]}` is used by others too", hint="it is removed when nobody needs it")
+        Of a workspace its own; of the main one, whose people run the machine, all."""
+        mine = sorted(self.images if workspace == MAIN.workspace else self._of(workspace))
+        ids = [self.find(message.image_id, workspace).build_id] if message.image_id else mine
         used = self._used()
         if message.image_id and ids[0] in used:
-            raise ConflictError(f"image `{ids[0]}` is in use", hint="stop the apps that run on it: `squall app list`")
+            known_as = self.images[ids[0]].image_id
+            raise ConflictError(f"image `{known_as}` is in use", hint="stop the apps that run on it: `squall app list`")
         now = time.time()
         gone = [
-            image_id for image_id in ids
-            if image_id not in used and now - self.images[image_id].used_at >= message.older_than
+            build_id for build_id in ids
+            if build_id not in used and now - self.images[build_id].used_at >= message.older_than
         ]  # fmt: skip
+        shown = [self.images[build_id].image_id for build_id in gone]
         pruned = await self._forget(gone)
-        return {"images": gone, "size_bytes": pruned.size_bytes}
+        return {"images": shown, "size_bytes": pruned.size_bytes}
 
-    async def _forget(self, image_ids: list[str]) -> Pruned:
-        for image_id in image_ids:
-            del self.images[image_id]
-            self._path(image_id).unlink(missing_ok=True)
-            self.logs.remove(image_id)
-        keep = {key for record in self.images.values() for key, _ in layer_keys(record.image.steps)}
+    async def _forget(self, build_ids: list[str]) -> Pruned:
+        for build_id in build_ids:
+            del self.images[build_id]
+            self._path(build_id).unlink(missing_ok=True)
+            self.logs.remove(build_id)
+        keep = {key for record in self.images.values() for key, _ in layer_keys(record.image)}
         return await self._ask(PruneImages(keep=sorted(keep)))
 
     def _used(self) -> set[str]:
         now = time.monotonic()
         wanted = {
-            record.image_id
+            record.build_id
             for record in self.images.values()
             if record.done is not None or any(until > now for until in record.promised.values())
         }
@@ -274,7 +281,7 @@ class Builds:
         """The node's layers have changed; above the quota, images used longest ago go, as far as nothing uses them."""
         self.sizes = sizes
         records = self.images.values()
-        standing = [Kept(r.image_id, r.used_at, frozenset(k for k, _ in layer_keys(r.image.steps))) for r in records]
+        standing = [Kept(r.build_id, r.used_at, frozenset(k for k, _ in layer_keys(r.image))) for r in records]
         gone, is_over = choose_gone(standing, sizes, self._used(), self.quota_bytes)
         if is_over and not self._forgetting:
             log.info("images are removed, as layers take more than they may", images=gone)
@@ -297,7 +304,8 @@ class Builds:
             return
         text = data if message.kind == "output" else f"[{message.kind}] {message.text}\n".encode()
         stream = "stdout" if message.kind == "output" else "system"
-        self.logs.append(record.image_id, Record(time.time(), record.image_id, f"step-{message.step}", stream, text))
+        self.logs.append(record.build_id, Record(time.time(), record.image_id, f"step-{message.step}", stream, text))
+        message.image_id = record.image_id
         for peer in record.waiting:
             if not peer.stream.paused:
                 peer.stream.send(message, data)
@@ -322,31 +330,36 @@ class Builds:
             record.waiting.discard(peer)
             record.promised.pop(peer, None)
             if record.done is not None and not record.waiting and record.node is not None:
-                record.node.send(CancelBuild(record.image_id, "whoever asked for it went away"))
+                record.node.send(CancelBuild(record.build_id, "whoever asked for it went away"))
 
     # -- use
 
-    def check_use(self, image: ImageSpec, peer: Any = None) -> None:
-        """Whether functions may run on it, as `peer` has announced. Raises InvalidError, NotFoundError."""
+    def check_use(self, image: ImageSpec, workspace: str, peer: Any = None) -> None:
+        """Whether functions of a workspace may run on it, as `peer` has announced: only on what was built there.
+        Raises InvalidError, NotFoundError."""
         check_image(image)
         if image.kind == "host":
             return
-        record = self.images.get(image_id_of(image.steps))
+        image.workspace = own_name(workspace)
+        record = self.images.get(build_id_of(image))
         if record is None or not record.is_built:
             raise NotFoundError(f"image `{image_id_of(image.steps)}` was not built here", hint="build it first")
         record.promised.pop(peer, None)
         record.used_at = time.time()
 
+    def _of(self, workspace: str) -> dict[str, ImageRecord]:
+        own = own_name(workspace)
+        return {build_id: record for build_id, record in self.images.items() if record.image.workspace == own}
+
     def find(self, ref: str, workspace: str = MAIN.workspace) -> ImageRecord:
-        seen = [record for record in self.images.values() if workspace in record.workspaces]
-        found = [record for record in seen if record.image_id.startswith(ref)]
+        found = [record for record in self._of(workspace).values() if record.image_id.startswith(ref)]
         if len(found) != 1:
             what = f"{len(found)} images begin with" if found else "no image"
             raise NotFoundError(f"{what} `{ref[:80]}`", hint="see `squall image list`")
         return found[0]
 
     def rows(self, workspace: str = MAIN.workspace) -> list[dict[str, Any]]:
-        return [self.row(record) for record in self.images.values() if workspace in record.workspaces]
+        return [self.row(record) for record in self._of(workspace).values()]
 
     def row(self, record: ImageRecord) -> dict[str, Any]:
         return {
@@ -354,8 +367,8 @@ class Builds:
             "state": record.state,
             "steps": len(record.image.steps),
             "layers": [{**row, "size_bytes": self.sizes.get(row["key"], row["size_bytes"])} for row in record.layers],
-            "size_bytes": sum(self.sizes.get(key, 0) for key, _ in layer_keys(record.image.steps)),
-            "in_use": record.image_id in self._used(),
+            "size_bytes": sum(self.sizes.get(key, 0) for key, _ in layer_keys(record.image)),
+            "in_use": record.build_id in self._used(),
             "created_at": record.created_at,
             "used_at": record.used_at or None,
             "error": record.error,
@@ -364,8 +377,8 @@ class Builds:
 
     # -- files
 
-    def _path(self, image_id: str) -> Path:
-        return self.directory / f"{image_id}.json"
+    def _path(self, build_id: str) -> Path:
+        return self.directory / f"{build_id}.json"
 
     def _write(self, record: ImageRecord) -> None:
         fields = {
@@ -374,9 +387,9 @@ class Builds:
             "created_at": record.created_at,
             "used_at": record.used_at,
             "layers": record.layers,
-            "workspaces": sorted(record.workspaces),
+            "workspace": record.image.workspace,
         }
-        path = self._path(record.image_id)
+        path = self._path(record.build_id)
         temporary = path.with_suffix(".new")
         temporary.write_text(json.dumps(fields))
         os.replace(temporary, path)
@@ -386,16 +399,21 @@ class Builds:
         for path in paths[-KEPT_IMAGES:]:
             try:
                 fields = json.loads(path.read_text())
-                image = build(ImageSpec, {"kind": "layers", "steps": fields["steps"]})
+                whose = fields.get("workspace", "")  # releases before had the main one alone
+                image = build(ImageSpec, {"kind": "layers", "steps": fields["steps"], "workspace": whose})
                 check_image(image)
             except (OSError, ValueError, KeyError, TypeError, Error) as error:
                 log.warning("an image's file is left out", path=str(path), error=str(error))
                 continue
             record = ImageRecord(fields["image_id"], image, fields["created_at"], fields["used_at"], fields["layers"])
             record.is_built = True
-            record.workspaces = set(fields.get("workspaces", [MAIN.workspace]))  # releases before had that one alone
-            self.images[record.image_id] = record
+            self.images[record.build_id] = record
+
+
+def own_name(workspace: str) -> str:
+    """How images name it: those of `main` as they did before there were others."""
+    return "" if workspace == MAIN.workspace else workspace
 
 
 def _failed(record: ImageRecord, error: Error) -> BuildDone:
-    return BuildDone(record.image_id, code=error.code, message=error.message, hint=error.hint)
+    return BuildDone(record.build_id, code=error.code, message=error.message, hint=error.hint)

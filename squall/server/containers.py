@@ -20,6 +20,7 @@ class ContainerRecord:
         "gone",
         "gpus",
         "init_error",
+        "is_adopted",
         "node",
         "peer",
         "reason",
@@ -42,6 +43,8 @@ class ContainerRecord:
         self.state: ContainerState = "pending"
         self.stream: FrameStream | None = None
         self.said_hello = False
+        self.is_adopted = False
+        """It was made for an earlier server."""
         self.peer: Any = None
         """Where its user code acts as a client."""
         self.timeline = ContainerTimeline(now_wall)

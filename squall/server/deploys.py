@@ -85,7 +85,7 @@ class Deploys:
         _check(message)
         check_specs(message.name, message.functions)
         for spec in message.functions:
-            self.builds.check_use(spec.image)
+            self.builds.check_use(spec.image, scope.workspace)
         await self._check_secrets(message.functions, scope)
         async with self._turn(scope, message.name):
             app = self.objects.deployed(message.name, scope) or self._new_app(message.name, scope)
@@ -105,7 +105,7 @@ class Deploys:
         async with self._turn(app.scope, app.name):
             before = self._to_repeat(app, message)
             for spec in before.specs:
-                self.builds.check_use(spec.image)
+                self.builds.check_use(spec.image, app.scope.workspace)
             await self._check_secrets(before.specs, app.scope)
             version = dataclasses.replace(
                 before,

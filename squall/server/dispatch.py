@@ -13,6 +13,7 @@ What the hand tells (events)                                        and when
   resume(now, call_id, function_id, (idx, payload), history)        a journalled input comes back after a restart
   container_starting(now, container_id, function_id)                it asked a node for a container
   container_ready(now, container_id, slots)                         the runner said `Loaded(ok=True)`
+  adoption.adopt / adoption.outputs_again                           it did so to an earlier server, and is back
   outputs(now, container_id, [Result])                              a frame of `Outputs` (its yields go to `yielded`)
   container_gone(now, container_id, reason, fault=..., init_error)  it exited, or its node is lost
   drain(now, container_id, reason)                                  the autoscaler's stop, or a node being emptied
@@ -39,14 +40,12 @@ several inputs ran in it nobody is blamed yet: each is tried again *alone* in a 
 cannot take its neighbours down with it. A generator that has yielded is never tried again, as its consumer has seen
 part of a run.
 
-Starts. A container that dies before it is ready delays the next start of its function by 0.5 s, doubling to 30 s.
-Failures of containers that were asked for before the latest failure are the same wave and count once. After
-START_FAILURES waves, or at once when the runner reported why the import failed (`init_error`), everything queued ends
-as `init_error`, as does what comes in until the delay is over; then one container is tried again. As long as another
-container of the function is ready nothing fails.
+Starts that fail delay the next one, and in the end what waits for it: see `attempts`.
 
 Succession. What a superseded function has running ends where it runs, and if it must be tried again that is with the
 successor; all that waits moves there at once, in its order. Its containers drain, and it is forgotten with the last.
+
+Return. Containers that outlived an earlier server go on with what they run: see `adoption`.
 
 Cancelling a running input asks its container, and kills that container when it has not answered in CANCEL_GRACE.
 """
@@ -59,6 +58,7 @@ from typing import Any, TypeAlias
 
 from squall.protocol.states import InputState
 from squall.server import attempts
+from squall.server.adoption import STAND_IN, Adoption
 from squall.server.attempts import CRASH_RETRIES, INFRA_RETRIES, START_DELAY, START_FAILURES
 from squall.server.demand import Demand, demand_of, surplus_of
 from squall.server.inputs import (
@@ -83,7 +83,7 @@ from squall.server.inputs import (
     StopContainer,
     swept,
 )
-from squall.server.succession import home_of, move_waiting
+from squall.server.succession import home_of, in_backoff, move_waiting
 
 __all__ = ["CRASH_RETRIES", "INFRA_RETRIES", "START_DELAY", "Call", "Dispatch", "Finish", "FunctionOptions", "Input"]
 
@@ -108,6 +108,7 @@ class Dispatch:
         self._timers: list[_Timer] = []
         self._timer_seq = 0
         self._unsettled: dict[Function, None] = {}
+        self.adoption = Adoption(self)
 
     # ---- functions ----------------------------------------------------------------------------------------------
 
@@ -174,10 +175,7 @@ class Dispatch:
         return out
 
     def _inputs_in_backoff(self, function: Function) -> list[Input]:
-        if not function.waiting:
-            return []
-        subjects = [timer[3] for timer in self._timers if isinstance(timer[3], Input)]
-        return [input_ for input_ in subjects if input_.state == "backoff" and input_.call.function is function]
+        return in_backoff(function, (timer[3] for timer in self._timers))
 
     # ---- inputs -------------------------------------------------------------------------------------------------
 
@@ -227,7 +225,9 @@ class Dispatch:
             call.last = True
         delay = min(history.delay, call.function.options.max_delay)
         input_ = attempts.resumed(now, call, item, history)
-        if delay > 0:
+        if self.adoption.take(now, input_, out):
+            self._settle(now, out)
+        elif delay > 0:
             input_.state = "backoff"
             call.function.waiting += 1
             self._at(now + delay, self._end_backoff, input_, input_.attempt)
@@ -248,6 +248,8 @@ class Dispatch:
                 continue
             input_ = inputs[idx] = Input(call, idx, payload, now)
             call.submitted += 1
+            if self.adoption.claims and self.adoption.take(now, input_, out):
+                continue
             if room <= 0 and not failing and function.free:
                 self._pump(now, function, out)
                 room = function.options.max_pending - function.pending()
@@ -272,11 +274,12 @@ class Dispatch:
         it has no lease for are ignored."""
         out: Instructions = []
         container = self.containers.get(container_id)
-        for call_id, idx, status, attempt, output in results:
+        for result in results:
+            call_id, idx, status, attempt, output = result
             call = self.calls.get(call_id)
             input_ = call.inputs.get(idx) if call is not None else None
             if input_ is None or container is None or input_.container is not container or input_.attempt != attempt:
-                self.stale_outputs += 1
+                self.stale_outputs += not self.adoption.settle(now, container, result, out)
                 continue
             function = container.function
             function.exec_time = attempts.average(function.exec_time, now - input_.pushed_at)
@@ -453,11 +456,6 @@ class Dispatch:
         """Raises KeyError for a function it does not know."""
         return demand_of(self.functions[function_id], now)
 
-    def demands(self, now: float) -> Iterator[Demand]:
-        """All functions, for the autoscaler's periodic round."""
-        for function in list(self.functions.values()):
-            yield demand_of(function, now)
-
     def surplus(self) -> Iterator[str]:
         """Idle containers that their functions need not keep, for the scheduler when room is short."""
         return surplus_of(self.functions.values())
@@ -592,8 +590,11 @@ class Dispatch:
     def _finish(
         self, now: float, input_: Input, status: Status, message: str, hint: str, output: Any, out: Instructions
     ) -> None:
-        self._leave(input_, "done")
         call = input_.call
+        if call.kind == STAND_IN:
+            self.adoption.end(now, input_, status, message, hint, output)
+            return
+        self._leave(input_, "done")
         function = call.function
         function.finished_at = now
         function.finished += 1

@@ -111,6 +111,8 @@ class Durable:
         """Per function, by what its callers name: spawned inputs that have not ended."""
         self.limit = 1_000_000
         """Spawned inputs of one function that may be unfinished."""
+        self.held_limit = HELD_LIMIT_BYTES
+        self.replay_limit = REPLAY_LIMIT
         self._held = 0
         self._mean = 1024.0
         """Bytes of arguments, a moving average."""
@@ -197,7 +199,7 @@ class Durable:
         if isinstance(payload, str):
             return payload
         self._mean += (len(payload) - self._mean) / 64
-        if self._held + len(payload) > HELD_LIMIT_BYTES:
+        if self._held + len(payload) > self.held_limit:
             self.paged += 1
             return seq
         self._held += len(payload)
@@ -226,7 +228,7 @@ class Durable:
         if count:
             self.unfinished[function_id] = count
         else:
-            del self.unfinished[function_id]
+            self.unfinished.pop(function_id, None)
 
     def _let_go(self, input_: Input) -> None:
         payload, input_.payload = input_.payload, None
@@ -308,7 +310,7 @@ class Durable:
             self._read_window()
 
     def _read_window(self) -> None:
-        self.store.window(self._cursor, REPLAY_LIMIT).add_done_callback(self._take_window)
+        self.store.window(self._cursor, self.replay_limit).add_done_callback(self._take_window)
 
     def _take_window(self, done: Any) -> None:
         error = done.exception()
@@ -321,7 +323,7 @@ class Durable:
             self._take_up(call, inputs)
         if found.inputs:
             self._cursor = found.inputs[-1].seq
-        if len(found.inputs) == REPLAY_LIMIT:
+        if len(found.inputs) == self.replay_limit:
             self.loop.call_soon(self._read_window)
             return
         self.replaying = False

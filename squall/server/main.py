@@ -44,6 +44,7 @@ from squall.protocol.messages import (
     split_payload,
 )
 from squall.protocol.requests import BuildDone, DeployApp, Pruned
+from squall.protocol.resumption import OutputsAgain, RunnerBack
 from squall.protocol.transport import FrameStream, payload_for
 from squall.server.access import Access, Greeting
 from squall.server.api import Api, Dropped, Peer, check_environment, log_chunk
@@ -144,6 +145,7 @@ class Server:
         self.calls.apply = self.reconciler.apply
         self.reconciler.notify = self.notify
         self.reconciler.vault = self.access.vault
+        self.reconciler.on_output = self._on_output
         self.nodes.on_runner = self._on_runner
         self._claim = config.run_dir / "stays"
         """A file that is there while a server of `squall up` has this home, also when it was killed and whoever keeps
@@ -427,6 +429,7 @@ class Server:
         elif isinstance(message, Register):
             stream.owner = None
             node = self.nodes.register(stream, message)
+            self.provider.registered()
             reply(stream, message.id, {"node_id": node.node_id})
             self.reconciler.node_joined(node)
             for app in self.objects.apps.values():
@@ -487,6 +490,8 @@ class Server:
     # -- runners
 
     def _on_runner(self, container_id: str, sock: socket.socket | None) -> None:
+        if sock is not None and self.reconciler.takeover.park_runner(container_id, sock):
+            return
         if sock is None:
             log.error("a runner's socket could not be taken", container=container_id)
             self.reconciler.stop_container(container_id, 0.0, "the server has no file descriptor left for it")
@@ -506,7 +511,12 @@ class Server:
         record: ContainerRecord = stream.owner
         try:
             message = decode(header)
-            if isinstance(message, Outputs):
+            if isinstance(message, OutputsAgain):
+                parts = split_payload(message.items, payload)
+                self.reconciler.takeover.outputs_again(record, message.items, parts)
+            elif isinstance(message, RunnerBack):
+                self.reconciler.takeover.runner_back(record, message)
+            elif isinstance(message, Outputs):
                 parts = split_payload(message.items, payload)
                 self.reconciler.runner_outputs(record, message.items, parts)
             elif isinstance(message, Hello):
@@ -552,7 +562,7 @@ class Server:
             raise ServiceError("the server is ending", hint="try again")
         check_schedules(message.functions, time.time())
         for spec in message.functions:
-            self.builds.check_use(spec.image, peer)
+            self.builds.check_use(spec.image, peer.scope.workspace, peer)
             self.access.vault.check(peer.scope, spec)
         app = self._resumed(message, peer)
         if app is None:
@@ -571,10 +581,12 @@ class Server:
         if not message.app_id:
             return None
         app = self.objects.apps.get(check_id(message.app_id, "ap"))
-        if app is None or (app.state == "stopped" and not app.stopped_at):  # it ended with an earlier server
+        if app is None:
             return None
-        if app.scope != peer.scope or app.name != message.name:
+        if app.scope != peer.scope or app.name != message.name:  # also of one that has ended: its logs are under it
             raise ConflictError(f"app id `{message.app_id}` is taken")
+        if app.state == "stopped" and not app.stopped_at:  # it ended with an earlier server
+            return None
         if app.state != "running":
             raise ConflictError(f"app `{app.name}` was stopped: {app.reason}", hint="run it again")
         if app.owner is not None:
@@ -620,6 +632,7 @@ class Server:
         """Have a pool take inputs."""
         added = self.dispatch.add_function(time.monotonic(), function.function_id, options_of(function))
         self.reconciler.apply(added)
+        self.reconciler.takeover.function_opened(function.function_id)
 
     def _stop_soon(self, app: AppRecord, reason: str) -> None:
         if app.app_id not in self._stopping:
@@ -664,7 +677,10 @@ class Server:
 
     def _on_output(self, node: Node, message: ContainerOutput, data: bytes) -> None:
         record = self.reconciler.containers.get(message.container_id)
-        if record is None or record.node is not node or message.stream not in ("stdout", "stderr"):
+        if record is None:
+            self.reconciler.takeover.park_output(message, data)
+            return
+        if record.node is not node or message.stream not in ("stdout", "stderr"):
             return
         app = record.function.app
         entry = Record(time.time(), record.container_id, record.function.spec.tag, message.stream, data)

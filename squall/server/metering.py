@@ -43,6 +43,18 @@ class Metering:
         self._new[row["container_id"]] = {**row, **dict.fromkeys(ENDS)}
         self._flush_soon()
 
+    def resumed(self, container_id: str) -> None:
+        """One of an earlier server's goes on: its interval was closed too early."""
+
+        def work(connection: Any) -> None:
+            from squall.server import tables
+
+            table = tables.containers
+            values = {"stopped_at": None, "reason": None}
+            connection.execute(table.update().where(table.c.container_id == container_id).values(values))
+
+        self.database.write_soon(work)
+
     def stopped(self, container_id: str, row: Row, timeline: Row) -> None:
         """It ended; `row` has the columns in ENDS but for the timeline."""
         values = {**row, "timeline": json.dumps(timeline)}

@@ -138,7 +138,7 @@ class Readers:
         query.check()
         await self.server.objects.recall()
         if message.image_id:
-            image_id = self.server.builds.find(message.image_id, scope.workspace).image_id
+            image_id = self.server.builds.find(message.image_id, scope.workspace).build_id
             query.app_id = image_id
             return Open(Reader(query), image_id, message.follow, lambda: False)
         if message.call:

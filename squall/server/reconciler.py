@@ -23,6 +23,7 @@ from squall.protocol.messages import (
     YIELD_WINDOW,
     CancelRun,
     ContainerEvent,
+    ContainerOutput,
     ContainerSpec,
     FunctionSpec,
     Load,
@@ -34,6 +35,7 @@ from squall.protocol.messages import (
     YieldCredit,
     new_id,
 )
+from squall.protocol.resumption import RegisterAgain
 from squall.protocol.transport import FrameStream
 from squall.server import autoscaler
 from squall.server.calls import Calls, Result
@@ -59,6 +61,7 @@ from squall.server.nodes import Node, Nodes
 from squall.server.objects import FunctionRecord, Objects, slots_of
 from squall.server.scheduler import Grant, Request, Scheduler
 from squall.server.scheduler import Node as SchedulerNode
+from squall.server.takeover import Takeover
 from squall.server.timelines import ContainerTimeline
 from squall.server.vault import Vault
 from squall.server.wire import run_head
@@ -99,6 +102,8 @@ class Reconciler:
         """Ended ones, newest last, for traces and listings."""
         self.vault: Vault
         """Set by `main`: what functions' secrets hold."""
+        self.on_output: Callable[[Node, ContainerOutput, bytes], None]
+        """Set by `main`: what a container wrote."""
         self.notify: Notify
         """Set by `main`: tells the followers of an app."""
         self._reading: asyncio.Task[None] | None = None
@@ -107,6 +112,7 @@ class Reconciler:
         self.is_closed = False
         """The server is at its end: what still happens to inputs is not their end."""
         self._wanting: set[str] = set()
+        self.takeover = Takeover(self)
         self._asked: set[str] = set()
         self._asking_again: set[str] = set()
         """Functions of which the autoscaler wants to be asked again; a timer runs for each."""
@@ -213,6 +219,11 @@ class Reconciler:
             self.loop.call_soon(self._answer)
         self._asked.add(function_id)
 
+    def ask_all(self) -> None:
+        """What functions wanted before containers came back may be more than they want now."""
+        for function_id in list(self._wanting):
+            self._ask(function_id)
+
     def _answer(self) -> None:
         asked, self._asked = self._asked, set()
         now = time.monotonic()
@@ -295,7 +306,7 @@ class Reconciler:
 
     def place(self, now: float) -> None:
         """Give the scheduler's room to whoever wants it."""
-        if not self._wanting or self.is_held:
+        if not self._wanting or self.is_held or self.takeover.awaited:
             return
         new_ids = (new_id("co") for _ in itertools.repeat(None))
         plan = self.scheduler.plan(now, new_ids, self.dispatch.surplus)
@@ -382,9 +393,9 @@ class Reconciler:
         self.apply(self.dispatch.container_starting(now, record.container_id, grant.function_id))
         node.send(StartContainer(container_spec(record)))
         self.metering.started(_meter_row(record))
-        self._tell(record)
+        self.tell(record)
 
-    def _tell(self, record: ContainerRecord) -> None:
+    def tell(self, record: ContainerRecord) -> None:
         data = {"container_id": record.container_id, "state": record.state, "reason": record.reason}
         self.notify(record.function, "container", data)
 
@@ -400,6 +411,8 @@ class Reconciler:
     def container_event(self, node: Node, event: ContainerEvent) -> None:
         record = self.containers.get(event.container_id)
         if record is None or record.node is not node:
+            if event.state == "exited" and record is None:
+                self.takeover.gone(event.container_id)
             return
         if event.state == "starting" and record.move("starting"):
             record.timeline.stood_at = time.time()
@@ -457,7 +470,7 @@ class Reconciler:
             self._cannot_load(record, message.message, message.hint, payload)
             return
         if record.move("ready"):
-            self._tell(record)
+            self.tell(record)
             self.apply(self.dispatch.container_ready(now, record.container_id, slots_of(record.function.spec)))
 
     def _with_secrets(self, function: FunctionRecord) -> FunctionSpec:
@@ -548,6 +561,7 @@ class Reconciler:
         if self.containers.pop(record.container_id, None) is None:
             return
         record.node.containers.discard(record.container_id)
+        self.takeover.gone(record.container_id)
         self.scheduler.release(record.container_id)
         record.move("exited")
         record.reason = record.reason or reason
@@ -567,7 +581,7 @@ class Reconciler:
                 init_error=record.init_error,
             )
         )
-        self._tell(record)
+        self.tell(record)
         self.metering.stopped(record.container_id, _stop_row(record), _timeline_row(record.timeline))
         record.gone.set()
         record.init_error = None  # told to whom it concerned; history is for names and times
@@ -582,11 +596,17 @@ class Reconciler:
         gpus = [(int(gpu["index"]), str(gpu["type"])) for gpu in node.machine.gpus]
         self._hopeless.clear()
         self.scheduler.add_node(SchedulerNode(node.node_id, node.machine.cpus, node.machine.memory_mib, gpus))
-        self.place(time.monotonic())
+        if isinstance(node.machine, RegisterAgain):
+            self.takeover.node_joined(node, node.machine.containers)
+            self.ask_all()
+        else:
+            self.place(time.monotonic())
 
     def node_lost(self, node: Node, reason: str) -> None:
         for container_id in list(node.containers):
             self._gone(self.containers[container_id], f"was lost with its node: {reason}", infra=True)
+        for container_id in [one for one, parked in self.takeover.parked.items() if parked.node is node]:
+            self.takeover.gone(container_id)
         self.scheduler.remove_node(node.node_id)
 
     def timeline_of(self, container_id: str) -> ContainerTimeline | None:
@@ -624,6 +644,7 @@ def container_spec(record: ContainerRecord) -> ContainerSpec:
         gpus=record.gpus,
         network=not spec.block_network,
         hostname=record.container_id,
+        function_id=record.function.function_id,
     )
 
 

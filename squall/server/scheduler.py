@@ -208,6 +208,20 @@ class Scheduler:
                 return self._reserve(container_id, function_id, node, request, wish)
         return self.explain(request)
 
+    def restore(self, container_id: str, node_id: str, request: Request, function_id: str, gpus: Sequence[int]) -> bool:
+        """Reserve for a container that stands on the node already; whether there is room and these GPUs are free."""
+        node = self.nodes[node_id]
+        kinds = [kind for kind, free in node.free_gpus.items() if gpus and set(gpus) <= set(free)]
+        if container_id in self._reserved or not node.has_room(request) or (gpus and not kinds):
+            return False
+        self._reserve(container_id, function_id, node, request, "")
+        held = self._reserved[container_id]
+        if kinds:
+            held.gpu_type, held.gpus = kinds[0], tuple(gpus)
+            node.free_gpus[kinds[0]] = [gpu for gpu in node.free_gpus[kinds[0]] if gpu not in gpus]
+        self.started(container_id)
+        return True
+
     def started(self, container_id: str) -> None:
         """It stands (or failed to): the node may start another."""
         held = self._reserved.get(container_id)

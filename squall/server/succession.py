@@ -20,6 +20,14 @@ def home_of(call: Call) -> Function:
     return function
 
 
+def in_backoff(function: Function, subjects: Iterable[object]) -> list[Input]:
+    """Which of the timers' subjects are inputs of the function that wait to be tried again."""
+    if not function.waiting:
+        return []
+    inputs = [subject for subject in subjects if isinstance(subject, Input)]
+    return [input_ for input_ in inputs if input_.state == "backoff" and input_.call.function is function]
+
+
 def move_waiting(old: Function, new: Function, in_backoff: Iterable[Input]) -> None:
     """Put all that waits for a container of `old`, in its order, behind what waits for one of `new`."""
     for input_ in old.queue:

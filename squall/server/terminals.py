@@ -26,6 +26,10 @@ UNREAD_LIMIT_BYTES = 64 << 20
 """Output that may wait here for a terminal that does not read."""
 
 
+KEYS_LIMIT_BYTES = 16 << 20
+"""Input that may wait here for a container that does not read: an honest client sends no more than it was allowed."""
+
+
 class Session:
     """One container's turn at a terminal."""
 
@@ -95,6 +99,8 @@ class Terminals:
             session.runner.reply(request_id, size)
         elif message.stream == "kill":
             self._kill(session.record, "killed from the terminal")
+        elif session.runner.stream.waiting_bytes() > KEYS_LIMIT_BYTES:
+            self._end(session, 137, "its input came faster than it was read")
         elif not session.request_id:
             session.runner.stream.send(message, payload)
 

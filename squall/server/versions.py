@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from squall.protocol.images import image_id_of
+from squall.protocol.images import build_id_of
 from squall.protocol.messages import FunctionSpec, build, to_dict
 
 Kind = Literal["deploy", "rollback", "rollover"]
@@ -75,8 +75,8 @@ def unpack_specs(data: bytes) -> list[FunctionSpec]:
 
 
 def images_of(specs: Iterable[FunctionSpec]) -> set[str]:
-    """Ids of the images that these functions run on."""
-    return {image_id_of(spec.image.steps) for spec in specs if spec.image.steps}
+    """What the server calls the images that these functions run on."""
+    return {build_id_of(spec.image) for spec in specs if spec.image.steps}
 
 
 def blobs_of(specs: Iterable[FunctionSpec]) -> set[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from squall.exception import Error, InvalidError
-from squall.protocol import requests  # noqa: F401  (its messages enter the table below)
+from squall.protocol import requests, resumption  # noqa: F401  (their messages enter the table below)
 from squall.protocol.messages import MESSAGES, Failure, Message, Reply
 from squall.protocol.transport import FrameStream
 

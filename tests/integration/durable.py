@@ -42,6 +42,13 @@ def reveal(seconds: float, data: bytes) -> tuple[int, int]:
 
 
 @app.function()
+def family(depth: int) -> int:
+    """Calls `step` and, one below, itself."""
+    found = step.remote(0.0, 1)
+    return found + (family.spawn(depth - 1).get(timeout=30) if depth else 0)
+
+
+@app.function()
 def count(n: int, seconds: float) -> Iterator[int]:
     for i in range(n):
         time.sleep(seconds)
@@ -57,14 +64,14 @@ class Keeper:
         return self.name, len(data)
 
 
-def spawn_and_die(home: Path) -> str:
+def spawn_and_die(home: Path, seconds: float = 2.0) -> str:
     """Have a program spawn a call, kill it while the call waits; the call's id."""
     root = Path(__file__).parents[2]
     body = (
         "import time\nfrom tests.integration import durable\n"
         "with durable.app.run():\n"
         "    durable.step.remote(0.0, 0)\n"
-        "    print(durable.step.spawn(2.0, 4).object_id, flush=True)\n"
+        f"    print(durable.step.spawn({seconds}, 4).object_id, flush=True)\n"
         "    time.sleep(600)\n"
     )
     program = subprocess.Popen(

@@ -13,9 +13,11 @@ import pytest
 
 import squall
 from squall.exception import BuildError, InvalidError
+from squall.protocol.messages import BuildImage, Hello, Reply
+from squall.protocol.requests import CreateWorkspace
 from tests.conftest import wait_until
 from tests.integration.conftest import DEBIAN_PYTHON as PYTHON
-from tests.integration.support import Heard, Outcome, content, inits, layers_in, on, pid_of
+from tests.integration.support import Heard, Outcome, Wire, content, inits, layers_in, on, pid_of
 
 pytestmark = pytest.mark.root
 
@@ -127,6 +129,21 @@ def test_container_cannot_change_the_layers_of_its_image(debian: Path) -> None:
 
 
 # ---- caching
+
+
+def test_workspaces_share_neither_layers_nor_caches_of_builds() -> None:
+    """What a step made may hold what only one workspace's secrets gave, or what one that lies in wait has put there."""
+    image = base().run_commands("test ! -e /.squall/cache/planted", "echo mine > /.squall/cache/planted")
+    spec, _ = image._resolve()
+    image.build()
+    with Wire() as wire:
+        wire.ask(CreateWorkspace("other"))
+    with Wire(hello=False) as wire:
+        wire.sock.settimeout(120)
+        wire.ask(Hello("client", workspace="other"))
+        answer, _ = wire.ask(BuildImage(spec))
+        assert isinstance(answer, Reply), answer
+        assert answer.data["built"] == 1
 
 
 def test_nothing_changed_means_nothing_is_built(debian: Path) -> None:

@@ -103,6 +103,7 @@ def test_a_killed_server_takes_all_with_it_and_its_clients_are_told(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SQUALL_RECONNECT_TIMEOUT", "0")  # else they would start another, see `test_resume.py`
+    monkeypatch.setenv("SQUALL_REATTACH_GRACE", "0")  # else they would wait for it, see `test_reattach.py`
     with faulty.app.run(output=Kept()):
         call = map_under_way()
         had = kill(home, "server")

@@ -31,10 +31,13 @@ ANSWER_SECONDS = 20.0
 class Cell:
     """One container and the wire to the probe in it."""
 
-    def __init__(self, node: Node, container: Container, server: socket.socket, stdout: int, stderr: int) -> None:
+    def __init__(
+        self, node: Node, container: Container, server: socket.socket, control: socket.socket, stdout: int, stderr: int
+    ) -> None:
         self.node = node
         self.container = container
         self.server = server
+        self.control = control
         self.stdout = stdout
         self.stderr = stderr
         server.settimeout(ANSWER_SECONDS)
@@ -76,6 +79,7 @@ class Cell:
     def close(self) -> None:
         self._stream.close()
         self.server.close()
+        self.control.close()
         self.container.kill("the test is over")
         self.end()
         os.close(self.stdout)
@@ -104,20 +108,23 @@ class Node:
 
     async def make_one(self, source: Path | None = None, **fields: Any) -> Cell:
         ours, theirs = socket.socketpair()
+        control, their_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         out_r, out_w = os.pipe()
         err_r, err_w = os.pipe()
         fields.setdefault("container_id", new_id("co"))
         try:
-            io = ContainerIO(theirs.fileno(), out_w, err_w)
+            io = ContainerIO(theirs.fileno(), out_w, err_w, their_control.fileno())
             container = await self.runtime.create(ContainerSpec(**fields), io, source)
         except BaseException:
             ours.close()
+            control.close()
             linux.close_fds([out_r, err_r])
             raise
         finally:
             theirs.close()
+            their_control.close()
             linux.close_fds([out_w, err_w])
-        cell = Cell(self, container, ours, out_r, err_r)
+        cell = Cell(self, container, ours, control, out_r, err_r)
         self.cells.append(cell)
         return cell
 

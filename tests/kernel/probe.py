@@ -12,7 +12,7 @@ import traceback
 from typing import Any
 
 
-def serve(fd: int, source: str | None) -> int:
+def serve(fd: int, source: str | None, *control: int) -> int:
     with socket.socket(fileno=fd) as server, server.makefile("rwb") as stream:
         for line in stream:
             names: dict[str, Any] = {"os": os, "source": source, "result": None, "code": None}

@@ -166,3 +166,30 @@ def test_tree_is_mounted_read_only_with_the_workspaces_ids_and_unmounted_whole(t
         rootfs.unmount(devices)
         os.close(userns)
     assert f" {target}" not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.mark.parametrize("link", [".squall", ".squall/lower", ".squall/lib", "wheels", "proc", "dev"])
+def test_links_in_the_layers_of_an_image_lead_no_mount_out_of_it(tmp_path: Path, link: str) -> None:
+    linux.enter_private_mounts()
+    outside = tmp_path / "outside"
+    for name in ("lower", "scratch", "lib/squall", "squall", "index"):
+        (outside / name).mkdir(parents=True)
+    layer = tmp_path / "layer"
+    (layer / link).parent.mkdir(parents=True, exist_ok=True)
+    (layer / link).symlink_to(outside)
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    places = [(str(shown), "/.squall/lib/squall"), (str(shown), "/wheels/index")]
+    root = rootfs.image_root(tmp_path / "node", [layer], places, {})
+    userns = linux.make_user_namespace(privileges.id_base(7))
+    target, devices, scratch = tmp_path / "tree", tmp_path / "dev", tmp_path / "scratch"
+    scratch.mkdir()
+    rootfs.make_device_template(devices)
+    try:
+        with pytest.raises(linux.StepError, match="mount-tree"):
+            rootfs.mount_tree(root, target, userns=userns, scratch=scratch, devices=devices)
+        assert f" {outside}" not in Path("/proc/self/mountinfo").read_text()
+    finally:
+        rootfs.unmount_tree(target)
+        rootfs.unmount(devices)
+        os.close(userns)

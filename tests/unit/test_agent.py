@@ -16,13 +16,17 @@ from squall import config
 from squall.node.agent import Agent, Held
 from squall.node.runtime import Container, ContainerIO, Exit, Runtime
 from squall.protocol.messages import (
+    BuildImage,
     ContainerEvent,
     ContainerSpec,
+    ImageSpec,
+    ImageStep,
     Message,
     StartContainer,
     StopContainer,
     encode_header,
 )
+from squall.protocol.requests import BuildDone, Pruned, VerifyImage
 from squall.protocol.transport import FrameStream
 
 
@@ -92,6 +96,7 @@ def with_agent(tmp_path: Path, runtime: Runtime, body: Callable[[Agent, Sent], A
         agent = Agent(config.load({"SQUALL_HOME": str(tmp_path)}), runtime)
         sent = Sent()
         agent.stream = cast(FrameStream, sent)
+        agent.connected.set()
         agent.handoff, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with contextlib.closing(agent.handoff), server:
             await asyncio.wait_for(body(agent, sent), 10)
@@ -152,7 +157,7 @@ def test_a_container_that_floods_waits_and_none_of_its_output_is_lost(
     monkeypatch.setattr("squall.node.agent.OUTPUT_WINDOW_S", 0.2)
 
     async def body(agent: Agent, sent: Sent) -> None:
-        held, came = Held("co-1"), list[int]()
+        held, came = Held(ContainerSpec("co-1")), list[int]()
         monkeypatch.setattr(sent, "send", lambda message, payload: came.append(len(payload)))
         out, into = os.pipe()
         err, other = os.pipe()
@@ -199,3 +204,33 @@ def test_a_container_whose_end_cannot_be_told_is_reported_as_gone(tmp_path: Path
         assert not agent.held
 
     with_agent(tmp_path, Broken(Standing), body)
+
+
+def test_a_build_that_fails_in_a_way_nobody_foresaw_is_told_of(tmp_path: Path) -> None:
+    """Its caller waits without an end for one that is not."""
+
+    class Broken:
+        async def ensure(self, image: ImageSpec, secrets: object) -> list[object]:
+            raise RecursionError("too deep")
+
+        async def verify(self, image: ImageSpec) -> list[object]:
+            raise RecursionError("too deep")
+
+    said: list[Message] = []
+    agent: Any = Agent.__new__(Agent)
+    agent.builder, agent.runtime = Broken(), cast(Any, None)
+    agent.stream = cast(Any, Told(said))
+    image = ImageSpec("layers", [ImageStep("debian", {"suite": "bookworm"})])
+    asyncio.run(agent._build(BuildImage(image)))
+    asyncio.run(agent._look_after(VerifyImage(image)))
+    assert isinstance(said[0], BuildDone)
+    assert "too deep" in said[0].message
+    assert isinstance(said[1], Pruned)
+
+
+class Told:
+    def __init__(self, said: list[Message]) -> None:
+        self.said = said
+
+    def send(self, message: Message, payload: bytes = b"") -> None:
+        self.said.append(message)

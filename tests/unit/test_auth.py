@@ -77,11 +77,14 @@ def test_unknown_ids_and_wrong_secrets_are_told_alike(tmp_path: Path) -> None:
             f"{token.token_id}:",
             "::",
             ":",
+            secret,
         ):
             with pytest.raises(AuthError) as caught:
                 auth.verify(credentials, NOW)
-            said.add(caught.value.message.split("`")[-1])
-        assert said == {" is not one of this server, or its secret is wrong"}
+            assert caught.value.message.endswith(" is not one of this server, or its secret is wrong")
+            assert secret not in caught.value.message
+            said.add(caught.value.message.replace(f"`{credentials.partition(':')[0]}`", "that was shown"))
+        assert said == {"the token that was shown is not one of this server, or its secret is wrong"}
         with pytest.raises(AuthError, match="without a token"):
             auth.verify("", NOW)
 

@@ -30,7 +30,7 @@ def make(tmp_path: Path, quota: int = 1 << 40) -> Builder:
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1))
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1, f_files=0))
 
 
 def told(tail: str, end: Exit | None = None, step: ImageStep = STEP) -> tuple[str, str]:
@@ -56,6 +56,16 @@ def test_build_that_fills_the_disk_is_ended(tmp_path: Path, monkeypatch: pytest.
     said: list[str] = []
     asyncio.run(asyncio.wait_for(made._watch_disk(said.append), 5))
     assert "the disk is full" in said[0]
+
+
+def test_build_that_fills_the_disk_with_empty_files_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(tmp_path)
+    monkeypatch.setattr(builder, "WATCH_INTERVAL", 0.001)
+    status = SimpleNamespace(f_bavail=1 << 40, f_frsize=1, f_files=1_000_000, f_favail=9_999)
+    monkeypatch.setattr(os, "statvfs", lambda path: status)
+    said: list[str] = []
+    asyncio.run(asyncio.wait_for(made._watch_disk(said.append), 5))
+    assert "no more files" in said[0]
 
 
 def test_build_does_not_begin_above_the_quota(tmp_path: Path) -> None:
@@ -131,6 +141,13 @@ def test_secrets_are_struck_out_of_what_a_step_writes_however_it_comes(size: int
     said = b"the word hunter22 and hunter2 and line-of-it, abc; hunt"
     parts = [mask.feed(said[at : at + size]) for at in range(0, len(said), size)]
     assert b"".join([*parts, mask.rest()]) == b"the word *** and hunter2 and ***, abc; hunt"
+
+
+@pytest.mark.parametrize("said", ["p%40ss0123", "p@ss0123"])
+def test_the_password_of_a_url_is_struck_out_by_itself_too(said: str) -> None:
+    mask = Mask(["https://user:p%40ss0123@index.example/simple", "https://t0ken0123@git.example"])
+    text = f"could not log in as user with {said}; with t0ken0123\n".encode()
+    assert mask.feed(text) + mask.rest() == b"could not log in as user with ***; with ***\n"
 
 
 def test_output_without_secrets_is_passed_on_at_once() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from squall.exception import InvalidError
 from squall.protocol.images import (
+    build_id_of,
     chain,
     check_image,
     check_requirement,
@@ -60,8 +61,19 @@ def test_files_of_a_step_are_part_of_its_key() -> None:
 
 def test_base_has_two_layers_and_settings_have_none() -> None:
     steps = [BASE, ImageStep("env", {"variables": {"A": "1"}}), run("true")]
-    found = [step.kind for _, step in layer_keys(steps)]
+    found = [step.kind for _, step in layer_keys(ImageSpec("layers", steps))]
     assert found == ["debian", "debian", "run"]
+
+
+def test_workspaces_share_the_layers_of_a_base_and_none_above_it() -> None:
+    steps = [BASE, run("true")]
+    mine, theirs = (
+        [key for key, _ in layer_keys(ImageSpec("layers", steps, workspace=name))] for name in ("", "other")
+    )
+    assert mine[:2] == theirs[:2]
+    assert mine[2] != theirs[2]
+    assert build_id_of(ImageSpec("layers", steps)) == image_id_of(steps)
+    assert build_id_of(ImageSpec("layers", steps, workspace="other")) == f"{image_id_of(steps)}-other"
 
 
 def test_environment_before_a_command_is_part_of_its_key() -> None:

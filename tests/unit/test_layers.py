@@ -46,7 +46,7 @@ def test_published_layer_is_found_by_its_key(store: Layers) -> None:
 
 
 def test_image_is_its_layers_topmost_first(store: Layers) -> None:
-    layers = [add(store, key) for key, _ in layer_keys(IMAGE.steps)]
+    layers = [add(store, key) for key, _ in layer_keys(IMAGE)]
     assert store.has(IMAGE)
     assert store.resolve(IMAGE) == tuple(reversed(layers))
 

@@ -117,3 +117,16 @@ def test_a_hostile_member_is_refused(tmp_path: Path, member: tuple[str, bytes | 
 def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         unpack(bundle(("a.py", b"1"), ("a.py", b"2")), tmp_path)
+
+
+def test_names_of_very_many_directories_are_refused(tmp_path: Path) -> None:
+    """Each could be made from the one before; deleting them would go as deep."""
+    with pytest.raises(InvalidError, match="unsafe name"):
+        unpack(bundle(("/".join(["d"] * 101), b"")), tmp_path)
+    unpack(bundle(("/".join(["d"] * 100), b"")), tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"no archive at all", b"x" * 2000, bundle(("a", b"x" * 2000))[:700]])
+def test_what_is_no_archive_is_refused_as_such(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(InvalidError):
+        unpack(data, tmp_path)

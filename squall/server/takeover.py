@@ -1,0 +1,217 @@
+"""HAND: takes over containers that have outlived an earlier server, and what they have to say.
+
+The agent registers with what it has. A container whose function is here is taken over: it keeps its room, and runs what
+comes as any other once its runner has said what it holds. One whose function is not here yet is parked, with its
+runner's socket and its latest output, until its app comes back with its client, or RESUME_GRACE is over. All others are
+ended. Until those that come back have spoken no container is started, as what waits may be what they run. It decides
+nothing about inputs: `adoption` does. Tested in `tests/integration/test_reattach.py`.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from squall._observe import Logger
+from squall.protocol.messages import ContainerOutput, OutputItem, StopContainer
+from squall.protocol.resumption import HeldContainer, RunnerBack
+from squall.server.adoption import RESUME_GRACE, Back, HeldInput
+from squall.server.calls import Result
+from squall.server.containers import ContainerRecord
+from squall.server.nodes import Node
+from squall.server.objects import slots_of
+from squall.server.scheduler import Request
+from squall.server.wire import check_id
+from squall.storage.blobs import check_digest
+
+if TYPE_CHECKING:
+    from squall.server.reconciler import Reconciler
+
+log = Logger("server")
+
+RETURN_TIMEOUT = 1.0
+"""For the runners of containers that are taken over to say what they have, before new containers are started."""
+AGAIN_LIMIT_BYTES = 256 << 20
+"""Results that are taken a second time, in a server's life."""
+PARKED_OUTPUT_BYTES = 256 << 10
+
+
+class Parked:
+    """A container of a function that is not here yet."""
+
+    def __init__(self, node: Node, held: HeldContainer) -> None:
+        self.node = node
+        self.held = held
+        self.runner: socket.socket | None = None
+        self.output: list[tuple[ContainerOutput, bytes]] = []
+        self.output_bytes = 0
+
+
+class Takeover:
+    def __init__(self, reconciler: Reconciler) -> None:
+        self.reconciler = reconciler
+        self.parked: dict[str, Parked] = {}
+        self.awaited: set[str] = set()
+        """Containers whose runner has not spoken yet."""
+        self._back: list[tuple[ContainerRecord, Back]] = []
+        """Those that have, while others have not."""
+        self._again_bytes = 0
+
+    # -- containers
+
+    def node_joined(self, node: Node, containers: list[HeldContainer]) -> None:
+        for held in containers:
+            self._take(node, held)
+        if containers:
+            log.info(
+                "took over containers", node=node.node_id, containers=len(node.containers), parked=len(self.parked)
+            )
+
+    def _take(self, node: Node, held: HeldContainer) -> None:
+        reconciler, spec = self.reconciler, held.spec
+        is_new = spec.container_id not in reconciler.containers and spec.container_id not in reconciler.history
+        request = Request(spec.cpu, spec.memory_mib)
+        if not is_new or not reconciler.scheduler.restore(
+            spec.container_id, node.node_id, request, spec.function_id, spec.gpus
+        ):
+            self._end(node, spec.container_id, "there is no place for it on the server that is here now")
+        elif spec.function_id in reconciler.objects.functions and spec.function_id in reconciler.dispatch.functions:
+            self._adopt(node, held)
+        else:
+            self.parked[spec.container_id] = Parked(node, held)
+            reconciler.loop.call_later(RESUME_GRACE, self._unpark, spec.container_id)
+
+    def _end(self, node: Node, container_id: str, reason: str) -> None:
+        self.reconciler.scheduler.release(container_id)
+        node.send(StopContainer(container_id, 0.0, reason))
+
+    def _adopt(self, node: Node, held: HeldContainer) -> ContainerRecord | None:
+        """Its room is reserved already."""
+        reconciler, spec = self.reconciler, held.spec
+        function = reconciler.objects.functions[spec.function_id]
+        state = reconciler.dispatch.functions.get(spec.function_id)
+        if state is None or state.closed or reconciler.is_held:
+            self._end(node, spec.container_id, "its function has ended")
+            return None
+        record = ContainerRecord(spec.container_id, function, node, list(spec.gpus), held.requested_at)
+        record.is_adopted = True
+        record.move("creating")
+        reconciler.containers[record.container_id] = record
+        node.containers.add(record.container_id)
+        now = time.monotonic()
+        reconciler.apply(reconciler.dispatch.container_starting(now, record.container_id, spec.function_id))
+        reconciler.metering.resumed(record.container_id)
+        if held.stands and record.move("starting"):
+            record.timeline.stood_at = held.requested_at
+            if not self.awaited:
+                reconciler.loop.call_later(RETURN_TIMEOUT, self._stop_waiting)
+            self.awaited.add(record.container_id)
+        reconciler.tell(record)
+        return record
+
+    def _stop_waiting(self) -> None:
+        """Who has not come back yet may still do so, but what waits is not kept from others any longer."""
+        if self.awaited:
+            log.warning("containers are not back yet", containers=sorted(self.awaited), waited=RETURN_TIMEOUT)
+            self.awaited.clear()
+            self._go_on()
+
+    def gone(self, container_id: str) -> None:
+        """Harmless for one that was not taken over."""
+        if container_id in self.awaited:
+            self.awaited.discard(container_id)
+            if not self.awaited:
+                self._go_on()
+        parked = self.parked.pop(container_id, None)
+        if parked is not None:
+            self.reconciler.scheduler.release(container_id)
+            if parked.runner is not None:
+                parked.runner.close()
+
+    # -- those whose function is not here yet
+
+    def function_opened(self, function_id: str) -> None:
+        """It takes inputs from now on: its containers have waited for it."""
+        for container_id, parked in list(self.parked.items()):
+            if parked.held.spec.function_id != function_id:
+                continue
+            del self.parked[container_id]
+            record = self._adopt(parked.node, parked.held)
+            if parked.runner is not None:
+                self.reconciler.nodes.on_runner(container_id, parked.runner)
+            for message, data in parked.output if record is not None else ():
+                self.reconciler.on_output(parked.node, message, data)
+
+    def park_runner(self, container_id: str, sock: socket.socket) -> bool:
+        parked = self.parked.get(container_id)
+        if parked is None or parked.runner is not None:
+            return False
+        parked.runner = sock
+        return True
+
+    def park_output(self, message: ContainerOutput, data: bytes) -> None:
+        parked = self.parked.get(message.container_id)
+        if parked is not None and parked.output_bytes + len(data) <= PARKED_OUTPUT_BYTES:
+            parked.output.append((message, data))
+            parked.output_bytes += len(data)
+
+    def _unpark(self, container_id: str) -> None:
+        parked = self.parked.get(container_id)
+        if parked is not None:
+            self.gone(container_id)
+            parked.node.send(StopContainer(container_id, 0.0, "its app did not come back"))
+
+    # -- runners
+
+    def runner_back(self, record: ContainerRecord, message: RunnerBack) -> None:
+        """The runner of one that was taken over says what it has; one that was never loaded is loaded now."""
+        if not record.is_adopted or record.said_hello:
+            return
+        record.timeline.hello_at = time.time()
+        self.awaited.discard(record.container_id)
+        if message.loaded:
+            record.said_hello = True
+            slots = slots_of(record.function.spec)
+            held = [
+                HeldInput(check_id(one.call_id, "fc"), one.idx, one.attempt, one.is_broken)
+                for one in message.inputs[: slots + 1]
+            ]
+            self._back.append((record, (record.container_id, slots, held)))
+        else:
+            self.reconciler.runner_hello(record)
+        if not self.awaited:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """All have spoken, or have had their time: now it is known what waits and does not run."""
+        reconciler = self.reconciler
+        back, self._back = self._back, []
+        for record, _ in back:
+            if record.move("ready"):
+                reconciler.tell(record)
+        ready = [words for record, words in back if record.state == "ready"]
+        reconciler.apply(reconciler.dispatch.adoption.adopt(time.monotonic(), ready))
+        reconciler.ask_all()
+
+    def outputs_again(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> None:
+        """Results that the server before may have lost. Beyond a bound they are: what they are of is run again."""
+        self._again_bytes += sum(map(len, parts))
+        if not record.is_adopted or record.said_hello or self._again_bytes > AGAIN_LIMIT_BYTES:
+            return
+        results = [
+            (check_id(item.call_id, "fc"), item.idx, item.status, item.attempt, result)
+            for item, result in _results(record, items, parts)
+        ]
+        reconciler = self.reconciler
+        reconciler.apply(reconciler.dispatch.adoption.outputs_again(time.monotonic(), record.container_id, results))
+
+
+def _results(
+    record: ContainerRecord, items: list[OutputItem], parts: list[bytes]
+) -> Iterator[tuple[OutputItem, Result]]:
+    for item, part in zip(items, parts, strict=True):
+        if item.status in ("ok", "error"):
+            data: bytes | str = check_digest(item.blob) if item.blob else part
+            yield item, Result(data, record.container_id, item.started_at, item.finished_at)

@@ -1,0 +1,109 @@
+"""Durable calls over a disk that is cut off: at drawn points, at every point, and with mutants that must be found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from squall.outages import Plan, Rehearsal, main, rehearse
+from squall.server.durable import Durable
+from squall.server.journal import Added, Entry, Row
+from squall.testing import InvariantError
+
+SEEDS = int(os.environ.get("SQUALL_TEST_SEEDS", "300"))
+BLOCK = 50
+SMALL = Plan(retries=(1,), calls=3, call_size=3, duration=0.5, cuts=0, outage_odds=0.0, cancels=1, held_limit=0)
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
+def test_every_acknowledged_input_ends_once_whatever_is_cut(first: int) -> None:
+    for seed in range(first, min(first + BLOCK, SEEDS)):
+        rehearse(seed)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_cut_at_every_commit_loses_nothing(after: bool) -> None:
+    calm = Rehearsal(5, SMALL)
+    calm.run()
+    assert calm.commits > 10
+    for number in range(1, calm.commits + 1):
+        found = rehearse(5, Plan(**{**vars(SMALL), "cut_at": ((number, after),), "cuts": 1}))
+        assert found["cuts"] == 1
+
+
+def test_same_seed_gives_the_same_run() -> None:
+    assert rehearse(12) == rehearse(12)
+
+
+def test_without_faults_each_input_runs_once() -> None:
+    calm = Plan(retries=(0,), error_odds=0.0, cuts=0, outage_odds=0.0, cancels=0)
+    found = rehearse(3, calm)
+    assert set(found) == {"cuts", "executions", "ok"} and found["executions"] == found["ok"]
+
+
+def test_replay_prints_the_story_of_a_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seed", "3"]) == 0
+    assert "replay: python -m squall.outages --seed 3" in capsys.readouterr().out
+    assert main(["--seeds", "2"]) == 0
+
+
+# ---- it finds what it is there to find ----------------------------------------------------------------------------
+
+
+def queues_twice(self: Durable, batch: list[Any], outcomes: list[Any]) -> None:
+    """Queues what is new although the reading of the journal comes to it too."""
+    for (entry, told), outcome in zip(batch, outcomes, strict=True):
+        self._count(entry.function_id, -len(entry.items))
+        if isinstance(outcome, Added) and outcome.items:
+            self._enqueue(entry, outcome)
+        told(outcome)
+
+
+def tells_too_early(self: Durable, row: Row) -> None:
+    self.owner.stored([row])
+    self._rows.append(row)
+    if not self._finishing:
+        self._finishing = True
+        self.loop.call_soon(self._write_rows)
+
+
+def acknowledges_too_early(self: Durable, entry: Entry, told: Any) -> None:
+    told(Added(entry.call_id, 1, entry.items))
+    self._count(entry.function_id, len(entry.items))
+    self._entries.append((entry, lambda outcome: None))
+    if not self._adding:
+        self._adding = True
+        self.loop.call_soon(self._write_entries)
+
+
+def forgets_cancels(self: Durable, what: Any, told: Any) -> None:
+    self.owner.apply(self.dispatch.cancel(self.clock.monotonic(), what.call_id, what.idxs, "asked", what.terminate))
+    told(1)
+
+
+def forgets_attempts(self: Durable, instruction: Any) -> None:
+    pass
+
+
+def rehearse_all(seeds: int) -> None:
+    for seed in range(seeds):
+        rehearse(seed)
+
+
+@pytest.mark.parametrize(
+    ("method", "mutant"),
+    [
+        ("_settle", queues_twice),
+        ("_record", tells_too_early),
+        ("submit", acknowledges_too_early),
+        ("cancel", forgets_cancels),
+        ("retried", forgets_attempts),
+    ],
+)
+def test_broken_journal_is_found(monkeypatch: pytest.MonkeyPatch, method: str, mutant: Callable[..., Any]) -> None:
+    monkeypatch.setattr(Durable, method, mutant)
+    with pytest.raises(InvariantError, match=r"replay: python -m squall.outages --seed \d+"):
+        rehearse_all(300)
