@@ -199,8 +199,8 @@ class CronRule:
 
 
 class PeriodRule:
-    """`anchor` plus 1, 2, 3... periods; months by the calendar of UTC, the rest by the second. Moments before the anchor
-    are for a clock that was set back to there: without them nothing would happen until it shows the anchor again."""
+    """`anchor` plus 1, 2, 3... periods; months by the calendar of UTC, the rest by the second. Moments before the
+    anchor are for a clock that was set back to there: else nothing would happen until it shows the anchor again."""
 
     def __init__(self, period: dict[str, float], anchor: float) -> None:
         unknown = sorted(set(period) - {*_UNIT_S, *_UNIT_MONTHS})

@@ -1,5 +1,5 @@
-"""The machine's clock is set an hour ahead, and back, under a server that serves. Needs libfaketime (Debian's package of
-that name), which changes what a process reads of the wall clock while the monotonic one goes on as the kernel's."""
+"""The machine's clock is set an hour ahead, and back, under a server that serves. Needs libfaketime (Debian's package
+of that name), which changes what a process reads of the wall clock while the monotonic one goes on as the kernel's."""
 
 from __future__ import annotations
 
