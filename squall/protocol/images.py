@@ -290,13 +290,32 @@ def _check_packages(step: ImageStep) -> None:
         for text in value if isinstance(value, list) else [value]:
             if not isinstance(text, bool) and (not isinstance(text, str) or not text.strip() or not text.isprintable()):
                 raise InvalidError(f"package option `{name}` cannot be {text!r:.80}")
+            check_no_credentials(str(text), f"package option `{name}`")
     for requirement in step.args.get("packages", []):
-        check_requirement(requirement)
+        check_no_credentials(check_requirement(requirement), "a requirement")
     if len(step.args.get("requirements", "")) > MAX_TEXT_BYTES:
         raise InvalidError(f"the requirements are longer than {MAX_TEXT_BYTES} bytes")
     check_requirements_text(step.args.get("requirements", ""))
+    check_no_credentials(step.args.get("requirements", ""), "the requirements file")
     if step.kind in ("pip", "uv") and not step.args.get("packages") and not step.args.get("requirements"):
         raise InvalidError("installing packages needs a package", hint='as in `uv_pip_install("numpy")`')
+
+
+_USER_OF_URL = re.compile(r"https?://([^/?#\s@]+)@")
+
+
+def check_no_credentials(text: str, what: str) -> None:
+    """A recipe is kept, listed and hashed in the clear: a password is no part of it. `${NAME}`, which pip and uv look
+    up when they run, may stand for one."""
+    for found in _USER_OF_URL.finditer(text):
+        user, _, password = found[1].partition(":")
+        if not re.fullmatch(r"\$\{\w+\}", password or user):
+            host = text[found.end() :].split("/")[0][:80]
+            raise InvalidError(
+                f"{what} holds the credentials of `https://…@{host}`, and a recipe is no secret",
+                hint="give the step a secret with `UV_DEFAULT_INDEX` or `PIP_INDEX_URL`, the whole URL; in a "
+                "requirements file `https://${NAME}@…` with a secret of that name",
+            )
 
 
 def check_requirement(requirement: object) -> str:

@@ -4,7 +4,7 @@ On the machine's own socket (mode 0600) whoever connects may do everything and n
 works in. From elsewhere nothing but a hello is read before a valid token was shown; the token names the workspace, and
 only that of an administrator may manage tokens and workspaces. A connection whose token ends is closed; one that is
 silent for three beats is taken for dead. Tested in `tests/integration/test_access.py`, attacked in
-`tests/security/test_door.py`.
+`tests/security/test_workspaces.py`.
 """
 
 from __future__ import annotations

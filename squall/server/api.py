@@ -97,6 +97,8 @@ UPLOAD_LIMIT_BYTES = 16 << 30
 """What they may come to, as far as it has arrived and they are not yet whole."""
 DIGEST_LIMIT = 10_000
 """Blobs one message may ask for: each is a look at the disk, and everybody else waits."""
+TASK_LIMIT = 50_000
+"""Requests of one connection that may wait, such as for results of spawned calls."""
 EXEC_BUFFER_BYTES = 64 << 20
 """Output of an exec that may wait here for a client that does not read."""
 
@@ -243,6 +245,11 @@ class Api:
 
     def run_slowly(self, peer: Peer, message: Message, body: Callable[[Peer, Any], Any]) -> None:
         """Answer a request in a task of its own, which ends with the connection."""
+        if len(peer.tasks) >= TASK_LIMIT:
+            raise ResourceExhaustedError(
+                f"{TASK_LIMIT:,} requests of this connection wait for their answers already",
+                hint="let some end before you send more",
+            )
         task = self.loop.create_task(self._run(peer, message, body))
         peer.tasks.add(task)
         task.add_done_callback(peer.tasks.discard)

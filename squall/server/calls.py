@@ -24,7 +24,7 @@ from squall.server.durable import Cancel, Durable
 from squall.server.inputs import Retried
 from squall.server.journal import RESULT_DAYS, Added, Entry, Journal, KeptCall, Payload, Row
 from squall.server.objects import MAIN, FunctionRecord, Objects, has_ended
-from squall.server.timelines import InputTimeline, Timelines
+from squall.server.timelines import InputTimeline, Timelines, parse_call
 from squall.server.wire import check_id, output_head
 from squall.storage.blobs import check_digest
 
@@ -94,6 +94,8 @@ class Calls:
         check_method(function, message.method)
         if function.app.state != "running":
             raise has_ended(function)
+        if message.parent and not self._is_of_workspace(message.parent, peer.scope.workspace):
+            message.parent = ""
         items: list[tuple[int, Payload]] = []
         is_kept = message.kind == "spawn"
         for item, part in zip(message.items, parts, strict=True):
@@ -111,6 +113,11 @@ class Calls:
         self._enqueue(message, function, items, peer)
         if message.id:
             peer.reply(message.id)
+
+    def _is_of_workspace(self, input_id: str, workspace: str) -> bool:
+        """Whether an input runs, or waits, there: others would find in their graphs what never was theirs."""
+        call = self.dispatch.calls.get(parse_call(input_id)[0])
+        return call is not None and call.data is not None and _workspace_of(call) == workspace
 
     def _check_room(self, function: FunctionRecord, call: Call | None, message: Submit, count: int) -> None:
         """Inputs in memory are bounded: those of a map by its window, all others together."""
@@ -338,6 +345,11 @@ class Calls:
         """Delete results past their days, some at a time."""
         while await self.database.write(lambda connection: journal.expire(connection, now_wall, EXPIRE_LIMIT)):
             pass
+
+
+def _workspace_of(call: Call) -> str:
+    info: CallInfo = call.data
+    return "" if info.function is None else info.function.app.scope.workspace
 
 
 def _is_of(call: Call, function: FunctionRecord) -> bool:

@@ -5,7 +5,7 @@ frames, of which the first must be a hello with a token; every other request is 
 Whoever has shown no token yet is bounded: in the bytes kept of it, in the time it may take, and in number; the oldest
 of them makes way for the newest, so that a crowd that says nothing keeps out nobody who has a token. When the process
 has no descriptor left, taking connections pauses. Must never read a frame's meaning. Tested in
-`tests/integration/test_door.py` and `tests/security/test_door.py`.
+`tests/integration/test_door.py`.
 """
 
 from __future__ import annotations

@@ -616,9 +616,9 @@ class Server:
 
     def bind_function(self, peer: Peer, message: BindFunction, parameters: bytes) -> FunctionRecord:
         """The variant that is asked for, ready to be called."""
-        trusted = not peer.is_runner
+        asker = peer.stream.owner.function.app if peer.is_runner else None
         function = self.objects.bind(
-            message.function_id, message.options, parameters, trusted=trusted, scope=peer.scope
+            message.function_id, message.options, parameters, trusted=asker is None, scope=peer.scope, app=asker
         )
         if function.app.state != "running":
             raise NotFoundError(f"function `{function.spec.tag}` has ended with its app")

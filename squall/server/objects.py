@@ -34,6 +34,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HISTORY_LIMIT = 200
 VARIANT_LIMIT = 1000
 """Variants of all functions of one app: each is a pool that the periodic round looks at."""
+FUNCTION_LIMIT = 5000
+"""Functions of one app, for the same reason."""
 PARAMETERS_LIMIT_BYTES = 64 << 10
 OPTIONS_LIMIT_BYTES = 128 << 10
 METHOD_LIMIT = 500
@@ -189,14 +191,27 @@ class Objects:
             del self._callable[function.stable_id]
 
     def bind(
-        self, function_id: str, options: dict[str, Any], parameters: bytes, *, trusted: bool, scope: Scope = MAIN
+        self,
+        function_id: str,
+        options: dict[str, Any],
+        parameters: bytes,
+        *,
+        trusted: bool,
+        scope: Scope = MAIN,
+        app: AppRecord | None = None,
     ) -> FunctionRecord:
         """The variant of a function with these options and parameters, made when there is none yet. Its id follows
         from what it is, so that all who ask for the same share its containers.
 
-        Not `trusted`: a container asks, which may not get out of a network policy this way."""
+        Not `trusted`: a container of `app` asks, which may not get out of a network policy this way, nor have code of
+        another app, with that one's secrets, run in surroundings that it chooses."""
         asked = self.function(function_id, scope)
         root = asked.root or asked
+        if not trusted and root.app is not app and (foreign := sorted(SURROUNDINGS & set(options))):
+            raise InvalidError(
+                f"function `{root.spec.tag}`: a container of another app cannot choose its `{foreign[0]}`",
+                hint="call `with_options` in your program, or give the function of the other app an argument",
+            )
         if asked.root is not None:
             options = _laid_over(asked.options, options)
             parameters = parameters or asked.parameters
@@ -213,17 +228,16 @@ class Objects:
                 hint="name them in `@app.function(secrets=...)`, or call `with_options` in your program",
             )
         named = variant_id(root, options, parameters)
-        app = root.app
-        known = app.variants.get(named)
-        if known is not None:
-            return known
+        variants = root.app.variants
+        if named in variants:
+            return variants[named]
         variant = _variant(root, spec, named, options, parameters)
-        if len(app.variants) >= VARIANT_LIMIT:
+        if len(variants) >= VARIANT_LIMIT:
             raise ResourceExhaustedError(
-                f"app `{app.name}` has {VARIANT_LIMIT} pools made by parameters and `with_options`",
+                f"app `{root.app.name}` has {VARIANT_LIMIT} pools made by parameters and `with_options`",
                 hint="each distinct set of values is a pool of its own: pass what changes often as an argument instead",
             )
-        app.variants[variant.stable_id] = variant
+        variants[variant.stable_id] = variant
         self._admit(variant)
         self._record_variant(variant)
         return variant
@@ -530,6 +544,8 @@ def check_name(name: str) -> None:
 
 
 def check_specs(name: str, specs: list[FunctionSpec]) -> None:
+    if len(specs) > FUNCTION_LIMIT:
+        raise InvalidError(f"app `{name}` has {len(specs):,} functions, the limit is {FUNCTION_LIMIT:,}")
     known: set[str] = set()
     for spec in specs:
         check_spec(spec)
@@ -600,6 +616,8 @@ VARIABLE = frozenset(
     }
 )  # fmt: skip
 """What of a spec a variant may have otherwise."""
+SURROUNDINGS = frozenset({"env", "image", "secret_keys", "secrets"})
+"""What of that decides what its code does, and with what."""
 
 
 def variant_spec(spec: FunctionSpec, options: dict[str, Any]) -> FunctionSpec:

@@ -36,7 +36,7 @@ def decode(header: bytes) -> Message:
         raise ValueError(f"frame header names no known message: {header[:60]!r}")
     try:
         return decoder.decode(header)  # type: ignore[no-any-return]
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:  # the latter of what is nested too deep
         raise ValueError(f"message {header[6:40]!r}: {error}") from None
 
 

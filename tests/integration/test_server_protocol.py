@@ -90,6 +90,7 @@ GARBAGE = {
     "an unfinished tag": frame(b'{"t":"'),
     "a wrong type": frame(b'{"t":"ping","id":"one"}'),
     "deep JSON": frame(b'{"t":"create_app","name":' + b"[" * 100_000),
+    "deep JSON where anything may be": frame(b'{"t":"hello","role":"client","more":' + b"[" * 30_000),
     "2 GB announced": struct.pack("<II", 1 << 10, 1 << 31),
     "a 2 GB header announced": struct.pack("<II", 1 << 31, 0),
     "nothing": frame(b""),

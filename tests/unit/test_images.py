@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from squall.exception import InvalidError
@@ -12,6 +14,7 @@ from squall.protocol.images import (
     check_requirement,
     check_requirements_text,
     check_secrets,
+    check_step,
     image_id_of,
     layer_keys,
     settings_of,
@@ -202,3 +205,27 @@ def test_secrets_that_no_step_asks_for_are_refused_without_being_shown(secrets: 
         check_secrets(asking, secrets)
     assert "\\x00" not in caught.value.message
     check_secrets(asking, {"2": {"T": "x"}})
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"packages": ["six"], "options": {"index_url": "https://user:hunter22@index.example/simple"}},
+        {"packages": ["six"], "options": {"extra_index_url": "https://hunter22@index.example/simple"}},
+        {"packages": ["six"], "options": {"extra_options": "--index https://u:hunter22@index.example"}},
+        {"packages": ["six @ https://u:hunter22@index.example/six.whl"]},
+        {"requirements": "--index-url https://u:hunter22@index.example/simple\nsix"},
+    ],
+)
+@pytest.mark.parametrize("kind", ["pip", "uv"])
+def test_credentials_of_an_index_are_refused_in_a_recipe_and_not_repeated(kind: str, args: dict[str, Any]) -> None:
+    with pytest.raises(InvalidError, match="credentials of") as caught:
+        check_step(ImageStep(kind, args))
+    assert "hunter22" not in caught.value.message
+    assert "index.example" in caught.value.message
+
+
+def test_a_variable_may_stand_for_the_credentials_of_an_index() -> None:
+    check_step(ImageStep("pip", {"requirements": "--index-url https://me:${TOKEN}@index.example/simple\nsix"}))
+    check_step(ImageStep("pip", {"requirements": "a @ git+https://${TOKEN}@git.example/a/b"}))
+    check_step(ImageStep("pip", {"packages": ["a @ git+ssh://git@git.example/a/b"]}))

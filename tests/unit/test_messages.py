@@ -83,3 +83,11 @@ def test_a_payload_must_be_as_long_as_its_items_say() -> None:
 
 def test_input_ids_name_their_call_and_index() -> None:
     assert wire.input_id("fc-abc", 12) == "in-abc-12"
+
+
+@pytest.mark.parametrize("kind", ["hello", "bind_function"])
+def test_what_is_nested_too_deep_is_no_message(kind: str) -> None:
+    for field in ("options", "unknown"):
+        text = f'{{"t":"{kind}","role":"client","function_id":"fu-1","{field}":{{"a":' + "[" * 30_000
+        with pytest.raises(ValueError, match=kind):
+            server_decode(text.encode())

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from squall.exception import NotFoundError
+from squall.exception import InvalidError, NotFoundError
 from squall.protocol.messages import CreateApp, FunctionSpec
 from squall.server.database import Database
-from squall.server.objects import Objects, Scope, stable_id_of
+from squall.server.objects import Objects, Scope, check_specs, stable_id_of
 from squall.server.sealing import Seal
 
 
@@ -68,6 +68,23 @@ def test_a_variants_id_follows_from_what_callers_name(objects: Objects) -> None:
     assert objects.function(variant.stable_id) is variant
     with pytest.raises(NotFoundError):
         objects.bind(named, {"cpu": 1.0}, b"", trusted=True, scope=Scope("blue"))
+
+
+@pytest.mark.parametrize("name", ["env", "image", "secrets", "secret_keys"])
+def test_a_container_chooses_nothing_of_what_surrounds_code_of_another_app(objects: Objects, name: str) -> None:
+    """It would run with that app's secrets, and with a proxy or a preloaded library of the container's."""
+    app, other = objects.create_app(hello("f"), None, 1.0), objects.create_app(hello("g"), None, 1.0)
+    named = app.functions["f"].stable_id
+    with pytest.raises(InvalidError, match=f"cannot choose its `{name}`"):
+        objects.bind(named, {name: {"HTTPS_PROXY": "http://mine"}}, b"", trusted=False, app=other)
+    objects.bind(named, {"cpu": 2.0}, b"", trusted=False, app=other)
+    objects.bind(named, {"env": {"A": "1"}}, b"", trusted=False, app=app)
+
+
+def test_an_app_of_very_many_functions_is_refused() -> None:
+    """Each is a pool that every round looks at."""
+    with pytest.raises(InvalidError, match="5,001 functions"):
+        check_specs("app", [FunctionSpec(f"f{n}", "m", "f") for n in range(5001)])
 
 
 def test_a_stopped_apps_functions_are_not_found(objects: Objects) -> None:
