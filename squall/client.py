@@ -445,6 +445,14 @@ class Client:
     @both
     async def get_blob(self, digest: str) -> bytes:
         """The bytes of a blob, checked against its digest."""
+        for _ in range(2):
+            data = await self._read_blob(digest)
+            if blob_digest(data) == digest:
+                return data
+            await self.request(GetBlob(digest, suspect=True))  # raises when it is the server's copy that is damaged
+        raise ServiceError(f"blob `{digest}` arrived damaged, twice")
+
+    async def _read_blob(self, digest: str) -> bytes:
         parts, offset, size = [], 0, 1
         while offset < size:
             reply, chunk = await self.request(GetBlob(digest, offset))
@@ -453,10 +461,7 @@ class Client:
                 raise ServiceError(f"blob `{digest}` broke off at {offset} of {size} bytes")
             parts.append(chunk)
             offset += len(chunk)
-        data = b"".join(parts)
-        if blob_digest(data) != digest:
-            raise ServiceError(f"blob `{digest}` arrived damaged")
-        return data
+        return b"".join(parts)
 
     # -- results
 

@@ -90,6 +90,7 @@ class Sources:
             if len(data) > MAX_BYTES:
                 raise ResourceExhaustedError(f"source bundle `{digest}` is larger than {MAX_BYTES} bytes")
         if hashlib.blake2b(data, digest_size=32).hexdigest() != digest:
+            await self._request(GetBlob(digest, suspect=True))  # raises when it is the server's copy that is damaged
             raise ConflictError(f"source bundle `{digest}` arrived with other bytes than its digest names")
         return bytes(data)
 

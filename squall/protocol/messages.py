@@ -604,12 +604,15 @@ class HasBlobs(Message):
 
 @dataclass(eq=False, repr=False)
 class GetBlob(Message):
-    """`Reply.data`: `{"size": whole size}`; the payload is up to BLOB_CHUNK_BYTES from `offset`."""
+    """`Reply.data`: `{"size": whole size}`; the payload is up to BLOB_CHUNK_BYTES from `offset`.
+
+    `suspect`: other bytes came than the digest names. The server looks at what it has, and fails if that is damaged."""
 
     TAG = "get_blob"
     IS_REPEATABLE = True
     digest: str
     offset: int = 0
+    suspect: bool = False
 
 
 # ---- server and agent -------------------------------------------------------------------------------------------

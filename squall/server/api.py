@@ -410,9 +410,34 @@ class Api:
         peer.reply(message.id, {"missing": missing})
 
     def get_blob(self, peer: Peer, message: GetBlob, payload: bytes) -> None:
-        size = self.server.blobs.size(message.digest)
-        data = self.server.blobs.read(message.digest, min(max(0, message.offset), size), BLOB_CHUNK_BYTES)
+        if message.suspect:
+            self._examine(peer, message)
+            return
+        try:
+            size = self.server.blobs.size(message.digest)
+            data = self.server.blobs.read(message.digest, min(max(0, message.offset), size), BLOB_CHUNK_BYTES)
+        except OSError as error:
+            log.error("a blob cannot be read", digest=message.digest, error=str(error))
+            self._examine(peer, message)
+            return
         peer.reply(message.id, {"size": size}, data)
+
+    def _examine(self, peer: Peer, message: GetBlob) -> None:
+        looking = self.loop.run_in_executor(None, self.server.blobs.examine, message.digest)
+        looking.add_done_callback(lambda done: self._examined(done, peer, message))
+
+    def _examined(self, done: asyncio.Future[bool], peer: Peer, message: GetBlob) -> None:
+        error = done.exception()
+        if error is None and done.result():
+            peer.reply(message.id)
+            return
+        if error is None:
+            log.error("a blob was damaged and is put aside", digest=message.digest)
+            error = ServiceError(
+                f"blob `{message.digest}` was damaged on the disk of the server, and is put aside",
+                hint="what is called again is sent again",
+            )
+        self._failed(peer, message, error if isinstance(error, Exception) else InternalError(str(error)))
 
     # -- containers
 

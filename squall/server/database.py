@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import os
 import queue
 import secrets
 import threading
@@ -30,7 +32,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from squall._observe import Logger, count
-from squall.exception import ConflictError, Error, InternalError, ServiceError
+from squall.exception import ConflictError, Error, InternalError, ResourceExhaustedError, ServiceError
 from squall.server import schema
 from squall.server.backends import Backend, Fault, backend_of
 
@@ -44,10 +46,17 @@ GROUP_LIMIT = 2000
 QUEUE_LIMIT = 100_000
 READERS = 2
 RECONNECT_EVERY_S = 0.1
+OPEN_RETRY_S = 0.5
+"""Between attempts to open it after one that failed for a reason that may pass: no room, no descriptors, a lock."""
+DESCRIPTORS = 8
+"""What an open Store needs of them."""
 OWED_RETRY_S = 0.5
 """Between attempts at what `write_soon` left while the Store cannot be written."""
 CLOSE_S = 15.0
 """How long the end of the server is held up by such writes."""
+
+
+_MAY_PASS = (ServiceError, ResourceExhaustedError)
 
 
 class _Job:
@@ -189,6 +198,8 @@ class Database:
 
     def _on_open(self, error: Error | None) -> None:
         self._opened, self._error = True, error
+        if self._ready.done():  # it could not be opened before
+            self._ready = self._loop.create_future()
         self._ready.set_result(error)
         if error is not None:
             log.error("the store cannot be used", error=error.message, hint=error.hint)
@@ -235,10 +246,13 @@ class Database:
 
     def _run(self) -> None:
         error = self._open()
-        self._loop_call(lambda: self._on_open(error))
-        if error is not None:
-            self._refuse_all(error)
-            return
+        self._loop_call(functools.partial(self._on_open, error))
+        while error is not None:
+            if not self._refuse(error, OPEN_RETRY_S if isinstance(error, _MAY_PASS) else None):
+                return
+            error = self._open()
+            if error is None:
+                self._loop_call(functools.partial(self._on_open, None))
         last = False
         while not last:
             group, last = self._take()
@@ -247,12 +261,19 @@ class Database:
         self._pay_last()
         self._disconnect()
 
-    def _refuse_all(self, error: Error) -> None:
-        """The Store cannot be used: until the end, answer each write that was queued before the loop knew."""
+    def _refuse(self, error: Error, seconds: float | None) -> bool:
+        """The Store cannot be used: answer each write that was queued before the loop knew, for so long, or until the
+        end. Whether it has not come to the end."""
         refusal = ServiceError(f"the store is not available: {error.message}", hint=error.hint)
-        while (job := self._jobs.get()) is not None:
-            refused = [(job, _Failed(refusal))]
-            self._loop_call(lambda refused=refused: self._on_attempted(1, refused))  # type: ignore[misc]
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while True:
+            try:
+                job = self._jobs.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return True
+            if job is None:
+                return False
+            self._loop_call(functools.partial(self._on_attempted, 1, [(job, _Failed(refusal))]))
 
     def _take(self) -> tuple[list[_Job], bool]:
         """Wait for a write, then take all that are there; and whether they are the last. While something is owed, wait
@@ -276,11 +297,8 @@ class Database:
             self._engine = self.backend.writer()
             self._connect_within(self.backend.reconnect_s)
             self._start_readers(self.backend.reader(READERS))
-        except Error as error:
-            return error
         except Exception as error:
-            log.debug("opening the store failed", error=traceback.format_exc())
-            return Error(f"cannot open the Store: {type(error).__name__}: {error}")
+            return _why_not_opened(error)
         return None
 
     def _connect_within(self, seconds: float) -> None:
@@ -473,6 +491,26 @@ def _parts(jobs: list[_Job]) -> list[list[int]]:
         if job.item is not _ALONE:
             shared[job.work] = part
     return parts
+
+
+def _why_not_opened(error: Exception) -> Error:
+    """What happens first when there are no descriptors left looks like all kinds of damage."""
+    opened: list[int] = []
+    try:
+        for _ in range(DESCRIPTORS):
+            opened.append(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return ServiceError(
+            "cannot open the Store: the server has no descriptors left",
+            hint="it goes on by itself when it has some; raise its limit of open files, as `LimitNOFILE` of a unit",
+        )
+    finally:
+        for fd in opened:
+            os.close(fd)
+    if isinstance(error, Error):
+        return error
+    log.debug("opening the store failed", error="".join(traceback.format_exception(error)))
+    return Error(f"cannot open the Store: {type(error).__name__}: {error}")
 
 
 def _log_lost(jobs: list[_Job], results: list[Any]) -> None:

@@ -199,7 +199,8 @@ class CronRule:
 
 
 class PeriodRule:
-    """`anchor` plus 1, 2, 3... periods; months by the calendar of UTC, the rest by the second."""
+    """`anchor` plus 1, 2, 3... periods; months by the calendar of UTC, the rest by the second. Moments before the
+    anchor are for a clock that was set back to there: else nothing would happen until it shows the anchor again."""
 
     def __init__(self, period: dict[str, float], anchor: float) -> None:
         unknown = sorted(set(period) - {*_UNIT_S, *_UNIT_MONTHS})
@@ -217,13 +218,12 @@ class PeriodRule:
         return self._moment(number)
 
     def last_until(self, at: float) -> float | None:
-        number = self._number_until(at)
-        return self._moment(number) if number > 0 else None
+        return self._moment(self._number_until(at))
 
     def _number_until(self, at: float) -> int:
-        """How many moments there were until `at`, it included."""
-        number = max(0, int((at - self._anchor) / self._about))
-        while number > 0 and not self._is_until(number, at):
+        """How many moments there were until `at`, it included; less than nothing before the anchor."""
+        number = math.floor((at - self._anchor) / self._about)
+        while self._is_after(number, at):
             number -= 1
         while self._is_until(number + 1, at):
             number += 1
@@ -232,6 +232,10 @@ class PeriodRule:
     def _is_until(self, number: int, at: float) -> bool:
         moment = self._moment(number)
         return moment is not None and moment <= at
+
+    def _is_after(self, number: int, at: float) -> bool:
+        moment = self._moment(number)
+        return moment is not None and moment > at
 
     def _moment(self, number: int) -> float | None:
         try:

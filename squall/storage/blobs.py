@@ -2,7 +2,8 @@
 
 A blob is named by the blake2b-256 digest of its bytes (in the standard library, so that a container can check it
 with nothing installed). A blob is visible whole or not at all: bytes go to a temporary file, are checked, synced and
-renamed. A reader checks nothing more than the size recorded by the file system; `verify` re-hashes.
+renamed. A reader checks nothing more than the size recorded by the file system; whoever gets other bytes than the
+digest names says so, and `examine` then puts the blob aside, so that it is missing and can be sent again.
 The contract suite is `tests/contract/test_blobs.py`.
 """
 
@@ -14,6 +15,7 @@ import hashlib
 import os
 import re
 import secrets
+import threading
 from collections.abc import Set
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from squall.exception import ConflictError, InvalidError, NotFoundError, Resourc
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 MAX_BLOB_BYTES = 4 << 30
+CHUNK_BYTES = 1 << 20
 KEEP_FREE_BYTES = 1 << 30
 KEEP_FREE_SHARE = 0.01
 """Room on the disk, and share of it, that uploads leave to what must go on: the database, logs, containers."""
@@ -28,6 +31,9 @@ KEEP_FREE_SHARE = 0.01
 
 def digest_of(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+EMPTY = digest_of(b"")
 
 
 def check_digest(digest: str) -> str:
@@ -70,6 +76,11 @@ class BlobStore(abc.ABC):
         """Raises ResourceExhaustedError when there is no room for more."""
 
     @abc.abstractmethod
+    def examine(self, digest: str) -> bool:
+        """Whether the stored bytes are those that the digest names. If not, they are put aside and the blob is missing
+        from now on. Reads all of it. Raises NotFoundError."""
+
+    @abc.abstractmethod
     def delete(self, digest: str) -> None:
         """Idempotent."""
 
@@ -81,10 +92,6 @@ class BlobStore(abc.ABC):
             upload.seal()
         return digest
 
-    def verify(self, digest: str) -> bool:
-        """Whether the stored bytes still are what the digest names."""
-        return digest_of(self.read(digest)) == digest
-
 
 class DirectoryBlobs(BlobStore):
     """Blobs as files under `root/ab/abcdef…`, mode 0600 in 0700 directories."""
@@ -93,6 +100,9 @@ class DirectoryBlobs(BlobStore):
         self.root = root
         self.incoming = root / "incoming"
         self.incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.damaged = root / "damaged"
+        self._using = threading.Lock()
+        """Between looking at when a blob was wanted last, and deleting it, nobody may be told that it is there."""
         for leftover in self.incoming.iterdir():
             leftover.unlink(missing_ok=True)
 
@@ -100,16 +110,19 @@ class DirectoryBlobs(BlobStore):
         return self.root / check_digest(digest)[:2] / digest
 
     def has(self, digest: str) -> bool:
+        path = self._path(digest)
         try:
-            os.utime(self._path(digest))  # it is wanted: `prune` counts from here
+            with self._using:
+                os.utime(path)  # it is wanted: `prune` counts from here
+                # What a power cut leaves of a file whose bytes had not reached the disk is an empty one.
+                return path.stat().st_size > 0 or digest == EMPTY
         except FileNotFoundError:
             return False
-        return True
 
     def prune(self, older_than: float, keep: Set[str] = frozenset()) -> None:
         """Delete what nobody stored or asked for since that moment (seconds of the wall clock), but for `keep`."""
-        for path in self.root.glob("[0-9a-f][0-9a-f]/*"):
-            with contextlib.suppress(FileNotFoundError):
+        for path in (*self.root.glob("[0-9a-f][0-9a-f]/*"), *self.damaged.glob("*")):
+            with contextlib.suppress(FileNotFoundError), self._using:
                 if path.stat().st_mtime < older_than and path.name not in keep:
                     path.unlink()
 
@@ -138,6 +151,23 @@ class DirectoryBlobs(BlobStore):
     def begin(self, digest: str) -> Upload:
         self.check_room()
         return _FileUpload(self, check_digest(digest))
+
+    def examine(self, digest: str) -> bool:
+        path = self._path(digest)
+        hash_ = hashlib.blake2b(digest_size=32)
+        try:
+            with path.open("rb", buffering=0) as file:
+                while data := file.read(CHUNK_BYTES):
+                    hash_.update(data)
+        except FileNotFoundError:
+            raise NotFoundError(f"no blob `{digest}`") from None
+        except OSError:  # what the disk does not give is as good as damaged
+            hash_ = hashlib.blake2b()
+        if hash_.hexdigest() == digest:
+            return True
+        self.damaged.mkdir(mode=0o700, exist_ok=True)
+        path.rename(self.damaged / f"{digest}.{secrets.token_hex(4)}")
+        return False
 
     def delete(self, digest: str) -> None:
         self._path(digest).unlink(missing_ok=True)
@@ -172,15 +202,22 @@ class _FileUpload(Upload):
         os.fsync(self._file.fileno())
         self._file.close()
         target = self.store._path(self.digest)
+        is_new = not target.parent.is_dir()
         target.parent.mkdir(mode=0o700, exist_ok=True)
         self._path.rename(target)
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        _sync(target.parent)
+        if is_new:
+            _sync(self.store.root)
 
     def abandon(self) -> None:
         with contextlib.suppress(OSError):
             self._file.close()
         self._path.unlink(missing_ok=True)
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +23,7 @@ def test_what_was_put_is_read_back(store: BlobStore) -> None:
     digest = store.put(b"some bytes")
     assert (store.read(digest), store.size(digest), store.has(digest)) == (b"some bytes", 10, True)
     assert store.read(digest, 5, 3) == b"byt"
-    assert store.verify(digest)
+    assert store.examine(digest)
 
 
 def test_putting_the_same_bytes_twice_is_harmless(store: BlobStore) -> None:
@@ -80,7 +83,7 @@ def test_uploads_leave_room_on_the_disk_and_harm_nothing_that_is_stored(
             upload.write(0, b"too late")
     upload.abandon()
     assert store.put(b"stored before") == digest
-    assert store.verify(digest)
+    assert store.examine(digest)
     assert list(store.incoming.iterdir()) == []
     monkeypatch.undo()
     assert store.put(b"too late") == late
@@ -93,11 +96,59 @@ def test_deleting_is_idempotent(store: BlobStore) -> None:
     assert not store.has(digest)
 
 
-def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [b"preciouS", b"prec", b""], ids=["flipped", "truncated", "empty"])
+def test_damaged_blob_is_noticed_put_aside_and_can_be_put_again(tmp_path: Path, damage: bytes) -> None:
     store = DirectoryBlobs(tmp_path)
     digest = store.put(b"precious")
-    store._path(digest).write_bytes(b"preciouS")
-    assert not store.verify(digest)
+    store._path(digest).write_bytes(damage)
+    assert store.has(digest) == bool(damage), "an empty file is what a power cut leaves"
+    assert not store.examine(digest)
+    assert not store.has(digest)
+    assert [path.read_bytes() for path in store.damaged.iterdir()] == [damage]
+    with pytest.raises(NotFoundError):
+        store.examine(digest)
+    assert store.put(b"precious") == digest
+    assert store.read(digest) == b"precious"
+
+
+def test_blob_that_the_disk_does_not_give_is_put_aside(tmp_path: Path) -> None:
+    store = DirectoryBlobs(tmp_path)
+    digest = store.put(b"precious")
+    store._path(digest).unlink()
+    store._path(digest).symlink_to("/proc/self/mem")  # whose first page gives EIO to whoever reads it
+    with pytest.raises(OSError, match="Input/output error"):
+        store.read(digest)
+    assert not store.examine(digest)
+    assert not store.has(digest)
+
+
+def test_empty_blob_is_one(store: BlobStore) -> None:
+    digest = store.put(b"")
+    assert store.has(digest) and store.examine(digest)
+
+
+def test_blob_that_somebody_was_told_is_there_is_not_pruned(tmp_path: Path) -> None:
+    """However the two meet: the one asks again and again, the other deletes all that nobody asked for."""
+    store = DirectoryBlobs(tmp_path)
+    digest = store.put(b"wanted")
+    path = store._path(digest)
+    ended = threading.Event()
+
+    def prune() -> None:
+        while not ended.is_set():
+            store.prune(1000.0)
+
+    pruner = threading.Thread(target=prune)
+    pruner.start()
+    try:
+        for _ in range(2000):
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(path, (1, 1))  # long ago
+            assert not store.has(digest) or path.exists()
+            store.put(b"wanted")
+    finally:
+        ended.set()
+        pruner.join()
 
 
 def test_what_an_interrupted_upload_left_is_removed_at_the_next_start(tmp_path: Path) -> None:

@@ -25,6 +25,11 @@ def echo(data: bytes) -> bytes:
 
 
 @app.function()
+def count_bytes(data: bytes) -> int:
+    return len(data)
+
+
+@app.function()
 def fail(text: str) -> None:
     raise ValueError(text)
 
