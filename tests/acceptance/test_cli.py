@@ -341,7 +341,7 @@ def test_doctor_names_a_runtime_that_works(home: Path) -> None:
 
 
 def test_names_are_completed_from_the_running_server(script: Path) -> None:
-    squall("run", "-d", "-n", "completed", f"{script}::mapped")
+    squall("deploy", "--name", "completed", script)  # it stays, whatever runs
     env = {**os.environ, "_SQUALL_COMPLETE": "bash_complete", "COMP_WORDS": "squall app stop comp", "COMP_CWORD": "3"}
     program = "from squall.cli.main import cli; cli(prog_name='squall')"
     run = subprocess.run(
