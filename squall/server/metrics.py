@@ -56,6 +56,7 @@ FAMILIES: dict[str, tuple[Literal["gauge", "counter"], str]] = {
     "process_cpu_seconds_total": ("counter", "Processor time that the server has used."),
     "process_resident_memory_bytes": ("gauge", "Memory of the server."),
     "process_open_fds": ("gauge", "Descriptors that the server has open."),
+    "squall_store_records_dropped_total": ("counter", "Records of usage that the Store's queue had no room for."),
 }
 
 

@@ -3,59 +3,67 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from squall._clock import ManualClock
 from squall.exception import ServiceError
-from squall.server import calls
-from squall.server.calls import Calls
-from squall.server.database import Database
+from squall.server import calls, durable
 from squall.server.dispatch import Dispatch, FunctionOptions
+from squall.server.durable import Durable
 from squall.server.inputs import Finish
-from squall.server.objects import Objects
-from squall.server.timelines import Timelines
+from squall.server.journal import Row
 
 
 class Store:
-    """Takes writes, the first `failures` of them not; keeps how many rows each was about."""
+    """Takes ends of inputs, the first `failures` times not; keeps how many rows each write was about."""
 
     def __init__(self, failures: int = 0) -> None:
         self.failures = failures
         self.writes: list[int] = []
 
-    def write(self, work: Callable[[Any], None]) -> asyncio.Future[None]:
+    def finish(self, rows: Sequence[Row]) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if len(self.writes) < self.failures:
             self.writes.append(0)
             future.set_exception(ServiceError("database or disk is full"))
-            return future
-        work(self)
-        future.set_result(None)
+        else:
+            self.writes.append(len(rows))
+            future.set_result(None)
         return future
 
-    def execute(self, statement: object, rows: list[dict[str, Any]]) -> None:
-        self.writes.append(len(rows))
+
+class Owner:
+    def __init__(self) -> None:
+        self.told = 0
+
+    def stored(self, rows: Sequence[Row]) -> None:
+        self.told += len(rows)
 
 
-def end_inputs(store: Store, count: int) -> None:
-    """Spawn `count` inputs and cancel them in one turn of the loop; wait until the Store has taken as many."""
+def end_inputs(store: Store, count: int) -> int:
+    """Spawn `count` inputs and cancel them in one turn of the loop; how many ends were told once the Store has them."""
 
-    async def main() -> None:
-        dispatch = Dispatch()
-        kept = Calls(dispatch, cast(Objects, None), cast(Database, store), Timelines())
+    async def main() -> int:
+        dispatch, owner = Dispatch(), Owner()
+        loop = asyncio.get_running_loop()
+        kept = Durable(dispatch, cast(Any, store), cast(Any, owner), ManualClock(), loop)
         dispatch.add_function(0.0, "fu-1", FunctionOptions())
-        dispatch.submit(0.0, "fc-1", "fu-1", [(i, b"") for i in range(count)], "spawn")
+        data = SimpleNamespace(function_id="fu-1")
+        dispatch.submit(0.0, "fc-1", "fu-1", [(i, b"") for i in range(count)], "spawn", data=data)
         for instruction in dispatch.cancel(0.0, "fc-1", None, "cancelled"):
             if isinstance(instruction, Finish):
-                kept.finish(instruction)
+                kept.finish(instruction.input, instruction.status, instruction.message, instruction.hint, b"")
         for _ in range(1000):
-            if sum(store.writes) >= count:
-                return
+            if owner.told >= count:
+                break
             await asyncio.sleep(0)
+        return owner.told
 
-    asyncio.run(main())
+    return asyncio.run(main())
 
 
 class Deaf:
@@ -88,14 +96,14 @@ def test_a_caller_that_never_reads_is_left_before_its_results_fill_the_memory(mo
     assert caller.aborted.startswith("it left 4 MiB")
 
 
-def test_inputs_that_end_together_are_one_write() -> None:
+def test_inputs_that_end_together_are_a_few_large_writes() -> None:
     store = Store()
-    end_inputs(store, 5000)
-    assert store.writes == [5000]
+    assert end_inputs(store, 5000) == 5000
+    assert store.writes == [durable.FINISH_LIMIT, durable.FINISH_LIMIT, 5000 - 2 * durable.FINISH_LIMIT]
 
 
 def test_a_result_that_could_not_be_stored_is_stored_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "STORE_RETRY_S", 0.0)
+    monkeypatch.setattr(durable, "RETRY_S", 0.0)
     store = Store(failures=2)
-    end_inputs(store, 10)
+    assert end_inputs(store, 10) == 10
     assert store.writes == [0, 0, 10]
