@@ -30,3 +30,16 @@ def work(run: str, idx: int, path: str = "") -> tuple[str, int, str]:
 @app.function(schedule=squall.Period(seconds=1), max_containers=1, retries=RETRIES)
 def tick() -> str:
     return os.urandom(8).hex()
+
+
+@app.function(max_containers=2)
+def large(size: int) -> bytes:
+    return bytes(size)
+
+
+@app.function(max_containers=4)
+def nap(seconds: float) -> str:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.005)
+    return "done"
