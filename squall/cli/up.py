@@ -133,8 +133,9 @@ Environment=SQUALL_HOME={settings.home}
 ExecStart={" ".join(words)}
 # Reads the TLS certificate again.
 ExecReload=/bin/kill -HUP $MAINPID
-# The server alone is asked to end; it lets inputs finish and ends its node and containers itself.
-KillMode=mixed
+# The server alone is asked to end; it lets inputs finish and ends its node and containers itself. When it is killed
+# they stay for the next one, which takes them over; without one they end by themselves (`reattach_grace`).
+KillMode=process
 TimeoutStopSec={int(settings.drain_timeout) + STOP_SECONDS}
 Restart=on-failure
 RestartSec=1
