@@ -61,7 +61,8 @@ class Message:
     re: int = field(default=0, kw_only=True)
 
     def __init_subclass__(cls) -> None:
-        MESSAGES[cls.TAG] = cls
+        if "TAG" in cls.__dict__:  # one that is only made of another message is none
+            MESSAGES[cls.TAG] = cls
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self._values() == other._values()

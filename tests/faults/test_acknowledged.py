@@ -50,7 +50,8 @@ class Spawner(threading.Thread):
 
 
 class Once(Submit):
-    TAG = "submit"
+    """It travels as what it is made of; without a tag of its own it does not take that one's place here."""
+
     IS_REPEATABLE = False
 
 

@@ -91,3 +91,11 @@ def test_what_is_nested_too_deep_is_no_message(kind: str) -> None:
         text = f'{{"t":"{kind}","role":"client","function_id":"fu-1","{field}":{{"a":' + "[" * 30_000
         with pytest.raises(ValueError, match=kind):
             server_decode(text.encode())
+
+
+def test_a_class_made_of_a_message_does_not_take_its_place() -> None:
+    class Special(wire.Submit):
+        """Without a tag of its own."""
+
+    assert Special.TAG == "submit"
+    assert wire.MESSAGES["submit"] is wire.Submit
