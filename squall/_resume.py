@@ -4,7 +4,7 @@ A thread tries, with growing pauses and until a deadline, to connect (an embedde
 to say hello, and to name its running apps with their ids; then the link goes on, and every call that has no result yet
 is sent again under its own id. The server knows those it has, so nothing whose result is known anywhere is run again.
 Must never decide what is sent again: `transport.Link` and the sinks of the calls do. Tested in
-`tests/unit/test_resume.py` and `tests/integration/test_resume.py`.
+`tests/integration/test_resume.py` and `tests/integration/test_resume.py`.
 """
 
 from __future__ import annotations

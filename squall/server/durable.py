@@ -8,7 +8,7 @@ many wait, and are read some way ahead of their turn.
 
 It has no thread, socket or clock of its own and knows the Store by its futures, so that `squall.testing` runs it
 against a disk that loses power at any point. Must never tell anybody of what is not written. Tested in
-`tests/unit/test_durable.py`, by the simulator, and over the real Store in `tests/integration/test_restarts.py`.
+`tests/unit/test_outages.py`, by the simulator, and over the real Store in `tests/integration/test_restarts.py`.
 """
 
 from __future__ import annotations
