@@ -154,12 +154,17 @@ def common(one: list[Step], other: list[Step]) -> int:
 
 
 def closest(mine: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The image with the longest beginning in common; of those, the one most alike, then the newest."""
+    """The image with the longest beginning in common; of those, the one whose next steps are most of the same kinds,
+    then one of the same length, one that was built, the newest."""
     others = [row for row in rows if row["image_id"] != mine["image_id"]]
+    recipe = mine["recipe"]
 
-    def likeness(row: dict[str, Any]) -> tuple[int, int, float]:
-        alike = -abs(len(row["recipe"]) - len(mine["recipe"]))
-        return common(mine["recipe"], row["recipe"]), alike, float(row.get("created_at") or 0)
+    def likeness(row: dict[str, Any]) -> tuple[int, int, int, bool, float]:
+        same = common(recipe, row["recipe"])
+        pairs = zip(recipe[same:], row["recipe"][same:], strict=False)
+        kinds = sum(1 for one, other in pairs if one["kind"] == other["kind"])
+        alike = -abs(len(row["recipe"]) - len(recipe))
+        return same, kinds, alike, row.get("state") == "built", float(row.get("created_at") or 0)
 
     return max(others, key=likeness, default=None)
 
@@ -173,7 +178,9 @@ def explain(mine: list[Step], theirs: list[Step], blobs: Blobs) -> list[str]:
         return [f"it is the beginning of that image, which goes on with `{_title(theirs[same])}`"]
     if same == len(theirs):
         return [f"it goes on where that image ends: step {same + 1}, `{_title(mine[same])}`, is new"]
-    lines = [f"step {same + 1} differs, so it and the {len(mine) - same - 1} after it were built for themselves"]
+    after = len(mine) - same - 1
+    those = f"it and the {after} after it were built for themselves" if after else "it was built for itself"
+    lines = [f"step {same + 1} differs, so {those}"]
     lines += [f"  - {_title(theirs[same])}", f"  + {_title(mine[same])}"]
     return lines + [f"  {line}" for line in _differences(mine[same], theirs[same], blobs)]
 
