@@ -96,7 +96,7 @@ def _prepared(app: App, tag: str) -> tuple[FunctionSpec, list[bytes]]:
     spec = next(spec for spec in prepared.specs if spec.tag == tag)
     if tag in app._images:
         spec.image = built_spec(app._images[tag], None)
-    return spec, [data for digest, data in prepared.blobs.items() if digest == spec.source]
+    return spec, [data for digest, data in prepared.blobs.items() if digest in (spec.source, *spec.source_parts)]
 
 
 def shell_spec(spec: FunctionSpec) -> FunctionSpec:
@@ -106,6 +106,7 @@ def shell_spec(spec: FunctionSpec) -> FunctionSpec:
         module="squall.runner.profile",
         qualname="write",
         source=spec.source,
+        source_parts=spec.source_parts,
         python=spec.python,
         image=spec.image,
         cpu=spec.cpu,
