@@ -83,6 +83,6 @@ def blobs_of(specs: Iterable[FunctionSpec]) -> set[str]:
     """Digests of all blobs that are needed to start containers of these functions, or to build their images again."""
     found: set[str] = set()
     for spec in specs:
-        found.update((spec.source, spec.serialized_blob), (step.blob for step in spec.image.steps))
+        found.update((spec.source, spec.serialized_blob), spec.source_parts, (step.blob for step in spec.image.steps))
     found.discard("")
     return found
