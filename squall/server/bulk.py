@@ -55,7 +55,9 @@ def _joined_update(table: Any, names: tuple[str, ...], by: tuple[str, ...], unse
     looked_up = f"SELECT {table.name}.ctid AS place, {is_open} AS is_open FROM {table.name} WHERE {mine} OFFSET 0"
     listed = f"{_arrays(table, names)} AS new({', '.join(names)})"
     found = f"SELECT new.*, old.place FROM {listed} CROSS JOIN LATERAL ({looked_up}) AS old WHERE old.is_open"
-    return f"UPDATE {table.name} SET {', '.join(settings)} FROM ({found}) AS found WHERE {table.name}.ctid = found.place"
+    return (
+        f"UPDATE {table.name} SET {', '.join(settings)} FROM ({found}) AS found WHERE {table.name}.ctid = found.place"
+    )
 
 
 def _one_each(rows: Rows, by: tuple[str, ...], *, first: bool) -> Rows:
