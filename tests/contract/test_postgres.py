@@ -308,15 +308,14 @@ def test_ended_inputs_are_looked_up_by_their_index_whatever_the_statistics_say(
             patch.setattr(connection, "exec_driver_sql", explained, raising=False)
             journal.finish(connection, [journal.Row("fc-1", idx, "ok", "", "", b"1", 1.0) for idx in range(500)])
 
+    def put(connection: Any, idxs: range) -> None:
+        entry = journal.Entry("fc-1", "fu-1", "ap-1", "main", "", "", 1.0, [(idx, b"x") for idx in idxs])
+        journal.add(connection, [entry], idxs.start + 1)
+
     async def body(database: Database) -> None:
-        for entries in (0, 1), (1, 5000):  # the first is all that the statistics know of
-            items = [(idx, b"x") for idx in range(*entries)]
-            entry = journal.Entry("fc-1", "fu-1", "ap-1", "main", "", "", 1.0, items)
-            await database.write(
-                lambda connection, entry=entry: journal.add(connection, [entry], entry.items[0][0] + 1)
-            )
-            if not entries[0]:
-                await asyncio.to_thread(store.execute, "ANALYZE inputs")
+        await database.write(lambda connection: put(connection, range(1)))
+        await asyncio.to_thread(store.execute, "ANALYZE inputs")  # which shall know of one
+        await database.write(lambda connection: put(connection, range(1, 5000)))
         await database.write(explain)
 
     store.run(body)
