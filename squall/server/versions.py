@@ -43,6 +43,8 @@ class Version:
     """Of its functions."""
     changes: Changes = field(default_factory=dict)
     is_kept: bool = True
+    pool_seed: str = ""
+    """Drawn for it; makes the ids of its pools."""
 
     def spec(self, tag: str) -> FunctionSpec | None:
         return next((spec for spec in self.specs if spec.tag == tag), None)
