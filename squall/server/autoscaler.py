@@ -104,7 +104,11 @@ def _useful(demand: Demand, alive: int) -> int:
     """
     if demand.exec_time is None or not demand.backlog:
         return CONTAINER_LIMIT
-    exec_time = max(demand.exec_time, demand.stalled_for, 1e-6)
+    if alive > demand.crowd:
+        return demand.crowd
+    exec_time = max(demand.exec_time, 1e-6)
+    if demand.stalled_for >= START_CPU:  # less says nothing: the server, too, may have waited for a processor
+        exec_time = max(exec_time, demand.stalled_for)
     share = max(demand.cold_start or COLD_START, 1e-3)
     if exec_time < START_CPU:
         if alive * demand.slots / exec_time >= TINY_RATE:
