@@ -11,7 +11,8 @@ and never beyond what was measured here. Inputs that turn out long (STUCK_S) are
 container brings another one in. Of functions with several slots a container nothing is held back, nor before SEEN
 inputs have ended.
 
-Part of the brain in `dispatch`, which asks `has_room` before it fills a container. Tested in `tests/unit/test_crowd.py`.
+Part of the brain in `dispatch`, which asks `has_room` before it fills a container. Tested in
+`tests/unit/test_crowd.py`.
 """
 
 from __future__ import annotations
