@@ -34,7 +34,7 @@ TINY_SHARE = 1.0
 """Seconds of tiny inputs that must be waiting for each container, so that one more pays."""
 TINY_RATE = 5_000.0
 """Tiny inputs a second above which more containers only share the same CPUs and the server's time."""
-FIRST_STARTS = 4
+FIRST_STARTS = 6
 """Containers as long as it may still turn out that the inputs are tiny and these few are enough."""
 PROBE_S = 0.25
 """Seconds from the first start that the others wait for it at most: a cold start without a zygote."""

@@ -26,17 +26,17 @@ from squall.server.inputs import Function, Instructions
 if TYPE_CHECKING:
     from squall.server.dispatch import Dispatch
 
-FEW = 4
+FEW = 6
 """Containers that are filled in any case: while the server looks at the result of one, others run."""
 CROWD_RATE = 10_000.0
 """Inputs a second that those which are filled could do, if processors were no limit."""
 SEEN = 64
 """Inputs that must have ended before anything is concluded from them."""
-STUCK_S = 0.02
+STUCK_S = 0.1
 """An input that has run for so long is not tiny, whatever those before it were."""
 TYPICAL_WEIGHT = 0.02
-LAG_DRIFT = 0.001
-"""How fast the least lag is forgotten, with each input: a way may become longer."""
+LAG_DRIFT = 0.0001
+"""How fast the least lag is forgotten, with each input that had little company: a way may become longer."""
 
 
 class Crowd:
@@ -50,7 +50,10 @@ class Crowd:
         if not 0.0 <= took <= span:
             took = span
         lag = span - took
-        function.lag = lag if lag < function.lag else function.lag + LAG_DRIFT * (lag - function.lag)
+        if lag < function.lag:
+            function.lag = lag
+        elif len(function.running) <= FEW:
+            function.lag += LAG_DRIFT * (lag - function.lag)
         function.exec_time = attempts.average(function.exec_time, took)
         weight = TYPICAL_WEIGHT if function.finished >= SEEN else attempts.EWMA_WEIGHT
         function.typical += weight * (min(took, STUCK_S) - function.typical)
