@@ -249,8 +249,9 @@ class Objects:
     def draft(self, app: AppRecord, version: Version) -> dict[str, FunctionRecord]:
         """The pools of a version that nobody calls yet."""
         family = family_of(version.specs, lambda tag: stable_id_of(app.app_id, tag))
+        version.pools = {spec.tag: new_id("fu") for spec in version.specs}
         pools = {
-            spec.tag: FunctionRecord(new_id("fu"), app, spec, family.ids[spec.tag], family, version.number)
+            spec.tag: FunctionRecord(version.pools[spec.tag], app, spec, family.ids[spec.tag], family, version.number)
             for spec in version.specs
         }
         for pool in pools.values():
@@ -437,7 +438,7 @@ class Objects:
         family = family_of(current.specs, lambda tag: stable_id_of(app.app_id, tag))
         for spec in current.specs:
             named = stable_id_of(app.app_id, spec.tag)
-            pool_id = new_id("fu") if app.deployed else named
+            pool_id = current.pools.get(spec.tag) or new_id("fu") if app.deployed else named
             number = current.number if app.deployed else 0
             function = FunctionRecord(pool_id, app, spec, named, family, number)
             function.override = kept.overrides.get(named, {})
@@ -519,7 +520,7 @@ def _variant(
 ) -> FunctionRecord:
     """One that callers name `named`. Of a root whose inputs move from version to version it is one of a version."""
     moves = root.stable_id != root.function_id
-    pool_id = new_id("fu") if moves else named
+    pool_id = stable_id_of(root.function_id, named) if moves else named
     return FunctionRecord(pool_id, root.app, spec, named, root.family, root.version, {}, root, options, parameters)
 
 
