@@ -249,9 +249,11 @@ class Objects:
     def draft(self, app: AppRecord, version: Version) -> dict[str, FunctionRecord]:
         """The pools of a version that nobody calls yet."""
         family = family_of(version.specs, lambda tag: stable_id_of(app.app_id, tag))
-        version.pools = {spec.tag: new_id("fu") for spec in version.specs}
+        version.pool_seed = new_id("vs")
         pools = {
-            spec.tag: FunctionRecord(version.pools[spec.tag], app, spec, family.ids[spec.tag], family, version.number)
+            spec.tag: FunctionRecord(
+                pool_id_of(app, version, spec.tag), app, spec, family.ids[spec.tag], family, version.number
+            )
             for spec in version.specs
         }
         for pool in pools.values():
@@ -438,7 +440,7 @@ class Objects:
         family = family_of(current.specs, lambda tag: stable_id_of(app.app_id, tag))
         for spec in current.specs:
             named = stable_id_of(app.app_id, spec.tag)
-            pool_id = current.pools.get(spec.tag) or new_id("fu") if app.deployed else named
+            pool_id = pool_id_of(app, current, spec.tag) if app.deployed else named
             number = current.number if app.deployed else 0
             function = FunctionRecord(pool_id, app, spec, named, family, number)
             function.override = kept.overrides.get(named, {})
@@ -505,6 +507,12 @@ def stable_id_of(app_id: str, tag: str) -> str:
     return _function_id(app_id, tag)
 
 
+def pool_id_of(app: AppRecord, version: Version, tag: str) -> str:
+    """The pool of a version: no other candidate's, and the same after a restart, as its containers outlive the server
+    and are to be known again."""
+    return _function_id(version.pool_seed or f"{app.app_id}:{version.number}", tag)
+
+
 def pin_id_of(app_id: str, tag: str, version: int) -> str:
     """What callers of one version name. It stands for a pool of its own: what runs there calls the functions of that
     version too, whereas the current version's inputs move on to the next."""
@@ -520,7 +528,7 @@ def _variant(
 ) -> FunctionRecord:
     """One that callers name `named`. Of a root whose inputs move from version to version it is one of a version."""
     moves = root.stable_id != root.function_id
-    pool_id = stable_id_of(root.function_id, named) if moves else named
+    pool_id = _function_id(root.function_id, named) if moves else named
     return FunctionRecord(pool_id, root.app, spec, named, root.family, root.version, {}, root, options, parameters)
 
 

@@ -42,10 +42,9 @@ class Version:
     tags: list[str] = field(default_factory=list)
     """Of its functions."""
     changes: Changes = field(default_factory=dict)
-    pools: dict[str, str] = field(default_factory=dict)
-    """Its functions' pools by tag, while it is called: a restart gives them the same ids, so that what runs for them is
-    known again."""
     is_kept: bool = True
+    pool_seed: str = ""
+    """Drawn for it; makes the ids of its pools."""
 
     def spec(self, tag: str) -> FunctionSpec | None:
         return next((spec for spec in self.specs if spec.tag == tag), None)

@@ -18,7 +18,7 @@ from squall.protocol.messages import StartExec
 from squall.protocol.requests import CreateEnvironment, ListVersions, RedeployApp
 from tests.conftest import wait_until
 from tests.integration.conftest import own_home, swap_client
-from tests.integration.support import Outcome, containers_of, inits, pid_of, rows
+from tests.integration.support import Outcome, containers_of, pid_of, rows
 
 pytestmark = pytest.mark.root
 
@@ -410,22 +410,3 @@ def test_deployed_apps_are_there_after_a_restart(how: str) -> None:
         wait_until(lambda: rows("containers", "lasting"), "`min_containers` are kept")
         assert [row["version"] for row in history("lasting")] == [2, 1]
         assert redeploy("lasting", "rollback")["version"] == 3 and handle.remote() == 1
-
-
-def test_containers_of_deployed_apps_serve_one_server_after_the_other() -> None:
-    with own_home() as home:
-        app_of("staying", 1).deploy()
-        large = of("staying").with_options(cpu=0.5)
-        assert of("staying").remote() == large.remote() == 1
-        gate = "/tmp/staying-may-end"
-        running = Outcome(lambda: of("staying", "slow").remote(gate))
-        wait_until(lambda: [row["running"] for row in containers_of("slow")] == [1], "it runs")
-        before, [slow] = inits(home), containers_of("slow")
-        for _ in range(2):
-            killed = pid_of(home, "server")
-            os.kill(killed, signal.SIGKILL)
-            assert of("staying").remote() == large.remote() == 1
-            assert pid_of(home, "server") != killed
-            assert before.items() <= inits(home).items()
-        Client.current().link.request(StartExec(slow["container_id"], ["touch", gate])).wait(20)
-        assert running.result() == 1
