@@ -37,7 +37,7 @@ def call_list(as_json: bool) -> None:
 @json_option
 def call_info(call_id: str, as_json: bool) -> None:
     """Show how far a spawned call is."""
-    client = connect()
+    client = connect(start=True)
     data = ask(client.link, GetCall(checked(call_id)))
     if as_json:
         print_json(data)
@@ -68,7 +68,7 @@ def call_get(call_id: str, index: int, timeout: float | None) -> None:
 @log_options
 def call_logs(call_id: str, printer: Printer) -> None:
     """Print what was written while a call ran, where it ran. CALL is the id of a call or of an input."""
-    printer.show(connect(), call=call_id)
+    printer.show(connect(start=True), call=call_id)
 
 
 @call.command("graph")
@@ -76,7 +76,7 @@ def call_logs(call_id: str, printer: Printer) -> None:
 @json_option
 def call_graph(call_id: str, as_json: bool) -> None:
     """Show what the inputs of a spawned call have called, and so on down, as far as it is remembered."""
-    data = ask(connect().link, GetCallGraph(checked(call_id)))
+    data = ask(connect(start=True).link, GetCallGraph(checked(call_id)))
     if as_json:
         print_json(data)
         return
@@ -108,7 +108,7 @@ def graph_lines(inputs: list[dict[str, Any]]) -> list[str]:
 @click.option("--terminate", is_flag=True, help="Kill the containers it runs in, instead of asking.")
 def call_cancel(call_ids: tuple[str, ...], terminate: bool) -> None:
     """Cancel the inputs of calls that have not ended."""
-    client = connect()
+    client = connect(start=True)
     for call_id in call_ids:
         data = ask(client.link, CancelCall(checked(call_id), [], terminate))
         click.echo(f"call `{call_id}`: {int(data['cancelled'])} inputs cancelled", err=True)

@@ -33,7 +33,7 @@ def function() -> None:
 @json_option
 def function_list(app_ref: str, as_json: bool) -> None:
     """List the functions of apps that run or are deployed."""
-    rows = functions(connect().link, app_ref)
+    rows = functions(connect(start=True).link, app_ref)
     if as_json:
         print_json(rows)
         return
@@ -45,7 +45,7 @@ def function_list(app_ref: str, as_json: bool) -> None:
 @json_option
 def function_info(ref: str, as_json: bool) -> None:
     """Show a function: what it asks for, and how busy it is."""
-    row = find(connect().link, ref)
+    row = find(connect(start=True).link, ref)
     if as_json:
         print_json(row)
         return
@@ -59,7 +59,7 @@ def function_info(ref: str, as_json: bool) -> None:
 @json_option
 def function_calls(ref: str, as_json: bool) -> None:
     """List the latest calls of a function that have ended."""
-    link = connect().link
+    link = connect(start=True).link
     row = find(link, ref)
     rows = ask(link, ListObjects("calls", limit=LIST_LIMIT))["rows"]
     rows = [one for one in rows if one.get("function_id") == row["function_id"]]
@@ -75,7 +75,7 @@ def function_calls(ref: str, as_json: bool) -> None:
 @log_options
 def function_logs(ref: str, printer: Printer) -> None:
     """Print what the containers of a function have written, in all versions of its app."""
-    client = connect()
+    client = connect(start=True)
     printer.show(client, function=find(client.link, ref)["function_id"])
 
 
@@ -85,7 +85,7 @@ def function_logs(ref: str, printer: Printer) -> None:
 @json_option
 def function_stats(ref: str, since: float, as_json: bool) -> None:
     """Show how the calls of a function went lately."""
-    link = connect().link
+    link = connect(start=True).link
     show_stats(ask(link, GetFunctionStats(function_id=find(link, ref)["function_id"], since=since))["rows"], as_json)
 
 
@@ -99,7 +99,7 @@ def autoscaler() -> None:
 @json_option
 def autoscaler_settings(ref: str, as_json: bool) -> None:
     """Show the settings that hold; `*` marks what was changed since the deploy."""
-    link = connect().link
+    link = connect(start=True).link
     _show_settings(ask(link, UpdateAutoscaler(find(link, ref)["function_id"])), as_json)
 
 
@@ -127,7 +127,7 @@ def autoscaler_update(ref: str, as_json: bool, **given: Any) -> None:
     settings = {name: None if value == "none" else value for name, value in given.items() if value is not None}
     if not settings:
         raise InvalidError("nothing to change was given", hint="for instance `--min-containers 1`")
-    link = connect().link
+    link = connect(start=True).link
     _show_settings(ask(link, UpdateAutoscaler(find(link, ref)["function_id"], settings)), as_json)
 
 

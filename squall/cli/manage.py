@@ -216,14 +216,18 @@ def fetch(link: Link, noun: str, *, app: str = "", include_all: bool = False) ->
     return rows
 
 
-def _has_past() -> bool:
-    """Whether an earlier server of this home may remember apps."""
-    return any(config.load().state_dir.glob("squall.db"))
+PAST = {"app": "squall.db", "image": "images/*"}
+"""Where, in a home's state, what outlives its server is seen without one."""
+
+
+def _has_past(noun: str) -> bool:
+    """Whether an earlier server of this home may have left some."""
+    return noun in PAST and any(config.load().state_dir.glob(PAST[noun]))
 
 
 def show_list(noun: str, *, app: str, include_all: bool, as_json: bool) -> None:
     try:
-        client = connect(start=include_all and noun == "app" and _has_past())
+        client = connect(start=include_all and _has_past(noun))
     except ServiceError:
         rows = []  # nothing runs, so there is nothing
     else:
