@@ -14,7 +14,7 @@ import click
 from squall.call import FunctionCall
 from squall.cli.logs import Printer, log_options
 from squall.cli.main import Group
-from squall.cli.manage import ask, cells, connect, json_option, print_json, show_list
+from squall.cli.manage import ask, cells, connect, date, json_option, print_json, show_list
 from squall.exception import InvalidError, OutputTimeoutError
 from squall.protocol.messages import CancelCall, GetCall
 from squall.protocol.requests import GetCallGraph
@@ -28,8 +28,9 @@ def call() -> None:
 @call.command("list")
 @json_option
 def call_list(as_json: bool) -> None:
-    """List the latest calls that have ended, as far as this server remembers them."""
-    show_list("call", app="", include_all=False, as_json=as_json)
+    """List the calls that run or wait, and the latest that have ended. Spawned ones are kept for 7 days, others are
+    remembered while the server runs."""
+    show_list("call", app="", include_all=True, as_json=as_json)
 
 
 @call.command("info")
@@ -43,7 +44,8 @@ def call_info(call_id: str, as_json: bool) -> None:
         print_json(data)
         return
     for name, value in data.items():
-        click.echo(f"{name:<12} {_shown(value)}")
+        if value not in (None, ""):
+            click.echo(f"{name:<12} {date(value) if name == 'created_at' else _shown(value)}")
 
 
 @call.command("get")

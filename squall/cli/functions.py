@@ -13,8 +13,8 @@ import click
 from squall.cli.apps import FUNCTION_COLUMNS, show_stats
 from squall.cli.logs import Printer, log_options
 from squall.cli.main import Group, did_you_mean
+from squall.cli.manage import NOUNS, ask, connect, json_option, print_json, print_table
 from squall.cli.manage import _field as named_field
-from squall.cli.manage import ask, connect, json_option, print_json, print_table
 from squall.exception import InvalidError, NotFoundError
 from squall.protocol.requests import GetFunctionStats, ListObjects, UpdateAutoscaler
 from squall.protocol.transport import Link
@@ -58,7 +58,7 @@ def function_info(ref: str, as_json: bool) -> None:
 @FUNCTION
 @json_option
 def function_calls(ref: str, as_json: bool) -> None:
-    """List the latest calls of a function that have ended."""
+    """List the calls of a function that run or wait, and the latest that have ended."""
     link = connect(start=True).link
     row = find(link, ref)
     rows = ask(link, ListObjects("calls", limit=LIST_LIMIT))["rows"]
@@ -66,8 +66,8 @@ def function_calls(ref: str, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    columns = [named_field(name.upper(), name) for name in ("call_id", "function", "kind", "inputs", "failed")]
-    print_table(rows, columns, f"no call of `{row['function']}` has ended since the server was started")
+    columns = [column for column in NOUNS["call"].columns if column.title not in ("APP", "FUNCTION")]
+    print_table(rows, columns, f"no calls of `{row['function']}`")
 
 
 @function.command("logs")
@@ -136,7 +136,7 @@ def _show_settings(data: dict[str, Any], as_json: bool) -> None:
         print_json(data)
         return
     for name, value in data["settings"].items():
-        click.echo(f"{name:<20} {value:g}{' *' if name in data['overridden'] else ''}")
+        click.echo(f"{name:<20} {_limit(name, value)}{' *' if name in data['overridden'] else ''}")
 
 
 def functions(link: Link, app_ref: str = "") -> list[dict[str, Any]]:
@@ -163,7 +163,11 @@ def find(link: Link, ref: str) -> dict[str, Any]:
     return found[0]
 
 
+def _limit(name: str, value: float) -> str:
+    return "none" if name == "max_containers" and not value else f"{value:g}"
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name}={one:g}" for name, one in value.items())
+        return ", ".join(f"{name}={_limit(name, one)}" for name, one in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -84,6 +84,11 @@ def ago(at: float, now: float | None = None) -> str:
     return f"{int(seconds)} s ago"
 
 
+def date(at: Any) -> str:
+    """`2026-11-22 09:30`, from seconds since 1970, in the time zone of this machine; empty for none."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(float(at))) if at else ""
+
+
 def until(at: float | None, now: float | None = None) -> str:
     """`in 3 min`, from seconds since 1970; empty for None."""
     if at is None:
@@ -167,11 +172,13 @@ NOUNS = {
     ),
     "call": Noun(
         "calls",
-        "no call has ended since the server was started",
+        "no calls",
         (
             _field("CALL", "call_id"),
+            _field("APP", "app"),
             _field("FUNCTION", "function"),
             _field("KIND", "kind"),
+            _field("STATE", "state"),
             _field("INPUTS", "inputs"),
             _field("FAILED", "failed"),
             _age("STARTED", "started_at"),
@@ -216,7 +223,7 @@ def fetch(link: Link, noun: str, *, app: str = "", include_all: bool = False) ->
     return rows
 
 
-PAST = {"app": "squall.db", "image": "images/*"}
+PAST = {"app": "squall.db", "call": "squall.db", "image": "images/*"}
 """Where, in a home's state, what outlives its server is seen without one."""
 
 

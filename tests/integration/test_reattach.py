@@ -15,7 +15,7 @@ from squall import Function, FunctionCall
 from squall.client import Client
 from tests.conftest import leftovers, wait_until
 from tests.integration import durable
-from tests.integration.support import Kept, Outcome, containers_of, inits, is_alive, kept_logs, pid_of
+from tests.integration.support import Kept, Outcome, containers_of, inits, is_alive, kept_logs, pid_of, rows
 
 pytestmark = pytest.mark.root
 
@@ -65,6 +65,8 @@ def test_containers_of_a_deployed_app_and_its_variants_go_on_with_what_they_run(
     assert (spawned.get(timeout=60), called.result(), varied.result()) == (1, 2, 3)
     assert sorted(runs()) == [1, 2, 3]
     assert before.items() <= inits(home).items()
+    [row] = [row for row in rows("calls") if row["call_id"] == spawned.object_id]
+    assert (row["app"], row["function"], row["kind"], row["inputs"]) == ("durable", "step", "spawn", 1)
 
 
 def test_a_result_that_comes_while_there_is_no_server_is_kept_for_the_next_one(home: Path) -> None:
