@@ -75,6 +75,8 @@ class Deploys:
         self.database = database
         self.switched: Callable[[AppRecord], None] = lambda app: None
         """Set by `main`: an app has another version now, or is here again after a restart."""
+        self.resumed: Callable[[FunctionRecord], None] = lambda pool: None
+        """Set by `main`: a pool is here again after a restart."""
         self._turns: dict[tuple[Scope, str], asyncio.Lock] = {}
         self._queued: dict[tuple[Scope, str], int] = {}
         self._on_trial: set[str] = set()
@@ -371,6 +373,7 @@ class Deploys:
         for app in apps:
             for pool in app.pools() if app.state == "running" else ():
                 self.reconciler.apply(self.dispatch.add_function(now, pool.function_id, options_of(pool)))
+                self.resumed(pool)
             self.switched(app)
 
 
