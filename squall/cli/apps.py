@@ -120,7 +120,7 @@ def _redeploy(app_ref: str, kind: str, version: int, strategy: str, as_json: boo
 @json_option
 def app_stats(app_ref: str, since: float, as_json: bool) -> None:
     """Show how the calls of an app's functions went lately. APP is its name or id."""
-    client = connect()
+    client = connect(start=True)
     rows = ask(client.link, GetFunctionStats(resolve(client.link, "app", app_ref), since=since))["rows"]
     show_stats(rows, as_json)
 

@@ -249,10 +249,12 @@ class Deploys:
             return ""
         goes_on = f"version {app.version} goes on serving" if app.state == "running" else "nothing was deployed"
         if state.failing is not None:
-            raise StartupError(
+            error = StartupError(
                 f"cannot deploy `{app.name}`: `{tag}` does not start: {state.failing.message}; {goes_on}",
                 hint=state.failing.hint,
             )
+            error.packed = bytes(state.failing.output.data) if state.failing.output is not None else b""
+            raise error
         refusal = self.reconciler.refusal(pool.function_id)
         if refusal is not None and refusal[2]:
             raise ResourceExhaustedError(

@@ -552,6 +552,10 @@ class Server:
         except (ValueError, Error) as error:
             stream.abort(f"received garbage: {error}")
             self.reconciler.stop_container(record.container_id, 0.0, "its runner sent what is no message")
+        except Exception as error:  # a bug of ours: it costs this container, whose inputs run in another one
+            log.error("a runner's message failed", container=record.container_id, error=traceback.format_exc())
+            stream.abort(f"the server failed on a message of its runner: {error!r}")
+            self.reconciler.stop_container(record.container_id, 0.0, "the server failed on a message of its runner")
 
     def _runner_hello(self, record: ContainerRecord, message: Hello) -> None:
         if message.version not in SUPPORTED_VERSIONS:

@@ -637,6 +637,7 @@ def container_spec(record: ContainerRecord) -> ContainerSpec:
         workspace=record.function.app.scope.workspace,
         image=spec.image,
         source=spec.source,
+        source_parts=spec.source_parts,
         cpu=spec.cpu,
         cpu_limit=spec.cpu_limit,
         memory_mib=spec.memory_mib,
