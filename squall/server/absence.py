@@ -131,7 +131,7 @@ class Absences:
             return False
         grace = grace_of(peer.patience, self.heartbeat)
         log.info("a client is away", peer=peer.remote, reason=reason, grace=grace)
-        count("clients_away")
+        count("connections_broken")
         peer.away_since = time.time()
         self.away[peer] = self.loop.call_later(grace, self.give_up, peer, f"it did not come back within {grace:g} s")
         return True
