@@ -14,7 +14,14 @@ from typing import Any
 
 from squall._clock import SystemClock
 from squall._observe import Logger
-from squall.exception import Error, InvalidError, NotFoundError, OutputExpiredError, ResourceExhaustedError
+from squall.exception import (
+    Error,
+    InvalidError,
+    NotFoundError,
+    OutputExpiredError,
+    ResourceExhaustedError,
+    ServiceError,
+)
 from squall.protocol.messages import CancelCall, GetCall, GetOutput, OutputItem, Submit, split_payload
 from squall.protocol.messages import to_dict as message_dict
 from squall.server import journal
@@ -113,6 +120,16 @@ class Calls:
         if is_kept:
             self._spawn(peer, message, function, items)
             return
+        if peer.returning is not None:
+            if peer.returning.lacks_values(call, items):
+                raise ServiceError(
+                    f"`{function.spec.tag}` yielded while the connection was broken, more than is kept",
+                    hint="a generator that has yielded is not run again by itself: call it again",
+                )
+            peer.outbox.flush()  # results of this very turn count as told
+            items = peer.returning.wanted(call, message.call_id, items)
+            if not items and call is None:
+                return
         self._check_room(function, call, message, len(items))
         self._enqueue(message, function, items, peer)
         if message.id:
@@ -364,6 +381,13 @@ class Calls:
         what = Cancel(message.call_id, message.idxs or None, peer.scope.workspace, message.terminate_containers)
         self.durable.cancel(what, told)
 
+    def settled(self, peer: Any) -> None:
+        """A client that came back has named what it waits for: the rest it has given up meanwhile."""
+        returning = peer.settled()
+        for call in list(self.dispatch.owners.get(peer, ())) if returning is not None else ():
+            if call.kind != "spawn" and call.call_id not in returning.named:
+                self.apply(self.dispatch.cancel(time.monotonic(), call.call_id, None, "cancelled by the caller"))
+
     async def expire(self, now_wall: float) -> None:
         """Delete results past their days, some at a time."""
         while await self.database.write(lambda connection: journal.expire(connection, now_wall, EXPIRE_LIMIT)):
@@ -408,4 +432,5 @@ def _give(owner: Any, head: str, data: bytes) -> None:
     owner.outbox.add(head, data)
     stream = owner.stream
     if stream.paused and stream.waiting_bytes() > UNREAD_RESULTS_BYTES:
+        owner.leaving = "for good"
         stream.abort(f"it left {UNREAD_RESULTS_BYTES >> 20} MiB of results unread")
