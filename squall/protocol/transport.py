@@ -27,7 +27,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from squall.exception import Error, OutputTimeoutError, ServiceError, from_wire
+from squall.exception import Error, OutputTimeoutError, ServiceError, StartupError, from_wire
 from squall.protocol.frames import HEAD_BYTES, LARGE_FRAME_BYTES, PEEK_BYTES, Frame, FrameReader, Packed, flat
 from squall.protocol.messages import (
     FRAME_LIMIT_BYTES,
@@ -513,7 +513,10 @@ class Link:
             if asked is None:
                 return
             if isinstance(message, Failure):
-                asked.pending.fail(from_wire(message.code, message.message, message.hint))
+                error = from_wire(message.code, message.message, message.hint)
+                if isinstance(error, StartupError):
+                    error.packed = bytes(payload)
+                asked.pending.fail(error)
             else:
                 asked.pending.set((message, payload))
         else:
@@ -573,6 +576,11 @@ class Link:
     def has_open_requests(self) -> bool:
         """Whether somebody waits for an answer that another connection could bring."""
         return any(asked.message is not None for asked in list(self._requests.values()))
+
+    def await_readers(self) -> None:
+        """Of a lost connection: wait until whoever reads has handed on what had come, and has left."""
+        with self._lead:
+            pass
 
     def _await_resumed(self, deadline: float | None) -> None:
         remaining = RESUME_LOOK_S if deadline is None else min(RESUME_LOOK_S, deadline - time.monotonic())

@@ -143,6 +143,7 @@ def options_of(function: FunctionRecord) -> FunctionOptions:
         concurrency=slots_of(spec),
         target=spec.target_concurrency * max(1, spec.batch_size),
         is_generator=spec.is_generator,
+        persists=function.app.deployed,
     )
     return dataclasses.replace(options, **function.override) if function.override else options
 

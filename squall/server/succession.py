@@ -45,6 +45,7 @@ def move_waiting(old: Function, new: Function, in_backoff: Iterable[Input]) -> N
         new.suspected + old.suspected,
         new.waiting + old.waiting,
     )
+    new.hurries = new.hurries or old.hurries
     old.queued = old.suspected = old.waiting = 0
     old.queue.clear()
     old.suspects.clear()

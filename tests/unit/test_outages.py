@@ -10,7 +10,9 @@ import pytest
 
 from squall.outages import Plan, Rehearsal, main, rehearse
 from squall.server.durable import Durable
+from squall.server.inputs import Function, Instructions
 from squall.server.journal import Added, Entry, Row
+from squall.server.starts import Backoff, Starts
 from squall.testing import InvariantError
 
 SEEDS = int(os.environ.get("SQUALL_TEST_SEEDS", "300"))
@@ -86,6 +88,23 @@ def forgets_cancels(self: Durable, what: Any, told: Any) -> None:
 
 def forgets_attempts(self: Durable, instruction: Any) -> None:
     pass
+
+
+def ends_what_can_wait(self: Starts, now: float, function: Function, out: Instructions) -> None:
+    if self.is_failing(now, function):
+        for input_ in list(function.queue):
+            self.finish_failing(now, input_, out)
+
+
+def forgets_backoffs(self: Starts, now: float, function_id: str, backoff: Backoff) -> None:
+    pass
+
+
+@pytest.mark.parametrize(("method", "mutant"), [("fail_queued", ends_what_can_wait), ("resume", forgets_backoffs)])
+def test_broken_backoff_is_found(monkeypatch: pytest.MonkeyPatch, method: str, mutant: Callable[..., Any]) -> None:
+    monkeypatch.setattr(Starts, method, mutant)
+    with pytest.raises(InvariantError, match=r"replay: python -m squall.outages --seed \d+"):
+        rehearse_all(100)
 
 
 def rehearse_all(seeds: int) -> None:
