@@ -268,9 +268,10 @@ def test_container_of_a_replaced_version_without_work_is_stopped() -> None:
 @pytest.mark.parametrize("answers_first", [False, True])
 def test_what_a_replaced_version_runs_is_for_the_caller_who_names_the_new_one(answers_first: bool) -> None:
     hand = Hand().former("co-1", HeldInput("fc-1", 0, 0))
-    steps = [lambda: hand.submit(0), lambda: hand.output("co-1")]
-    for step in reversed(steps) if answers_first else steps:
-        step()
+    if answers_first:
+        hand.output("co-1").submit(0)
+    else:
+        hand.submit(0).output("co-1")
     assert hand.end() == ("ok", "result 0") and hand.pushed == []
 
 
