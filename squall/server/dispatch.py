@@ -202,7 +202,7 @@ class Dispatch:
             call = self.calls[call_id] = Call(call_id, function, kind, owner, data)
             if owner is not None:
                 self.owners.setdefault(owner, {})[call] = None
-        call.last = False  # or it would be forgotten if the first of them ends at once
+        call.last = False  # until all are in: one of them may end at once, and is not the last
         self._enqueue(now, call, items, out)
         call.last = last
         if function.free:
