@@ -202,8 +202,9 @@ class Dispatch:
             call = self.calls[call_id] = Call(call_id, function, kind, owner, data)
             if owner is not None:
                 self.owners.setdefault(owner, {})[call] = None
+        call.last = False  # until all are in: one of them may end at once, and is not the last
         self._enqueue(now, call, items, out)
-        call.last = last  # only now: one of the inputs may have ended at once, and was not the last
+        call.last = last
         if function.free:
             self._pump(now, function, out)
         if function.queued:
@@ -222,6 +223,7 @@ class Dispatch:
         if call is None:
             call = self.calls[call_id] = Call(call_id, self.functions[function_id], "spawn", None, data)
             call.last = True
+        home_of(call)
         delay = min(history.delay, call.function.options.max_delay)
         input_ = attempts.resumed(now, call, item, history)
         if self.adoption.take(now, input_, out):
