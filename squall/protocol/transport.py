@@ -339,9 +339,10 @@ class Link:
         sent next, which the other side would take for a part of it; a frame of which nothing left is forgotten.
         """
         unsent, is_first = self._unsent, not self._unsent
-        parts = [head, *flat(payload)]
-        if size < LARGE_FRAME_BYTES:
-            parts = [b"".join(parts) if size else head]
+        if size >= LARGE_FRAME_BYTES:
+            parts = [head, *flat(payload)]
+        else:
+            parts = [b"".join((head, *payload)) if size else head]  # type: ignore[arg-type]  # `Pieces` are large
         unsent.extend(map(memoryview, parts))
         begun = len(unsent[0])
         try:
