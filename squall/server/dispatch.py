@@ -203,8 +203,9 @@ class Dispatch:
             call = self.calls[call_id] = Call(call_id, function, kind, owner, data)
             if owner is not None:
                 self.owners.setdefault(owner, {})[call] = None
-        call.last = last
+        call.last = False  # whichever of them ends at once, it is not the last as long as others follow
         self._enqueue(now, call, items, out)
+        call.last = last
         if function.free:
             self._pump(now, function, out)
         if function.queued:
@@ -216,8 +217,7 @@ class Dispatch:
     def resume(
         self, now: float, call_id: str, function_id: str, item: tuple[int, Any], history: History, data: Any = None
     ) -> Instructions:
-        """Queue a spawned input that an earlier server has tried: `submit` with what was left of its budget and its
-        delay. The function must be there."""
+        """`submit` of a spawned input that an earlier server has tried: what is left of its budget and delay counts."""
         out: Instructions = []
         call = self.calls.get(call_id)
         if call is None:
@@ -265,9 +265,8 @@ class Dispatch:
         if failing:
             self._finish_failing(now, input_, out)
             return
-        limit = input_.call.function.options.max_pending
-        hint = "submit fewer at a time, or let more containers work"
-        self._finish(now, input_, "rejected", f"{limit} inputs of the function are waiting already", hint, None, out)
+        message = f"{input_.call.function.options.max_pending} inputs of the function are waiting already"
+        self._finish(now, input_, "rejected", message, "submit fewer at a time, or let more containers work", None, out)
 
     def outputs(self, now: float, container_id: str, results: Iterable[Result]) -> Instructions:
         """A container's results, `(call_id, idx, status, attempt, output)` each, and what it shall run next. Those

@@ -57,6 +57,8 @@ class Takeover:
         """Containers whose runner has not spoken yet."""
         self._back: list[tuple[ContainerRecord, Back]] = []
         """Those that have, while others have not."""
+        self._early: dict[str, list[tuple[list[OutputItem], list[bytes]]]] = {}
+        """What their containers sent since then. Their inputs are not leased to them again yet."""
         self._again_bytes = 0
 
     # -- containers
@@ -179,6 +181,7 @@ class Takeover:
                 for one in message.inputs[: slots + 1]
             ]
             self._back.append((record, (record.container_id, slots, held)))
+            self._early[record.container_id] = []
         else:
             self.reconciler.runner_hello(record)
         if not self.awaited:
@@ -188,12 +191,27 @@ class Takeover:
         """All have spoken, or have had their time: now it is known what waits and does not run."""
         reconciler = self.reconciler
         back, self._back = self._back, []
+        early, self._early = self._early, {}
         for record, _ in back:
             if record.move("ready"):
                 reconciler.tell(record)
         ready = [words for record, words in back if record.state == "ready"]
         reconciler.apply(reconciler.dispatch.adoption.adopt(time.monotonic(), ready))
+        for record, _ in back:
+            for items, parts in early[record.container_id]:
+                reconciler.runner_outputs(record, items, parts)
         reconciler.ask_all()
+
+    def keep_early(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> bool:
+        """Whether these outputs must wait until all have spoken. They are few: an end for each input that it has."""
+        waiting = self._early.get(record.container_id)
+        if waiting is None:
+            return False
+        if sum(len(kept) for kept, _ in waiting) + len(items) > 2 * slots_of(record.function.spec) + 2:
+            self.reconciler.stop_container(record.container_id, 0.0, "its runner sent more results than it has inputs")
+        else:
+            waiting.append((items, [bytes(part) for part in parts]))
+        return True
 
     def outputs_again(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> None:
         """Results that the server before may have lost. Beyond a bound they are: what they are of is run again."""
