@@ -14,7 +14,14 @@ from typing import Any
 
 from squall._clock import SystemClock
 from squall._observe import Logger
-from squall.exception import Error, InvalidError, NotFoundError, OutputExpiredError, ResourceExhaustedError
+from squall.exception import (
+    Error,
+    InvalidError,
+    NotFoundError,
+    OutputExpiredError,
+    ResourceExhaustedError,
+    ServiceError,
+)
 from squall.protocol.messages import CancelCall, GetCall, GetOutput, OutputItem, Submit, split_payload
 from squall.protocol.messages import to_dict as message_dict
 from squall.server import journal
@@ -22,8 +29,9 @@ from squall.server.database import Database
 from squall.server.dispatch import Call, Dispatch, Finish, Input
 from squall.server.durable import Cancel, Durable
 from squall.server.inputs import Retried
-from squall.server.journal import RESULT_DAYS, Added, Entry, Journal, KeptCall, Payload, Row
+from squall.server.journal import RESULT_DAYS, Added, Entry, Journal, KeptCall, Payload, Row, Wanted
 from squall.server.objects import MAIN, FunctionRecord, Objects, has_ended
+from squall.server.outputs import Outputs
 from squall.server.timelines import InputTimeline, Timelines, parse_call
 from squall.server.wire import check_id, output_head
 from squall.storage.blobs import check_digest
@@ -77,11 +85,16 @@ class Calls:
         self.timelines = timelines
         self.apply: Callable[[list[Any]], None]
         """Set by `main`: carries out dispatch's instructions."""
+        self.why_waiting: Callable[[FunctionRecord], str] = lambda function: ""
+        """Set by `main`: what keeps containers of a function from starting."""
+        self.open_former: Callable[[FunctionRecord], None]
+        """Set by `main`: has a function that is not in the current version end what was asked of it."""
         self.offset = time.time() - time.monotonic()
         """Added to a brain's monotonic moment it gives wall-clock time."""
         self.pending_limit = 25_000
         """Inputs of one function that may wait, beside those of maps and those on disk."""
         self.durable = Durable(dispatch, Journal(database), self, SystemClock(), asyncio.get_running_loop())
+        self.outputs = Outputs(database)
         self._waiting: dict[tuple[str, int], list[asyncio.Future[Row]]] = {}
 
     # -- in
@@ -109,6 +122,16 @@ class Calls:
         if is_kept:
             self._spawn(peer, message, function, items)
             return
+        if peer.returning is not None:
+            if peer.returning.lacks_values(call, items):
+                raise ServiceError(
+                    f"`{function.spec.tag}` yielded while the connection was broken, more than is kept",
+                    hint="a generator that has yielded is not run again by itself: call it again",
+                )
+            peer.outbox.flush()  # results of this very turn count as told
+            items = peer.returning.wanted(call, message.call_id, items)
+            if not items and call is None:
+                return
         self._check_room(function, call, message, len(items))
         self._enqueue(message, function, items, peer)
         if message.id:
@@ -227,11 +250,21 @@ class Calls:
     # -- spawned calls: what `durable` asks
 
     def pool_of(self, call: KeptCall) -> str:
-        function = self.objects.find_function(call.function_id)
+        function = self._pool_of(call)
         return "" if function is None else function.function_id
 
-    def describe(self, call: KeptCall) -> CallInfo:
+    def _pool_of(self, call: KeptCall) -> FunctionRecord | None:
+        """Of a function that the current version has not got, what is left of it takes what was asked before."""
         function = self.objects.find_function(call.function_id)
+        if function is not None:
+            return function
+        retired = self.objects.retired(call.function_id)
+        if retired is not None and retired.function_id not in self.dispatch.functions:
+            self.open_former(retired)
+        return retired
+
+    def describe(self, call: KeptCall) -> CallInfo:
+        function = self._pool_of(call)
         return CallInfo(function, call.function_id, call.created_at, call.parent, call.method)
 
     def stored(self, rows: Sequence[Row]) -> None:
@@ -252,7 +285,9 @@ class Calls:
         waiter: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(key, []).append(waiter)
         try:
-            found = await self._read_output(*key, peer.scope.workspace)
+            found = None
+            if not self._is_under_way(*key, peer.scope.workspace):
+                found = await self._read_output(*key, peer.scope.workspace)
             if found is None and message.timeout != 0:
                 await asyncio.wait([waiter], timeout=min(message.timeout, WAIT_LIMIT) if message.timeout > 0 else None)
             if found is None and waiter.done():
@@ -261,9 +296,24 @@ class Calls:
         finally:
             self._forget_waiter(key, waiter)
         if found is None:
-            peer.reply(message.id, {"ready": False})
+            peer.reply(message.id, {"ready": False, "waits": self._why(message)})
         else:
             peer.reply(message.id, {"ready": True, "item": message_dict(found[0])}, found[1])
+
+    def _is_under_way(self, call_id: str, idx: int, workspace: str) -> bool:
+        """Whether a spawned input has not ended for sure, which needs no look at the disk. One that has is in dispatch
+        no more, and its end, if it is not on disk yet, is before any look."""
+        call = self.dispatch.calls.get(call_id)
+        return call is not None and call.kind == "spawn" and idx in call.inputs and _workspace_of(call) == workspace
+
+    def _why(self, message: GetOutput) -> str:
+        """What an input waits for that no container has; empty when that is just its turn."""
+        call = self.dispatch.calls.get(message.call_id)
+        input_ = call.inputs.get(message.idx) if call is not None else None
+        if call is None or input_ is None or input_.container is not None:
+            return ""
+        function = self.objects.find_function(call.data.function_id)
+        return self.why_waiting(function) if function is not None else ""
 
     def _forget_waiter(self, key: tuple[str, int], waiter: asyncio.Future[Row]) -> None:
         waiters = self._waiting.get(key)
@@ -273,7 +323,7 @@ class Calls:
                 del self._waiting[key]
 
     async def _read_output(self, call_id: str, idx: int, workspace: str) -> tuple[OutputItem, bytes] | None:
-        row = await self.database.read(lambda connection: journal.find_output(connection, call_id, idx, workspace))
+        row = await self.outputs.find(Wanted(call_id, idx, workspace))
         if row is False:
             raise NotFoundError(f"no spawned call `{call_id}`", hint=f"results are kept for {RESULT_DAYS} days")
         if row is None:
@@ -311,7 +361,9 @@ class Calls:
         data = {"call_id": call_id, "function_id": row.function_id, "app_id": row.app_id, "kind": "spawn"}
         data["function"] = function.spec.tag if function is not None else ""
         data |= {"parent": row.parent or "", "created_at": row.created_at, "cancelled": row.cancelled_at is not None}
-        peer.reply(message.id, {**data, "num_inputs": sum(by_status.values()), "counts": by_status})
+        data |= {"num_inputs": sum(by_status.values()), "counts": by_status}
+        waits = function is not None and by_status.get("pending", 0) and self.why_waiting(function)
+        peer.reply(message.id, {**data, "waits": waits} if waits else data)
 
     def cancel(self, peer: Any, message: CancelCall) -> None:
         check_id(message.call_id, "fc")
@@ -340,6 +392,13 @@ class Calls:
 
         what = Cancel(message.call_id, message.idxs or None, peer.scope.workspace, message.terminate_containers)
         self.durable.cancel(what, told)
+
+    def settled(self, peer: Any) -> None:
+        """A client that came back has named what it waits for: the rest it has given up meanwhile."""
+        returning = peer.settled()
+        for call in list(self.dispatch.owners.get(peer, ())) if returning is not None else ():
+            if call.kind != "spawn" and call.call_id not in returning.named:
+                self.apply(self.dispatch.cancel(time.monotonic(), call.call_id, None, "cancelled by the caller"))
 
     async def expire(self, now_wall: float) -> None:
         """Delete results past their days, some at a time."""
@@ -385,4 +444,5 @@ def _give(owner: Any, head: str, data: bytes) -> None:
     owner.outbox.add(head, data)
     stream = owner.stream
     if stream.paused and stream.waiting_bytes() > UNREAD_RESULTS_BYTES:
+        owner.leaving = "for good"
         stream.abort(f"it left {UNREAD_RESULTS_BYTES >> 20} MiB of results unread")

@@ -39,6 +39,8 @@ class FunctionOptions:
     target: int = 0
     """How many of them the autoscaler counts on; 0: all."""
     is_generator: bool = False
+    persists: bool = False
+    """It is never given up: what is in the journal waits for as long as no container of it starts."""
     max_pending: int = 2_000_000
     """Inputs that may wait; further ones are rejected."""
 
@@ -139,6 +141,16 @@ class Call:
     def is_done(self, idx: int) -> bool:
         return 0 <= idx < self.done_below or (self.done_ahead is not None and idx in self.done_ahead)
 
+    def reopen(self, idx: int) -> None:
+        """Its result went lost on its way to the caller, and it may be submitted again. Costs as much as there are
+        results after it."""
+        ahead = self.done_ahead or set()
+        if idx < self.done_below:
+            ahead |= set(range(idx + 1, self.done_below))
+            self.done_below = idx
+        ahead.discard(idx)
+        self.done_ahead = ahead
+
     def mark_done(self, idx: int) -> None:
         ahead = self.done_ahead
         if idx != self.done_below:
@@ -197,11 +209,13 @@ class Function:
     __slots__ = (
         "active_at",
         "ask_at",
+        "blocked_for",
         "blocked_reason",
         "blocked_until",
         "closed",
         "cold_start",
         "containers",
+        "early_ends",
         "exec_time",
         "failed",
         "failing",
@@ -209,6 +223,7 @@ class Function:
         "finished_at",
         "free",
         "function_id",
+        "hurries",
         "options",
         "queue",
         "queued",
@@ -254,7 +269,13 @@ class Function:
         """The backlog at which the autoscaler is asked again, see `_ask`."""
         self.start_failures = 0
         self.start_failed_at = float("-inf")
+        self.early_ends = 0
+        """Containers in a row that died of themselves soon after they were ready, with nothing done."""
+        self.hurries = False
+        """Something that is not in the journal may be queued."""
         self.blocked_until = float("-inf")
+        self.blocked_for = 0.0
+        """The whole delay that it is the end of."""
         self.blocked_reason = ""
         self.failing: StartFailure | None = None
         self.exec_time: float | None = None
@@ -372,8 +393,15 @@ class Notice:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class BackoffChanged:
+    """A function that persists has failed to start, or started again: write it down, see `starts.backoff_of`."""
+
+    function_id: str
+
+
 Instruction: TypeAlias = (
-    Push | Finish | Retried | CancelRunning | KillContainer | StopContainer | DemandChanged | Notice
+    Push | Finish | Retried | CancelRunning | KillContainer | StopContainer | DemandChanged | Notice | BackoffChanged
 )
 Instructions: TypeAlias = list[Instruction]
 Result: TypeAlias = tuple[str, int, str, int, Any]
