@@ -216,8 +216,7 @@ class Dispatch:
     def resume(
         self, now: float, call_id: str, function_id: str, item: tuple[int, Any], history: History, data: Any = None
     ) -> Instructions:
-        """Queue a spawned input that an earlier server has tried: `submit` with what was left of its budget and its
-        delay. The function must be there."""
+        """`submit` of a spawned input that an earlier server has tried: what is left of its budget and delay counts."""
         out: Instructions = []
         call = self.calls.get(call_id)
         if call is None:
@@ -267,9 +266,8 @@ class Dispatch:
         if failing:
             self.starts.finish_failing(now, input_, out)
             return
-        limit = input_.call.function.options.max_pending
-        hint = "submit fewer at a time, or let more containers work"
-        self._finish(now, input_, "rejected", f"{limit} inputs of the function are waiting already", hint, None, out)
+        message = f"{input_.call.function.options.max_pending} inputs of the function are waiting already"
+        self._finish(now, input_, "rejected", message, "submit fewer at a time, or let more containers work", None, out)
 
     def outputs(self, now: float, container_id: str, results: Iterable[Result], took: float = -1.0) -> Instructions:
         """A container's results, `(call_id, idx, status, attempt, output)` each, and what it shall run next. Those

@@ -519,6 +519,8 @@ class Reconciler:
         self.loop.call_later(STREAM_GRACE, self._give_up, record)  # it ends by itself, unless it is hostile
 
     def runner_outputs(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> None:
+        if self.takeover.keep_early(record, items, parts):
+            return
         results, took = [], 0.0
         for item, part in zip(items, parts, strict=True):
             data: bytes | str = check_digest(item.blob) if item.blob else part
