@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from squall.server import lines
 from squall.server.inputs import Call, Container, Function, Input, Instructions, KillContainer, Result, Status
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Adoption:
         is_queued = input_ is not None and input_.state == "queued" and not input_.alone
         if input_ is not None and is_queued and self._is_same(input_, container, one.attempt) and not one.is_broken:
             self.dispatch._leave(input_, "running")
-            input_.call.function.queue.remove(input_)
+            lines.remove(input_)
         else:
             stand_in = self._stand_in(now, container, one)
             is_done = call is not None and call.is_done(one.idx)
@@ -157,7 +158,10 @@ class Adoption:
 
     def _end_queued(self, now: float, input_: Input, status: str, attempt: int, output: Any, out: Instructions) -> None:
         function = input_.call.function
-        (function.suspects if input_.alone else function.queue).remove(input_)
+        if input_.alone:
+            function.suspects.remove(input_)
+        else:
+            lines.remove(input_)
         input_.attempt = attempt
         if status == "ok":
             self.dispatch._finish(now, input_, "ok", "", "", output, out)

@@ -53,7 +53,7 @@ def resumed(now: float, call: Call, item: tuple[int, Any], history: History) -> 
 def turn_all_away(now: float, call: Call, items: Iterable[tuple[int, Any]], out: Instructions) -> None:
     """End the inputs of a function that is not there (any more)."""
     for idx, payload in items:
-        if call.is_done(idx):
+        if call.is_done(idx) or idx in call.inputs:
             continue
         call.mark_done(idx)
         input_ = Input(call, idx, payload, now)
