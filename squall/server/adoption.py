@@ -134,6 +134,8 @@ class Adoption:
         input_.state, input_.container, input_.attempt, input_.pushed_at = "running", container, attempt, now
         container.running[input_] = None
         container.function.running[input_] = now
+        if input_.call.line is not None:
+            input_.call.line.outside[input_.idx] = input_
 
     def _is_same(self, input_: Input, container: Container, attempt: int) -> bool:
         return input_.attempt <= attempt and input_.call.function is container.function and not input_.cancelling

@@ -45,6 +45,8 @@ def resumed(now: float, call: Call, item: tuple[int, Any], history: History) -> 
     """An input that an earlier server has tried, in its call."""
     idx, payload = item
     input_ = call.inputs[idx] = Input(call, idx, payload, now)
+    if call.line is not None:
+        call.line.outside[idx] = input_
     call.submitted += 1
     input_.attempt, input_.failures, input_.infra_failures = history[:3]
     return input_

@@ -8,8 +8,10 @@ Tested in `tests/integration/test_spawn.py`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import islice
 from typing import Any
 
 from squall._clock import SystemClock
@@ -21,7 +23,7 @@ from squall.server import journal
 from squall.server.database import Database
 from squall.server.dispatch import Call, Dispatch, Finish, Input
 from squall.server.durable import Cancel, Durable
-from squall.server.inputs import Retried
+from squall.server.inputs import Dropped, Retried
 from squall.server.journal import RESULT_DAYS, Added, Entry, Journal, KeptCall, Payload, Row
 from squall.server.objects import MAIN, FunctionRecord, Objects, has_ended
 from squall.server.timelines import InputTimeline, Timelines, parse_call
@@ -37,6 +39,8 @@ WAIT_LIMIT = RESULT_DAYS * 86400.0
 KEY_LIMIT = 200
 EXPIRE_LIMIT = 5000
 """Results that are deleted in one write: others wait for the Store too."""
+TOLD_LIMIT = 1000
+"""Timelines of inputs that were cancelled together."""
 MAP_LIMIT = 25_000
 """Inputs of one `map` that may be unfinished; the SDK's own window is 1,000."""
 
@@ -190,6 +194,14 @@ class Calls:
     def retried(self, instruction: Retried) -> None:
         self.durable.retried(instruction)
 
+    def dropped(self, instruction: Dropped) -> None:
+        """What waited of a spawned call was cancelled as one. Of very many, some stand for all in what is remembered of
+        the latest inputs."""
+        inputs = instruction.inputs.items()
+        for input_ in islice((one for idx, one in inputs if idx not in instruction.spared), TOLD_LIMIT):
+            self._record(input_, instruction.call, "cancelled", None)
+        self.durable.dropped(instruction)
+
     def give_yield(self, call: Call, item: OutputItem, data: Payload) -> None:
         """One value of a generator."""
         if call.owner is None:
@@ -230,6 +242,10 @@ class Calls:
         function = self.objects.find_function(call.function_id)
         return "" if function is None else function.function_id
 
+    def why_stopped(self, call: KeptCall) -> str:
+        app = self.objects.apps.get(call.app_id)
+        return app.reason or "it ended" if app is not None and app.state != "running" else ""
+
     def describe(self, call: KeptCall) -> CallInfo:
         function = self.objects.find_function(call.function_id)
         return CallInfo(function, call.function_id, call.created_at, call.parent, call.method)
@@ -241,6 +257,11 @@ class Calls:
             for waiter in self._waiting.pop((row.call_id, row.idx), []):
                 if not waiter.done():
                     waiter.set_result(row)
+
+    def left_out(self, call_id: str, spared: Collection[int], reason: str) -> None:
+        now = time.time()
+        for key in [key for key in self._waiting if key[0] == call_id and key[1] not in spared]:
+            self.stored([Row(*key, "cancelled", reason, "", b"", now)])
 
     # -- spawned calls: what clients ask
 
@@ -273,11 +294,14 @@ class Calls:
                 del self._waiting[key]
 
     async def _read_output(self, call_id: str, idx: int, workspace: str) -> tuple[OutputItem, bytes] | None:
-        row = await self.database.read(lambda connection: journal.find_output(connection, call_id, idx, workspace))
-        if row is False:
+        work = functools.partial(journal.find_output, call_id=call_id, idx=idx, workspace=workspace)
+        call, row = await self.database.read(work)
+        if call is None:
             raise NotFoundError(f"no spawned call `{call_id}`", hint=f"results are kept for {RESULT_DAYS} days")
         if row is None:
             raise NotFoundError(f"call `{call_id}` has no input {idx}")
+        if row.status is None and call.cancelled_at is not None and self.durable.is_left_out(call_id, idx):
+            return _output(call_id, idx, "cancelled", call.cancel_reason or journal.CANCELLED, "", b"")
         if row.status is None:
             return None
         if row.status == "expired":
@@ -307,11 +331,21 @@ class Calls:
         if found is None:
             raise NotFoundError(f"no spawned call `{call_id}`")
         row, by_status = found
+        if row.cancelled_at is not None and "pending" in by_status:
+            self._count_cancelled(call_id, by_status)
         function = self.objects.find_function(row.function_id)
         data = {"call_id": call_id, "function_id": row.function_id, "app_id": row.app_id, "kind": "spawn"}
         data["function"] = function.spec.tag if function is not None else ""
         data |= {"parent": row.parent or "", "created_at": row.created_at, "cancelled": row.cancelled_at is not None}
         peer.reply(message.id, {**data, "num_inputs": sum(by_status.values()), "counts": by_status})
+
+    def _count_cancelled(self, call_id: str, by_status: dict[str, int]) -> None:
+        """What has no end yet of a cancelled call is so, but for what still runs."""
+        call = self.dispatch.calls.get(call_id)
+        running = min(len(call.inputs) if call is not None else 0, by_status["pending"])
+        by_status["cancelled"] = by_status.get("cancelled", 0) + by_status.pop("pending") - running
+        if running:
+            by_status["pending"] = running
 
     def cancel(self, peer: Any, message: CancelCall) -> None:
         check_id(message.call_id, "fc")
@@ -324,7 +358,7 @@ class Calls:
                 self._cancel_spawned(peer, message)
             return
         count = len(idxs) if idxs else len(call.inputs)
-        now, reason = time.monotonic(), "cancelled by the caller"
+        now, reason = time.monotonic(), journal.CANCELLED
         self.apply(self.dispatch.cancel(now, message.call_id, idxs, reason, message.terminate_containers))
         if message.id:
             peer.reply(message.id, {"cancelled": count})

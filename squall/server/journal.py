@@ -9,7 +9,7 @@ failed. Rows of a call that are there already are left as they are: repeating an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from squall.exception import ConflictError, Error, InvalidError
@@ -25,6 +25,7 @@ Payload = bytes | str
 RESULT_DAYS = 7
 CALL_DAYS = 30
 """How long it is remembered that a call was, once its result is gone."""
+CANCELLED = "cancelled by the caller"
 IN_LIMIT = 500
 """Values of one `IN (...)`: databases have a limit."""
 
@@ -101,6 +102,8 @@ class KeptCall(NamedTuple):
     parent: str
     created_at: float
     cancelled: bool
+    stopped: str = ""
+    """Why its app was stopped, where it was."""
 
 
 class Window(NamedTuple):
@@ -127,8 +130,16 @@ class Journal:
     def note(self, rows: Sequence[Note]) -> Any:
         return self.database.write(lambda connection: note(connection, rows))
 
-    def cancel(self, call_id: str, idxs: list[int] | None, workspace: str, now_wall: float) -> Any:
-        return self.database.write(lambda connection: cancel(connection, call_id, idxs, workspace, now_wall))
+    def cancel(
+        self, call_id: str, idxs: list[int] | None, workspace: str, now_wall: float, counted: bool = True
+    ) -> Any:
+        return self.database.write(lambda connection: cancel(connection, call_id, idxs, workspace, now_wall, counted))
+
+    def mark(self, call_id: str, reason: str, now_wall: float) -> Any:
+        return self.database.write(lambda connection: mark(connection, call_id, reason, now_wall))
+
+    def tidy(self, call_id: str, after: int, limit: int, spared: Collection[int]) -> Any:
+        return self.database.write(lambda connection: tidy(connection, call_id, after, limit, spared))
 
     def window(self, after: int, limit: int) -> Any:
         """A read, but a place in the order of the writes: what was added before is in it, what comes later is not."""
@@ -311,9 +322,12 @@ def note(connection: Any, rows: Sequence[Note]) -> None:
     update_rows(connection, tables.inputs, [row._asdict() for row in rows], _INPUT, unset="status")
 
 
-def cancel(connection: Any, call_id: str, idxs: list[int] | None, workspace: str, now_wall: float) -> int | None:
+def cancel(
+    connection: Any, call_id: str, idxs: list[int] | None, workspace: str, now_wall: float, counted: bool = True
+) -> int | None:
     """Mark what has not ended as cancelled, so that a restart does not run it; how many that is, None for a call that
-    this workspace never had. Their ends are recorded as they come."""
+    this workspace never had. Their ends are recorded as they come. Of a whole call it is one row, however many inputs
+    it has; they are `counted` if that is asked."""
     import sqlalchemy as sa
 
     from squall.server import tables
@@ -323,13 +337,53 @@ def cancel(connection: Any, call_id: str, idxs: list[int] | None, workspace: str
         return None
     mine = (inputs.c.call_id == call_id) & inputs.c.status.is_(None)
     if idxs is None:
-        connection.execute(calls.update().where(calls.c.call_id == call_id).values(cancelled_at=now_wall))
+        mark(connection, call_id, CANCELLED, now_wall)
+        if not counted:
+            return 0
         return int(connection.execute(sa.select(sa.func.count()).select_from(inputs).where(mine)).scalar_one())
     marked = 0
     for some in _portions(idxs):
         update = inputs.update().where(mine & inputs.c.idx.in_(some)).values(cancelled_at=now_wall)
         marked += connection.execute(update).rowcount
     return marked
+
+
+def mark(connection: Any, call_id: str, reason: str, now_wall: float) -> str:
+    """Say of a call that all of it that has no end is cancelled; what was said first stays, and is given back."""
+    import sqlalchemy as sa
+
+    from squall.server import tables
+
+    calls = tables.calls
+    fresh = (calls.c.call_id == call_id) & calls.c.cancelled_at.is_(None)
+    connection.execute(calls.update().where(fresh).values(cancelled_at=now_wall, cancel_reason=reason))
+    said = connection.execute(sa.select(calls.c.cancel_reason).where(calls.c.call_id == call_id)).scalar()
+    return str(said or CANCELLED)
+
+
+def tidy(connection: Any, call_id: str, after: int, limit: int, spared: Collection[int]) -> int | None:
+    """Give the next `limit` inputs of a cancelled call, behind the index `after`, the end that its mark says, where they
+    have none. Those in `spared` still run, and have one of their own. Where to go on; None at the end of the call."""
+    import sqlalchemy as sa
+
+    from squall.server import tables
+
+    inputs = tables.inputs
+    call = next(_calls(connection, [call_id]), None)
+    if call is None or call.cancelled_at is None:
+        return None
+    mine = (inputs.c.call_id == call_id) & (inputs.c.idx > after)
+    behind = sa.select(inputs.c.idx).where(mine).order_by(inputs.c.idx).limit(1).offset(limit - 1)
+    last: int | None = connection.execute(behind).scalar()
+    if last is not None:
+        mine &= inputs.c.idx <= last
+    still = [idx for idx in spared if idx > after and (last is None or idx <= last)]
+    if still:  # as literals: there may be more than a statement may have parameters
+        mine &= inputs.c.idx.not_in(sa.bindparam("still", still, expanding=True, literal_execute=True))
+    end = {"status": "cancelled", "message": call.cancel_reason or CANCELLED, "finished_at": call.cancelled_at}
+    gone = {"args": None, "args_blob": None}
+    connection.execute(inputs.update().where(mine & inputs.c.status.is_(None)).values({**end, **gone}))
+    return last
 
 
 # ---- after a restart -----------------------------------------------------------------------------------------------
@@ -347,13 +401,28 @@ def window(connection: Any, after: int, limit: int) -> Window:
     )
     query = wanted.where(t.status.is_(None) & (t.seq > after)).order_by(t.seq).limit(limit)
     found = [Kept(*row) for row in connection.execute(query)]
-    calls = {row.call_id: _kept_call(row) for row in _calls(connection, {kept.call_id for kept in found})}
-    return Window(found, calls)
+    calls = list(_calls(connection, {kept.call_id for kept in found}))
+    stopped = _stopped(connection, {row.app_id for row in calls})
+    return Window(found, {row.call_id: _kept_call(row, stopped.get(row.app_id, "")) for row in calls})
 
 
-def _kept_call(row: Any) -> KeptCall:
-    cancelled = row.cancelled_at is not None
-    return KeptCall(row.call_id, row.function_id, row.app_id, row.method, row.parent or "", row.created_at, cancelled)
+def _kept_call(row: Any, stopped: str) -> KeptCall:
+    method, parent, cancelled = row.method, row.parent or "", row.cancelled_at is not None
+    return KeptCall(row.call_id, row.function_id, row.app_id, method, parent, row.created_at, cancelled, stopped)
+
+
+def _stopped(connection: Any, app_ids: set[str]) -> dict[str, str]:
+    """Which of these apps were stopped, and why."""
+    import sqlalchemy as sa
+
+    from squall.server import tables
+
+    t = tables.apps.c
+    found: dict[str, str] = {}
+    for some in _portions(list(app_ids)):
+        query = sa.select(t.app_id, t.reason).where(t.app_id.in_(some) & (t.state == "stopped"))
+        found.update((app_id, reason or "it ended") for app_id, reason in connection.execute(query))
+    return found
 
 
 def payloads(connection: Any, seqs: Sequence[int]) -> dict[int, Payload]:
@@ -380,17 +449,21 @@ def expire(connection: Any, now_wall: float, limit: int) -> int:
     from squall.server import tables
 
     inputs, calls, keys = tables.inputs, tables.calls, tables.keys
-    old = (inputs.c.finished_at < now_wall - RESULT_DAYS * 86400) & (inputs.c.status != "expired")
-    some = sa.select(inputs.c.seq).where(old).limit(limit)
+    # In the words of the indexes' conditions, as literals, or they are not used.
+    is_kept, is_expired = sa.text("status IS NOT NULL AND status <> 'expired'"), sa.text("status = 'expired'")
+    seqs = sa.select(inputs.c.seq).order_by(inputs.c.finished_at).limit(limit)
+    some = seqs.where(is_kept & (inputs.c.finished_at < now_wall - RESULT_DAYS * 86400))
     gone = {"status": "expired", "result": None, "result_blob": None, "args": None, "args_blob": None}
     expired = connection.execute(inputs.update().where(inputs.c.seq.in_(some)).values(gone)).rowcount
-    connection.execute(keys.delete().where(keys.c.created_at < now_wall - RESULT_DAYS * 86400))
-    forgotten = sa.select(inputs.c.seq).where(inputs.c.finished_at < now_wall - CALL_DAYS * 86400).limit(limit)
+    old = sa.select(keys.c.function_id, keys.c.key).where(keys.c.created_at < now_wall - RESULT_DAYS * 86400)
+    named = sa.tuple_(keys.c.function_id, keys.c.key)
+    dropped = connection.execute(keys.delete().where(named.in_(old.limit(limit)))).rowcount
+    forgotten = seqs.where(is_expired & (inputs.c.finished_at < now_wall - CALL_DAYS * 86400))
     deleted = connection.execute(inputs.delete().where(inputs.c.seq.in_(forgotten))).rowcount
     left = sa.exists().where(inputs.c.call_id == calls.c.call_id)
     ended = (calls.c.created_at < now_wall - CALL_DAYS * 86400) & ~left
     connection.execute(calls.delete().where(calls.c.call_id.in_(sa.select(calls.c.call_id).where(ended).limit(limit))))
-    return int(max(expired, deleted))
+    return int(max(expired, dropped, deleted))
 
 
 def awaited_blobs(connection: Any) -> set[str]:
@@ -418,13 +491,14 @@ def find_call(connection: Any, call_id: str, workspace: str) -> Any:
 
 
 def find_output(connection: Any, call_id: str, idx: int, workspace: str) -> Any:
-    """The row of an input; None when the call has no such input, False when there is no such call."""
+    """The rows of a call and of its input; one that is not there is None."""
     from squall.server import tables
 
-    if find_call(connection, call_id, workspace) is None:
-        return False
+    call = find_call(connection, call_id, workspace)
+    if call is None:
+        return None, None
     t = tables.inputs
-    return connection.execute(t.select().where((t.c.call_id == call_id) & (t.c.idx == idx))).first()
+    return call, connection.execute(t.select().where((t.c.call_id == call_id) & (t.c.idx == idx))).first()
 
 
 def find_inputs(connection: Any, call_ids: list[str], limit: int) -> list[Any]:
@@ -435,8 +509,9 @@ def find_inputs(connection: Any, call_ids: list[str], limit: int) -> list[Any]:
 
     inputs, calls = tables.inputs.c, tables.calls.c
     found: list[Any] = []
+    status = sa.case((inputs.status.is_(None) & calls.cancelled_at.is_not(None), "cancelled"), else_=inputs.status)
     for some in _portions(call_ids):
-        query = sa.select(inputs.call_id, inputs.idx, inputs.status, calls.function_id, calls.method)
+        query = sa.select(inputs.call_id, inputs.idx, status.label("status"), calls.function_id, calls.method)
         query = query.join(tables.calls, calls.call_id == inputs.call_id).where(inputs.call_id.in_(some))
         found += connection.execute(query.order_by(inputs.seq).limit(limit - len(found)))
     return found

@@ -13,9 +13,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import TypeVar
 
 from squall.server.inputs import Call, Function, Input, Line, Run
 
+E = TypeVar("E", bound=Input | Run)
 SHED_ABOVE = 1024
 """Places at the head of a run that are given back together."""
 
@@ -96,7 +98,7 @@ def first_of(run: Run) -> Input | None:
 
 
 def remove(input_: Input) -> None:
-    """Take one input out of the queue, wherever it is; it is counted by the caller."""
+    """Take one input out of the queue, wherever it is there; it is counted by the caller."""
     call = input_.call
     if call.line is None:
         call.function.queue.remove(input_)
@@ -134,11 +136,11 @@ def clear(line: Line) -> list[list[Input | None]]:
     return held
 
 
-def swept(queue: deque[Input | Run], alive: int) -> deque[Input | Run]:
+def swept(queue: deque[E], alive: int) -> deque[E]:
     """The queue without inputs that are done, once they are the greater part: amortised O(1) an ended input."""
     if len(queue) < 2 * alive + 64:
         return queue
-    return deque(entry for entry in queue if entry.state == "queued" or (entry.state == "run" and entry.inputs))
+    return deque(entry for entry in queue if entry.state == "queued" or (isinstance(entry, Run) and entry.inputs))
 
 
 def waiting(queue: Iterable[Input | Run]) -> Iterator[Input]:

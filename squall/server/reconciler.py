@@ -44,6 +44,7 @@ from squall.server.dispatch import Dispatch
 from squall.server.inputs import (
     CancelRunning,
     DemandChanged,
+    Dropped,
     Fault,
     Finish,
     Input,
@@ -145,6 +146,8 @@ class Reconciler:
             self._ask(instruction.function_id)
         elif isinstance(instruction, Retried):
             self.calls.retried(instruction)
+        elif isinstance(instruction, Dropped):
+            self.calls.dropped(instruction)
         elif isinstance(instruction, CancelRunning):
             record = self.containers.get(instruction.container_id)
             if record is not None and record.stream is not None:
