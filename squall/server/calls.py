@@ -240,7 +240,7 @@ class Calls:
 
     def pool_of(self, call: KeptCall) -> str:
         function = self.objects.find_function(call.function_id)
-        return "" if function is None else function.function_id
+        return function.function_id if function is not None and function.app.state == "running" else ""
 
     def why_stopped(self, call: KeptCall) -> str:
         app = self.objects.apps.get(call.app_id)

@@ -186,9 +186,9 @@ class Durable:
             self.loop.call_soon(self._write_entries)
 
     def _write_entries(self) -> None:
+        self.start()  # first: where nothing is left of before, what is written now need not be read again
         batch = [self._entries.popleft() for _ in range(min(ADD_LIMIT, len(self._entries)))]
         self.store.add([entry for entry, _ in batch]).add_done_callback(lambda done: self._added(done, batch))
-        self.start()
 
     def _added(self, done: Any, batch: list[tuple[Entry, Told]]) -> None:
         error = done.exception()
@@ -227,12 +227,15 @@ class Durable:
             told(outcome)
 
     def _enqueue(self, entry: Entry, added: Added) -> None:
-        items: list[tuple[int, Any]] = []
-        for number, (idx, payload) in enumerate(added.items, added.seq):
-            items.append((idx, self._hold(payload, number)))
         call = KeptCall(
             entry.call_id, entry.function_id, entry.app_id, entry.method, entry.parent, entry.created_at, False
         )
+        if not self.owner.pool_of(call):
+            self._end_homeless(call, [idx for idx, _ in added.items])
+            return
+        items: list[tuple[int, Any]] = []
+        for number, (idx, payload) in enumerate(added.items, added.seq):
+            items.append((idx, self._hold(payload, number)))
         self._queue(call, items)
 
     def _hold(self, payload: Payload, seq: int) -> Payload | int:
@@ -447,12 +450,12 @@ class Durable:
             self._take_up_cancelled(call.call_id)
             return
         if not self.owner.pool_of(call):
-            self._end_homeless(call, inputs)
+            self._end_homeless(call, [kept.idx for kept in inputs])
             return
         plain: list[tuple[int, Any]] = []
         for kept in inputs:
             if kept.cancelled:
-                self._end(kept, "cancelled", CANCELLED, "")
+                self._end(kept.call_id, kept.idx, "cancelled", CANCELLED, "")
             elif kept.attempt or kept.failures or kept.infra_failures or kept.not_before:
                 self._queue_plain(call, plain)
                 self._resume(call, kept)
@@ -460,14 +463,14 @@ class Durable:
                 plain.append((kept.idx, kept.seq))
         self._queue_plain(call, plain)
 
-    def _end_homeless(self, call: KeptCall, inputs: list[Kept]) -> None:
+    def _end_homeless(self, call: KeptCall, idxs: list[int]) -> None:
         """Their app is not here: it was stopped, by this server or an earlier one that did not come to all of them."""
-        stopped = call.stopped or self.owner.why_stopped(call)
-        for kept in inputs:
+        stopped = self.owner.why_stopped(call) or call.stopped
+        for idx in idxs:
             if stopped:
-                self._end(kept, "cancelled", f"the function was stopped: {stopped}", "")
+                self._end(call.call_id, idx, "cancelled", f"the function was stopped: {stopped}", "")
             else:
-                self._end(kept, "lost", "its app is not on this server any more", LOST_HINT)
+                self._end(call.call_id, idx, "lost", "its app is not on this server any more", LOST_HINT)
 
     def _take_up_cancelled(self, call_id: str) -> None:
         """An earlier server has not come to the end of its tidying."""
@@ -495,8 +498,8 @@ class Durable:
         instructions = self.dispatch.resume(now, call.call_id, pool_id, item, history, self.owner.describe(call))
         self.owner.apply(instructions)
 
-    def _end(self, kept: Kept, status: OutputStatus, message: str, hint: str) -> None:
-        self._record(Row(kept.call_id, kept.idx, status, message, hint, b"", self.clock.wall()))
+    def _end(self, call_id: str, idx: int, status: OutputStatus, message: str, hint: str) -> None:
+        self._record(Row(call_id, idx, status, message, hint, b"", self.clock.wall()))
 
     # ---- arguments that are on disk ---------------------------------------------------------------------------------
 
