@@ -68,7 +68,8 @@ def others(what: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join(60)
-        print(f"  {len(times)} other calls while {what}: p50 {statistics.median(times or [0]):.2f} ms, max {max(times or [0]):.0f} ms")
+        p50, longest = statistics.median(times or [0.0]), max(times, default=0.0)
+        print(f"  {len(times)} other calls while {what}: p50 {p50:.2f} ms, max {longest:.0f} ms")
 
 
 def restarted(call: squall.FunctionCall[int], count: int) -> None:

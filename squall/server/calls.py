@@ -304,7 +304,8 @@ class Calls:
             return _output(call_id, idx, "cancelled", call.cancel_reason or journal.CANCELLED, "", b"")
         if row.status is None:
             return None
-        if row.status == "expired":
+        too_old = time.time() - RESULT_DAYS * 86400
+        if row.status == "expired" or (row.finished_at or too_old) < too_old:  # the pruning comes to it later
             raise OutputExpiredError(f"the result of `{call_id}` was kept for {RESULT_DAYS} days and is gone")
         data = row.result_blob or row.result or b""
         return _output(call_id, idx, row.status, row.message or "", row.hint or "", data)

@@ -1,9 +1,9 @@
 """How many inputs end at once without anybody having to wait for it.
 
-What waits of a spawned call that is cancelled is *dropped*: it leaves its queue in one step, and the hand is told of all
-of it together (`Dropped`), as the journal says it in one row. Where all that waits for a function ends (it was stopped,
-it cannot start, no node could hold it) each input has an end of its own: STEP of them at once, the others in the next
-ticks, so that a million of them are no pause for anybody else's call.
+What waits of a spawned call that is cancelled is *dropped*: it leaves its queue in one step, and the hand is told of
+all of it together (`Dropped`), as the journal says it in one row. Where all that waits for a function ends (it was
+stopped, it cannot start, no node could hold it) each input has an end of its own: STEP of them at once, the others in
+the next ticks, so that a million of them are no pause for anybody else's call.
 
 Part of the brain in `dispatch`, which has the rules; no clock, no I/O. Tested in `tests/unit/test_endings.py`.
 """

@@ -332,7 +332,7 @@ def cancel(
 
     from squall.server import tables
 
-    calls, inputs = tables.calls, tables.inputs
+    inputs = tables.inputs
     if find_call(connection, call_id, workspace) is None:
         return None
     mine = (inputs.c.call_id == call_id) & inputs.c.status.is_(None)
@@ -362,8 +362,8 @@ def mark(connection: Any, call_id: str, reason: str, now_wall: float) -> str:
 
 
 def tidy(connection: Any, call_id: str, after: int, limit: int, spared: Collection[int]) -> int | None:
-    """Give the next `limit` inputs of a cancelled call, behind the index `after`, the end that its mark says, where they
-    have none. Those in `spared` still run, and have one of their own. Where to go on; None at the end of the call."""
+    """Give the next `limit` inputs of a cancelled call, behind the index `after`, the end that its mark says, where
+    they have none. Those in `spared` still run, and have one of their own. Where to go on; None at the end of it."""
     import sqlalchemy as sa
 
     from squall.server import tables

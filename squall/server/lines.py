@@ -4,8 +4,8 @@ A function's queue is first in, first out. The inputs of one spawned call that f
 it, a `Run`: so a call with a million of them is dropped, or handed to another version, in one step. Single inputs, and
 all those of `remote` and `map`, are entries themselves. Whoever wants to know what waits asks here.
 
-Part of the brain in `dispatch`, which calls it and has the rules; pure state changes, no clock, no I/O. Events are O(1),
-amortised. Tested with dispatch and in `tests/unit/test_lines.py`.
+Part of the brain in `dispatch`, which calls it and has the rules; pure state changes, no clock, no I/O. Events are
+O(1), amortised. Tested with dispatch and in `tests/unit/test_lines.py`.
 """
 
 from __future__ import annotations

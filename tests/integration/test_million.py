@@ -133,7 +133,9 @@ def test_a_failed_input_of_a_cancelled_call_is_not_tried_again(home: Path) -> No
         ran = executions("crowds")
         assert crowds.crowded.remote(0.0, 99) == 99
         wait_until(lambda: 99 in executions("crowds"), "the output is kept")
-        assert len(set(executions("crowds")) - set(ran)) <= 2, "nothing but what ran at that moment, and what came after"
+        assert len(set(executions("crowds")) - set(ran)) <= 2, (
+            "nothing but what ran at that moment, and what came after"
+        )
 
 
 @pytest.mark.parametrize("when", ["at once", "while it is tidied up"])
