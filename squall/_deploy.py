@@ -18,7 +18,7 @@ from squall import client as clients
 from squall._output import enabled_output
 from squall._session import PlainOutput, default_name, send_parts
 from squall.client import Client, Output
-from squall.exception import InvalidError
+from squall.exception import InvalidError, StartupError
 from squall.options import checked_name
 from squall.protocol.messages import Message, StopApp
 from squall.protocol.requests import DeployApp, GetApp, GetFunctionStats, LookupApp, SetLabels
@@ -110,7 +110,11 @@ async def deploy_app(
         socket.gethostname(),
         follow=output is not None,
     )
-    reply, _ = await client.request(message, timeout=DEPLOY_TIMEOUT_S)
+    try:
+        reply, _ = await client.request(message, timeout=DEPLOY_TIMEOUT_S)
+    except StartupError as error:
+        cause = clients.startup_cause(error, prepared.source_map)
+        raise error from cause
     deployment = Deployment.of(app_name, reply.data)
     if output is not None:
         client.follow(deployment.app_id, output)

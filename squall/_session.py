@@ -1,21 +1,18 @@
-"""Running an app: import the script, collect its source, make the app on the server, follow it, end it.
+"""Running an app: import the script, complete its specs, make the app on the server, follow it, end it.
 
-Owns `import_ref` (what `squall run file.py` names), the source bundle (one deterministic tar per module or package)
-and the life of a `RunningApp`. What a container imports is decided here: a module by name with its source mounted at
-`/src`, or, where no source file exists (`python -c`, a notebook), the function by value. Must never print by itself;
-logs and notices go to an `Output`. Tested in `tests/unit/test_session.py` and `tests/integration/test_calls.py`.
+Owns `import_ref` (what `squall run file.py` names), the specs that the server gets and the life of a `RunningApp`. What
+a container imports is decided here: a module by name with its source (`_source`) mounted at `/src`, or, where no source
+file exists (`python -c`, a notebook), the function by value. Must never print by itself; logs and notices go to an
+`Output`. Tested in `tests/unit/test_session.py` and `tests/integration/test_calls.py`.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import io
 import os
-import stat
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from squall import _blocking
 from squall import client as clients
 from squall._output import enabled_output
+from squall._source import Bundle, Origin, checked_module_name, make_bundle, origin_of
 from squall._terminal import Between, Terminal, check_terminal
 from squall.client import Client, Output
-from squall.exception import ConflictError, Error, InvalidError, NotFoundError, ResourceExhaustedError
+from squall.exception import ConflictError, Error, InvalidError, NotFoundError
 from squall.options import checked_name
 from squall.protocol import payload as payloads
 from squall.protocol.messages import (
@@ -46,26 +44,8 @@ if TYPE_CHECKING:
     from squall.image import Image
 
 SOURCE_MOUNT = "/src"
-BUNDLE_LIMIT_BYTES = 256 << 20
-BUNDLE_LIMIT_FILES = 20_000
 STOP_TIMEOUT = 90.0
 INTERRUPTED_STOP_TIMEOUT = 10.0
-_IGNORED = frozenset(
-    {
-        "__pycache__",
-        ".git",
-        ".hg",
-        ".svn",
-        ".venv",
-        ".mypy_cache",
-        ".ruff_cache",
-        ".pytest_cache",
-        ".ipynb_checkpoints",
-        "node_modules",
-    }
-)
-
-
 # ---- importing what a reference names -----------------------------------------------------------------------------
 
 
@@ -121,19 +101,6 @@ def _import_file(target: str) -> ModuleType:
     return module
 
 
-def checked_module_name(stem: str, path: str) -> str:
-    """The import name of a script; a script may not hide a module that Python, or Squall, needs itself."""
-    loaded = sys.modules.get(stem)
-    taken = stem in sys.stdlib_module_names or (
-        loaded is not None and os.path.abspath(getattr(loaded, "__file__", None) or "") != path
-    )
-    if taken or stem == "squall":
-        raise InvalidError(f"cannot run `{path}`: `{stem}` is the name of another module", hint="rename the file")
-    if "." in stem:
-        raise InvalidError(f"cannot run `{path}`: a dot in its name cannot be imported", hint="rename the file")
-    return stem
-
-
 def _import_module(target: str) -> ModuleType:
     here = os.getcwd()
     if here not in sys.path:
@@ -151,137 +118,6 @@ def _import_module(target: str) -> ModuleType:
         raise
 
 
-# ---- where a function's source is ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a module can be found: its import name in the container, and what of the disk must go there.
-
-    `root` is the directory that becomes `/src` and `entry` what of it is sent, a file or a package's directory. An
-    empty `entry` means that the image has the module already. `module` is empty where no source file exists.
-    """
-
-    module: str = ""
-    root: str = ""
-    entry: str = ""
-    is_main: bool = False
-
-
-def origin_of(module_name: str) -> Origin:
-    """Where the module a function was defined in comes from."""
-    module = sys.modules.get(module_name)
-    file = getattr(module, "__file__", None)
-    is_main = module_name == "__main__"
-    if is_main:
-        spec = getattr(module, "__spec__", None)
-        if spec is not None and spec.name and file:  # python -m pkg.mod
-            module_name = spec.name
-        elif file:
-            module_name = os.path.splitext(os.path.basename(file))[0]
-    if module is None or not file or not os.path.isfile(file):
-        return Origin()
-    path = os.path.abspath(file)
-    if _is_installed(path):
-        return Origin(module_name, is_main=is_main)
-    if not path.endswith(".py"):
-        return Origin()
-    top = module_name.partition(".")[0]
-    if "." not in module_name and os.path.basename(path) != "__init__.py":
-        if is_main:
-            checked_module_name(module_name, path)
-        return Origin(module_name, os.path.dirname(path), os.path.basename(path), is_main)
-    depth = module_name.count(".") + (1 if os.path.basename(path) == "__init__.py" else 0)
-    root = path
-    for _ in range(depth + 1):
-        root = os.path.dirname(root)
-    return Origin(module_name, root, top, is_main)
-
-
-def _is_installed(path: str) -> bool:
-    """Whether `path` belongs to the Python environment, which every container on `Image.host()` sees."""
-    return any(path.startswith(os.path.join(os.path.abspath(prefix), "lib") + os.sep) for prefix in _PREFIXES)
-
-
-_PREFIXES = (sys.prefix, sys.base_prefix)
-
-
-def make_bundle(origin: Origin) -> bytes:
-    """The tar of a module's or package's source: the same bytes for the same files, wherever and whenever made."""
-    import tarfile  # costs 10 ms, and only starting an app needs it
-
-    out = io.BytesIO()
-    total = 0
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for count, (name, path) in enumerate(_files_of(origin), 1):
-            data = _read_source(origin, path)
-            total += len(data) + 1024
-            if total > BUNDLE_LIMIT_BYTES or count > BUNDLE_LIMIT_FILES:
-                raise _too_large(origin, path)
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            info.mode = 0o755 if os.access(path, os.X_OK) else 0o644
-            archive.addfile(info, io.BytesIO(data))
-    return out.getvalue()
-
-
-def _files_of(origin: Origin) -> Iterator[tuple[str, str]]:
-    """Name in the bundle and path of each file, sorted; links are followed, a link to a parent is not."""
-    start = os.path.join(origin.root, origin.entry)
-    if os.path.isfile(start):
-        yield origin.entry, start
-        return
-    yield from _walk(start, origin.entry, (os.path.realpath(start),))
-
-
-def _walk(directory: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    try:
-        names = sorted(os.listdir(directory))
-    except OSError as error:
-        raise InvalidError(f"cannot read the source directory `{directory}`: {error.strerror}") from None
-    for name in names:
-        path = os.path.join(directory, name)
-        if name in _IGNORED or name.endswith((".pyc", ".pyo")):
-            continue
-        try:
-            mode = os.stat(path).st_mode
-        except OSError:  # a link to nothing, or gone meanwhile
-            continue
-        if stat.S_ISDIR(mode):
-            real = os.path.realpath(path)
-            if real not in above:
-                yield from _walk(path, f"{prefix}/{name}", (*above, real))
-        elif stat.S_ISREG(mode):
-            yield f"{prefix}/{name}", path
-
-
-def _read_source(origin: Origin, path: str) -> bytes:
-    try:
-        # Not blocking, in case the file has become a pipe since it was listed.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(None, "it is no file any more")
-            if status.st_size > BUNDLE_LIMIT_BYTES:
-                raise _too_large(origin, path)
-            data = stream.read(BUNDLE_LIMIT_BYTES + 1)
-    except OSError as error:
-        raise InvalidError(
-            f"cannot read `{path}`, part of your app's source: {error.strerror}",
-            hint="make it readable, or leave the source out with `include_source=False`",
-        ) from None
-    return data
-
-
-def _too_large(origin: Origin, at: str) -> ResourceExhaustedError:
-    path = os.path.join(origin.root, origin.entry)
-    return ResourceExhaustedError(
-        f"the source in `{path}` is more than {BUNDLE_LIMIT_BYTES >> 20} MiB or {BUNDLE_LIMIT_FILES} files; "
-        f"`{at}` is where it was given up",
-        hint="keep data out of the package's directory; pass its path, or read it in the function",
-    )
-
-
 # ---- specs on their way to the server -----------------------------------------------------------------------------
 
 
@@ -294,12 +130,13 @@ class Prepared:
     source_map: dict[str, str] = field(default_factory=dict)
     shared_main: set[str] = field(default_factory=set)
     """Tags of functions whose container imports the caller's `__main__` too."""
+    warnings: list[str] = field(default_factory=list)
 
 
 def prepare(app: App) -> Prepared:
     """Complete the specs of an app: import name, source bundle or function by value."""
     prepared = Prepared()
-    bundles: dict[Origin, str] = {}
+    bundles: dict[Origin, tuple[str, list[str]]] = {}
     app._packing = True
     try:
         for tag, spec in app._specs.items():
@@ -307,17 +144,19 @@ def prepare(app: App) -> Prepared:
             if not origin.module:
                 prepared.specs.append(_by_value(app, spec, prepared))
                 continue
-            source = ""
+            source, parts = "", list[str]()
             if origin.entry and tag not in app._without_source:
                 key = replace(origin, module="", is_main=False)
                 if key not in bundles:
-                    bundles[key] = _add_blob(prepared, make_bundle(origin))
-                source = bundles[key]
+                    bundles[key] = _add_bundle(prepared, make_bundle(origin))
+                source, parts = bundles[key]
                 prepared.source_map[SOURCE_MOUNT] = origin.root
             if origin.is_main:
                 prepared.shared_main.add(tag)
                 _alias_main(origin.module)
-            prepared.specs.append(replace(spec, module=origin.module, source=source, main_alias=origin.is_main))
+            prepared.specs.append(
+                replace(spec, module=origin.module, source=source, source_parts=parts, main_alias=origin.is_main)
+            )
     finally:
         app._packing = False
     return prepared
@@ -326,6 +165,14 @@ def prepare(app: App) -> Prepared:
 def _by_value(app: App, spec: FunctionSpec, prepared: Prepared) -> FunctionSpec:
     data = payloads.pack_by_value(app._raw_of(spec.tag), f"`{spec.tag}`")
     return replace(spec, module="", source="", serialized_blob=_add_blob(prepared, data))
+
+
+def _add_bundle(prepared: Prepared, bundle: Bundle) -> tuple[str, list[str]]:
+    """What names the bundle, and its parts where it has several."""
+    if bundle.warning:
+        prepared.warnings.append(bundle.warning)
+    digests = [_add_blob(prepared, part) for part in bundle.parts]
+    return (digests[0], []) if len(digests) == 1 else (clients.blob_digest("\n".join(digests).encode()), digests)
 
 
 def _add_blob(prepared: Prepared, data: bytes) -> str:
@@ -384,6 +231,8 @@ async def send_parts(app: App, client: Client, output: Output) -> Prepared:
             if image not in built:
                 built[image] = await _build(client, image, output, for_app=True)
             spec.image = built[image]
+    for warning in prepared.warnings:
+        output.notice(Notice("", "warning", {"reason": warning}))
     for data in prepared.blobs.values():
         await client.put_blob.aio(data)
     return prepared

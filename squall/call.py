@@ -103,7 +103,9 @@ class FunctionCall(Handle, Generic[R]):
         except OutputTimeoutError:
             reply, data = None, b""
         if reply is None or not reply.data.get("ready"):
-            raise OutputTimeoutError(f"call `{self._name}` has no result after {timeout or 0:g} s")
+            waits = reply.data.get("waits") if reply is not None else ""
+            why = f", as no container of its function starts: {waits}" if waits else ""
+            raise OutputTimeoutError(f"call `{self._name}` has no result after {timeout or 0:g} s{why}")
         return build(OutputItem, reply.data["item"]), data
 
     @both

@@ -498,6 +498,15 @@ def error_of(item: OutputItem, data: bytes, name: str, source_map: Mapping[str, 
     return error
 
 
+def startup_cause(error: StartupError, source_map: Mapping[str, str]) -> BaseException | None:
+    """What kept a container from starting, as the answer to a request tells it; `error` gets the hint that fits."""
+    if not error.packed:
+        return None
+    cause = payloads.unpack_exception(error.packed, "", source_map)
+    error.hint = error.hint or _startup_hint(cause)
+    return cause
+
+
 def _startup_hint(cause: BaseException) -> str:
     if isinstance(cause, ModuleNotFoundError) and cause.name:
         return (

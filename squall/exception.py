@@ -113,6 +113,8 @@ class StartupError(RemoteError):
     """No container could start; the exception of a failed import is its `__cause__`."""
 
     code = "init_error"
+    packed = b""
+    """That exception as it travels, in the answer to a deploy."""
 
 
 class BuildError(RemoteError):

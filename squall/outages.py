@@ -4,8 +4,9 @@
 no answer to and cancel, a Store that answers late, fails for a while, or is cut off before or after any of its commits,
 and servers that are killed and started anew. At the end the effects are counted: every acknowledged input has exactly
 one recorded end that some execution gave it, nobody was told another, no input ran more often than its attempts and the
-cuts allow, what was cancelled did not run again, order was kept, and nothing is left in memory. The same seed gives the
-same run. `MemoryJournal` keeps to the contract of `server.journal` (`tests/contract/test_journal.py` runs over both).
+cuts allow, what was cancelled did not run again, order was kept, and nothing is left in memory. Of a function that does
+not start for a while nothing ends of that, and no cut brings its next start forward. The same seed gives the same run.
+`MemoryJournal` keeps to the contract of `server.journal` (`tests/contract/test_journal.py` runs over both).
 
 `python -m squall.outages --seeds 1000` runs many; `--seed N` replays one and tells its story. Tested in
 `tests/unit/test_outages.py`.
@@ -28,8 +29,19 @@ from squall._clock import ManualClock
 from squall.exception import ConflictError, Error, InvalidError, ServiceError
 from squall.server.dispatch import Dispatch
 from squall.server.durable import Cancel, Durable
-from squall.server.inputs import DemandChanged, Dropped, Finish, FunctionOptions, Input, KillContainer, Push, Retried
+from squall.server.inputs import (
+    BackoffChanged,
+    DemandChanged,
+    Dropped,
+    Finish,
+    FunctionOptions,
+    Input,
+    KillContainer,
+    Push,
+    Retried,
+)
 from squall.server.journal import CANCELLED, Added, Entry, Kept, KeptCall, Note, Payload, Row, Window
+from squall.server.starts import Backoff, backoff_of
 from squall.testing import InvariantError, check_dispatch, require
 
 CHECK_EVERY = 25
@@ -69,6 +81,14 @@ class MemoryJournal:
         self.keys: dict[tuple[str, str], Entry] = {}
         self.lines: dict[tuple[str, int], Line] = {}
         self.by_seq: dict[int, Line] = {}
+        self.backoffs: dict[str, tuple[Backoff, float]] = {}
+        """With the wall-clock time of the next start."""
+
+    def back_off(self, function_id: str, backoff: Backoff | None, until: float) -> None:
+        """What `server.backoffs` writes down."""
+        self.backoffs.pop(function_id, None)
+        if backoff is not None:
+            self.backoffs[function_id] = backoff, until
 
     def add(self, entries: Sequence[Entry]) -> list[Added | Error]:
         return [self._add(entry) for entry in entries]
@@ -201,6 +221,8 @@ class Plan:
     """Odds that a cancel is of a whole call."""
     tidy_limit: int = 3
     slots: int = 2
+    broken_for: float = 0.0
+    """Seconds from the beginning in which no container of the first function starts."""
 
     @classmethod
     def draw(cls, seed: int) -> Plan:
@@ -221,6 +243,7 @@ class Plan:
             whole=rng.choice((0.5, 1.0)),
             tidy_limit=rng.choice((1, 3, 20)),
             slots=rng.choice((1, 1, 4)),
+            broken_for=rng.choice((0.0, 0.0, 5.0, 90.0)),
         )
 
 
@@ -296,6 +319,8 @@ class Rehearsal:
         self._up = -1
         """The life in which a server takes what callers say."""
         self._containers = 0
+        self._not_before: dict[str, float] = {}
+        """By function, when the Store says that its next start may be."""
 
     @property
     def now(self) -> float:
@@ -354,14 +379,19 @@ class Rehearsal:
 
     def _start_server(self) -> None:
         self.dispatch = Dispatch()
-        self.durable = Durable(self.dispatch, _Disk(self), self, self.clock, self)
+        self.disk = _Disk(self)
+        self.durable = Durable(self.dispatch, self.disk, self, self.clock, self)
         self.durable.held_limit, self.durable.replay_limit = self.plan.held_limit, self.plan.replay_limit
         self.durable.tidy_limit = self.plan.tidy_limit
         self._wake_at = float("inf")
         for number, retries in enumerate(self.plan.retries):
             delay = self.rng.choice((0.0, 1.0))
-            options = FunctionOptions(0.0, 0.0, retries, initial_delay=delay, concurrency=self.plan.slots)
+            slots, is_broken = self.plan.slots, self._is_broken(f"fu-{number}")
+            options = FunctionOptions(0.0, 0.0, retries, initial_delay=delay, concurrency=slots, persists=is_broken)
             self.apply(self.dispatch.add_function(self.now, f"fu-{number}", options))
+        for function_id, (backoff, until) in self.journal.backoffs.items():
+            left = until - self.clock.wall()
+            self.dispatch.starts.resume(self.now, function_id, backoff._replace(left=left))
         self.durable.start()
         self._up = self.life
         for number, entry in list(self._unanswered.items()):
@@ -382,6 +412,7 @@ class Rehearsal:
             story.dead = story.dead or story.cancel_acknowledged
         if self.rng.random() < 0.3:
             self.clock.jump_wall(self.rng.choice((-3600.0, 3600.0)))
+            self._not_before.clear()
         self.at(self.rng.uniform(0, 1.0), self._start_server, life=-1)
 
     def commit(self, life: int, name: str, arguments: tuple[Any, ...], promise: Promise) -> None:
@@ -397,6 +428,8 @@ class Rehearsal:
             self.at(0.001, promise.settle, None, ServiceError("the disk is full"))
             return
         value = getattr(self.journal, name)(*arguments)
+        if name == "back_off":
+            self._not_before[arguments[0]] = self.now + arguments[2] - self.clock.wall()
         if cuts.get(self.commits):
             self._cut()
             return
@@ -450,6 +483,8 @@ class Rehearsal:
                     story.infra_failures = instruction.input.infra_failures
                     story.tried = (instruction.input.attempt, self.now)
                     self.durable.retried(instruction)
+                case BackoffChanged(function_id):
+                    self._write_backoff(function_id)
                 case DemandChanged():
                     self._want_container(instruction.function_id)
                 case KillContainer():
@@ -466,14 +501,34 @@ class Rehearsal:
     # -- containers
 
     def _want_container(self, function_id: str) -> None:
-        if self.dispatch.functions[function_id].containers:
+        function = self.dispatch.functions[function_id]
+        if function.containers or self.now < function.blocked_until:
             return
+        due = self._not_before.get(function_id, 0.0)
+        require(self.now >= due - 0.001, "a cut brings no start forward", function_id, due, self.now)
         self._containers += 1
         container_id = f"co-{self._containers}"
         self.apply(self.dispatch.container_starting(self.now, container_id, function_id))
         self.at(0.05, self._ready, container_id)
 
+    def _is_broken(self, function_id: str) -> bool:
+        return function_id == "fu-0" and self.plan.broken_for > 0
+
+    def _write_backoff(self, function_id: str) -> None:
+        backoff = backoff_of(self.dispatch.functions[function_id], self.now)
+        left = backoff.left if backoff is not None else 0.0
+        self.disk.back_off(function_id, backoff, self.clock.wall() + left)
+
     def _ready(self, container_id: str) -> None:
+        container = self.dispatch.containers.get(container_id)
+        if (
+            container is not None
+            and self._is_broken(container.function.function_id)
+            and self.now < self.plan.broken_for
+        ):
+            gone = self.dispatch.container_gone(self.now, container_id, "failed to import", init_error=b"init")
+            self.apply(gone)
+            return
         self.apply(self.dispatch.container_ready(self.now, container_id))
 
     def _gone(self, container_id: str) -> None:

@@ -33,6 +33,7 @@ from squall.server import lines
 from squall.server.autoscaler import decide
 from squall.server.dispatch import Dispatch
 from squall.server.inputs import (
+    BackoffChanged,
     Call,
     CancelRunning,
     Container,
@@ -121,6 +122,8 @@ def _check_function(function: Function, inputs: list[Input]) -> None:
     require(function.waiting == states["backoff"], "`waiting` counts backoffs", name)
     require(set(function.running) == {i for i in inputs if i.state == "running"}, "running is in `running`", name)
     require(not (function.queued and function.free), "nothing waits while a slot is free", name)
+    is_patient = all(input_.call.kind == "spawn" for input_ in (*queued, *suspects))
+    require(function.hurries or is_patient, "`hurries` says that a caller waits", name)
     running: list[Input] = []
     for container in function.containers.values():
         _check_container(container)
@@ -234,6 +237,7 @@ def _draw_function(rng: random.Random) -> tuple[FunctionOptions, Nature, Request
         concurrency=rng.choice((1, 1, 3, 10)),
         is_generator=rng.random() < 0.2,
         max_pending=rng.choice((2_000_000, 2_000_000, 40)),
+        persists=rng.random() < 0.4,
     )
     odds = (0.0, 0.0, 0.0, 0.1)
     nature = Nature(
@@ -389,8 +393,9 @@ class Simulation:
             self._update_some,
             self._close_some,
             self._supersede_some,
+            self._mend_some,
         )
-        for fault in rng.choices(faults, weights=(8, 2, 6, 8, 3, 4, 2, 0.5, 2), k=scenario.faults):
+        for fault in rng.choices(faults, weights=(8, 2, 6, 8, 3, 4, 2, 0.5, 2, 1), k=scenario.faults):
             self._at(rng.uniform(0, scenario.duration), fault)
         self._at(0, self._round)
 
@@ -448,6 +453,9 @@ class Simulation:
                     self._scale(instruction.function_id)
                 case Notice():
                     require(instruction.message, "a notice says something")
+                case BackoffChanged():
+                    options = self.dispatch.functions[instruction.function_id].options
+                    require(options.persists, "only what persists is written down", instruction.function_id)
         deadline = self.dispatch.next_deadline()
         if deadline is not None and deadline < self._wake_at:
             self._wake_at = deadline
@@ -490,6 +498,8 @@ class Simulation:
             require(record.hurt and finish.message, "only what a container died under is lost", finish.input)
         else:
             require(finish.message, "a refusal has a reason", finish.status)
+            waits = self.scenario.functions[record.function][0].persists and finish.input.call.kind == "spawn"
+            require(finish.status != "init_error" or not waits, "what is spawned waits for a start", finish.input)
 
     def _drop(self, dropped: Dropped) -> None:
         self._orphans.add(dropped.call.call_id)
@@ -568,6 +578,9 @@ class Simulation:
         if not machine.is_alive:
             return
         fate = self.rng.random()
+        options = self.scenario.functions[machine.function][0]
+        if options.persists and self.now > self._quiet_at:
+            fate = 9.0  # what it failed of is put right in the end
         if fate < nature.start_crash:
             self._die(machine.container_id, "exited with code 3", "container")
         elif fate < nature.start_crash + nature.init_error:
@@ -757,6 +770,11 @@ class Simulation:
         require(after == [key for key in before if key not in ended], "inputs move in their order", before, after)
         self.scheduler.want(self.now, old_id, 0, Request())
         self._carry_out(instructions)
+
+    def _mend_some(self) -> None:
+        """A secret is changed, or so they hope."""
+        number = self.rng.randrange(len(self.scenario.functions))
+        self._carry_out(self.dispatch.starts.try_again(self.now, self._pool(number)))
 
     def _close_some(self) -> None:
         number = self.rng.randrange(len(self.scenario.functions))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import click
 
 from squall import config
 from squall.cli.main import Group
-from squall.cli.manage import ANSWER_SECONDS, Column, ago, ask, connect, json_option, print_json, print_table
+from squall.cli.manage import ANSWER_SECONDS, Column, ago, ask, connect, date, json_option, print_json, print_table
 from squall.client import Client
 from squall.exception import InvalidError
 from squall.protocol.messages import Message
@@ -80,11 +79,17 @@ def _age(title: str, key: str) -> Column:
 
 
 def _when(title: str, key: str) -> Column:
-    return Column(title, lambda row: _date(row.get(key)))
+    return Column(title, lambda row: date(row.get(key)))
 
 
-def _date(at: Any) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(float(at))) if at else ""
+def _ask_hidden(what: str) -> str:
+    """Ask a person, without showing the answer; of a pipe, its next line is that."""
+    if sys.stdin.isatty():
+        return str(click.prompt(what, hide_input=True, err=True))
+    line = sys.stdin.readline()
+    if not line:
+        raise InvalidError(f"the {what} was to come on standard input, which has ended")
+    return line.rstrip("\n")
 
 
 def _confirm(question: str, yes: bool) -> None:
@@ -144,7 +149,7 @@ def _print_token(made: dict[str, Any], as_json: bool) -> None:
     click.echo(f"token id      {made['token_id']}")
     click.echo(f"token secret  {made['secret']}")
     if made.get("expires_at"):
-        click.echo(f"expires       {_date(made['expires_at'])}")
+        click.echo(f"expires       {date(made['expires_at'])}")
     click.echo("the secret is not shown again; on the other machine: `squall token set --server URL`", err=True)
 
 
@@ -191,7 +196,7 @@ def token_set(
     known = config.profiles().get(profile_name, {})
     server = server or str(known.get("server", "")) or click.prompt("server", err=True)
     token_id = token_id or click.prompt("token id", err=True)
-    token_secret = token_secret or click.prompt("token secret", hide_input=True, err=True)
+    token_secret = token_secret or _ask_hidden("token secret")
     values = {"server": server, "token_id": token_id, "token_secret": token_secret}
     if ca_file:
         values["ca_file"] = str(Path(ca_file).expanduser().resolve())
@@ -237,7 +242,7 @@ def secret_create(
         merged.update(_read_json(from_json))
     for word in values:
         key, equals, value = word.partition("=")
-        merged[key] = value if equals else click.prompt(key, hide_input=True, err=True)
+        merged[key] = value if equals else _ask_hidden(key)
     if not merged:
         raise click.UsageError("give at least one KEY=VALUE, --from-dotenv or --from-json")
     checked = Secret.from_dict(merged)._values

@@ -62,6 +62,7 @@ def app_info(app_ref: str, as_json: bool) -> None:
         click.echo(f"{'label':<12} {key}={value}")
     if isinstance(functions, list):
         print_table(functions, FUNCTION_COLUMNS, "it has no functions")
+        show_blocked(functions)
 
 
 @app.command("history")
@@ -120,7 +121,7 @@ def _redeploy(app_ref: str, kind: str, version: int, strategy: str, as_json: boo
 @json_option
 def app_stats(app_ref: str, since: float, as_json: bool) -> None:
     """Show how the calls of an app's functions went lately. APP is its name or id."""
-    client = connect()
+    client = connect(start=True)
     rows = ask(client.link, GetFunctionStats(resolve(client.link, "app", app_ref), since=since))["rows"]
     show_stats(rows, as_json)
 
@@ -130,6 +131,14 @@ def show_stats(rows: list[dict[str, Any]], as_json: bool) -> None:
         print_json(rows)
     else:
         print_table(rows, STATS_COLUMNS, "no function of it runs")
+        show_blocked(rows)
+
+
+def show_blocked(rows: list[dict[str, Any]]) -> None:
+    """What keeps containers of functions from starting, a line each."""
+    for row in rows:
+        if row.get("blocked"):
+            click.echo(f"`{row['function']}` does not start: {row['blocked']}")
 
 
 def _failed(row: dict[str, Any]) -> str:

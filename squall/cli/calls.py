@@ -14,7 +14,7 @@ import click
 from squall.call import FunctionCall
 from squall.cli.logs import Printer, log_options
 from squall.cli.main import Group
-from squall.cli.manage import ask, cells, connect, json_option, print_json, show_list
+from squall.cli.manage import ask, cells, connect, date, json_option, print_json, show_list
 from squall.exception import InvalidError, OutputTimeoutError
 from squall.protocol.messages import CancelCall, GetCall
 from squall.protocol.requests import GetCallGraph
@@ -28,8 +28,9 @@ def call() -> None:
 @call.command("list")
 @json_option
 def call_list(as_json: bool) -> None:
-    """List the latest calls that have ended, as far as this server remembers them."""
-    show_list("call", app="", include_all=False, as_json=as_json)
+    """List the calls that run or wait, and the latest that have ended. Spawned ones are kept for 7 days, others are
+    remembered while the server runs."""
+    show_list("call", app="", include_all=True, as_json=as_json)
 
 
 @call.command("info")
@@ -37,13 +38,14 @@ def call_list(as_json: bool) -> None:
 @json_option
 def call_info(call_id: str, as_json: bool) -> None:
     """Show how far a spawned call is."""
-    client = connect()
+    client = connect(start=True)
     data = ask(client.link, GetCall(checked(call_id)))
     if as_json:
         print_json(data)
         return
     for name, value in data.items():
-        click.echo(f"{name:<12} {_shown(value)}")
+        if value not in (None, ""):
+            click.echo(f"{name:<12} {date(value) if name == 'created_at' else _shown(value)}")
 
 
 @call.command("get")
@@ -68,7 +70,7 @@ def call_get(call_id: str, index: int, timeout: float | None) -> None:
 @log_options
 def call_logs(call_id: str, printer: Printer) -> None:
     """Print what was written while a call ran, where it ran. CALL is the id of a call or of an input."""
-    printer.show(connect(), call=call_id)
+    printer.show(connect(start=True), call=call_id)
 
 
 @call.command("graph")
@@ -76,7 +78,7 @@ def call_logs(call_id: str, printer: Printer) -> None:
 @json_option
 def call_graph(call_id: str, as_json: bool) -> None:
     """Show what the inputs of a spawned call have called, and so on down, as far as it is remembered."""
-    data = ask(connect().link, GetCallGraph(checked(call_id)))
+    data = ask(connect(start=True).link, GetCallGraph(checked(call_id)))
     if as_json:
         print_json(data)
         return
@@ -108,7 +110,7 @@ def graph_lines(inputs: list[dict[str, Any]]) -> list[str]:
 @click.option("--terminate", is_flag=True, help="Kill the containers it runs in, instead of asking.")
 def call_cancel(call_ids: tuple[str, ...], terminate: bool) -> None:
     """Cancel the inputs of calls that have not ended."""
-    client = connect()
+    client = connect(start=True)
     for call_id in call_ids:
         data = ask(client.link, CancelCall(checked(call_id), [], terminate))
         click.echo(f"call `{call_id}`: {int(data['cancelled'])} inputs cancelled", err=True)

@@ -13,8 +13,8 @@ import click
 from squall.cli.apps import FUNCTION_COLUMNS, show_stats
 from squall.cli.logs import Printer, log_options
 from squall.cli.main import Group, did_you_mean
+from squall.cli.manage import NOUNS, ask, connect, json_option, print_json, print_table
 from squall.cli.manage import _field as named_field
-from squall.cli.manage import ask, connect, json_option, print_json, print_table
 from squall.exception import InvalidError, NotFoundError
 from squall.protocol.requests import GetFunctionStats, ListObjects, UpdateAutoscaler
 from squall.protocol.transport import Link
@@ -33,7 +33,7 @@ def function() -> None:
 @json_option
 def function_list(app_ref: str, as_json: bool) -> None:
     """List the functions of apps that run or are deployed."""
-    rows = functions(connect().link, app_ref)
+    rows = functions(connect(start=True).link, app_ref)
     if as_json:
         print_json(rows)
         return
@@ -45,7 +45,7 @@ def function_list(app_ref: str, as_json: bool) -> None:
 @json_option
 def function_info(ref: str, as_json: bool) -> None:
     """Show a function: what it asks for, and how busy it is."""
-    row = find(connect().link, ref)
+    row = find(connect(start=True).link, ref)
     if as_json:
         print_json(row)
         return
@@ -58,16 +58,16 @@ def function_info(ref: str, as_json: bool) -> None:
 @FUNCTION
 @json_option
 def function_calls(ref: str, as_json: bool) -> None:
-    """List the latest calls of a function that have ended."""
-    link = connect().link
+    """List the calls of a function that run or wait, and the latest that have ended."""
+    link = connect(start=True).link
     row = find(link, ref)
     rows = ask(link, ListObjects("calls", limit=LIST_LIMIT))["rows"]
     rows = [one for one in rows if one.get("function_id") == row["function_id"]]
     if as_json:
         print_json(rows)
         return
-    columns = [named_field(name.upper(), name) for name in ("call_id", "function", "kind", "inputs", "failed")]
-    print_table(rows, columns, f"no call of `{row['function']}` has ended since the server was started")
+    columns = [column for column in NOUNS["call"].columns if column.title not in ("APP", "FUNCTION")]
+    print_table(rows, columns, f"no calls of `{row['function']}`")
 
 
 @function.command("logs")
@@ -75,7 +75,7 @@ def function_calls(ref: str, as_json: bool) -> None:
 @log_options
 def function_logs(ref: str, printer: Printer) -> None:
     """Print what the containers of a function have written, in all versions of its app."""
-    client = connect()
+    client = connect(start=True)
     printer.show(client, function=find(client.link, ref)["function_id"])
 
 
@@ -85,7 +85,7 @@ def function_logs(ref: str, printer: Printer) -> None:
 @json_option
 def function_stats(ref: str, since: float, as_json: bool) -> None:
     """Show how the calls of a function went lately."""
-    link = connect().link
+    link = connect(start=True).link
     show_stats(ask(link, GetFunctionStats(function_id=find(link, ref)["function_id"], since=since))["rows"], as_json)
 
 
@@ -99,7 +99,7 @@ def autoscaler() -> None:
 @json_option
 def autoscaler_settings(ref: str, as_json: bool) -> None:
     """Show the settings that hold; `*` marks what was changed since the deploy."""
-    link = connect().link
+    link = connect(start=True).link
     _show_settings(ask(link, UpdateAutoscaler(find(link, ref)["function_id"])), as_json)
 
 
@@ -127,7 +127,7 @@ def autoscaler_update(ref: str, as_json: bool, **given: Any) -> None:
     settings = {name: None if value == "none" else value for name, value in given.items() if value is not None}
     if not settings:
         raise InvalidError("nothing to change was given", hint="for instance `--min-containers 1`")
-    link = connect().link
+    link = connect(start=True).link
     _show_settings(ask(link, UpdateAutoscaler(find(link, ref)["function_id"], settings)), as_json)
 
 
@@ -136,7 +136,7 @@ def _show_settings(data: dict[str, Any], as_json: bool) -> None:
         print_json(data)
         return
     for name, value in data["settings"].items():
-        click.echo(f"{name:<20} {value:g}{' *' if name in data['overridden'] else ''}")
+        click.echo(f"{name:<20} {_limit(name, value)}{' *' if name in data['overridden'] else ''}")
 
 
 def functions(link: Link, app_ref: str = "") -> list[dict[str, Any]]:
@@ -163,7 +163,11 @@ def find(link: Link, ref: str) -> dict[str, Any]:
     return found[0]
 
 
+def _limit(name: str, value: float) -> str:
+    return "none" if name == "max_containers" and not value else f"{value:g}"
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name}={one:g}" for name, one in value.items())
+        return ", ".join(f"{name}={_limit(name, one)}" for name, one in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -55,7 +55,7 @@ def image_list(as_json: bool) -> None:
 @json_option
 def image_info(image_id: str, as_json: bool) -> None:
     """Show the steps and layers of an image."""
-    client = connect()
+    client = connect(start=True)
     data = ask(client.link, GetImage(resolve(client.link, "image", image_id)))
     if as_json:
         print_json(data)
@@ -76,7 +76,7 @@ def image_info(image_id: str, as_json: bool) -> None:
 @log_options
 def image_logs(image_id: str, printer: Printer) -> None:
     """Print what the builds of an image have written."""
-    client = connect()
+    client = connect(start=True)
     printer.show(client, image_id=resolve(client.link, "image", image_id))
 
 
@@ -85,7 +85,7 @@ def image_logs(image_id: str, printer: Printer) -> None:
 @click.option("--older-than", type=click.FloatRange(0), default=0.0, help="Only images unused for so many days.")
 def image_prune(image_id: str, older_than: float) -> None:
     """Remove images that no running app uses, or the one named, with the layers that no other image has."""
-    client = connect()
+    client = connect(start=True)
     found = resolve(client.link, "image", image_id) if image_id else ""
     data = ask(client.link, PruneImages(found, older_than * DAY_SECONDS), timeout=PRUNE_SECONDS)
     click.echo(f"removed {len(data['images'])} images, {size_of(int(data['size_bytes']))}", err=True)
@@ -96,7 +96,7 @@ def image_prune(image_id: str, older_than: float) -> None:
 @click.pass_context
 def image_verify(ctx: click.Context, image_id: str) -> None:
     """Compare every byte of an image with what was built; damaged layers are removed and built again when wanted."""
-    client = connect()
+    client = connect(start=True)
     found = resolve(client.link, "image", image_id)
     damaged = ask(client.link, VerifyImage(ImageSpec(image_id=found)), timeout=PRUNE_SECONDS)["damaged"]
     for title in damaged:
@@ -110,7 +110,7 @@ def image_verify(ctx: click.Context, image_id: str) -> None:
 @click.argument("other", metavar="[OTHER]", default="", shell_complete=complete("image"))
 def image_why(image_id: str, other: str) -> None:
     """Tell which input made an image differ from OTHER, or from the one it has most in common with."""
-    client = connect()
+    client = connect(start=True)
     mine = ask(client.link, GetImage(resolve(client.link, "image", image_id)))
     rows = ask(client.link, ListObjects("images", all=True, limit=1000))["rows"]
     if other:
@@ -154,12 +154,17 @@ def common(one: list[Step], other: list[Step]) -> int:
 
 
 def closest(mine: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The image with the longest beginning in common; of those, the one most alike, then the newest."""
+    """The image with the longest beginning in common; of those, the one whose next steps are most of the same kinds,
+    then one of the same length, one that was built, the newest."""
     others = [row for row in rows if row["image_id"] != mine["image_id"]]
+    recipe = mine["recipe"]
 
-    def likeness(row: dict[str, Any]) -> tuple[int, int, float]:
-        alike = -abs(len(row["recipe"]) - len(mine["recipe"]))
-        return common(mine["recipe"], row["recipe"]), alike, float(row.get("created_at") or 0)
+    def likeness(row: dict[str, Any]) -> tuple[int, int, int, bool, float]:
+        same = common(recipe, row["recipe"])
+        pairs = zip(recipe[same:], row["recipe"][same:], strict=False)
+        kinds = sum(1 for one, other in pairs if one["kind"] == other["kind"])
+        alike = -abs(len(row["recipe"]) - len(recipe))
+        return same, kinds, alike, row.get("state") == "built", float(row.get("created_at") or 0)
 
     return max(others, key=likeness, default=None)
 
@@ -173,7 +178,9 @@ def explain(mine: list[Step], theirs: list[Step], blobs: Blobs) -> list[str]:
         return [f"it is the beginning of that image, which goes on with `{_title(theirs[same])}`"]
     if same == len(theirs):
         return [f"it goes on where that image ends: step {same + 1}, `{_title(mine[same])}`, is new"]
-    lines = [f"step {same + 1} differs, so it and the {len(mine) - same - 1} after it were built for themselves"]
+    after = len(mine) - same - 1
+    those = f"it and the {after} after it were built for themselves" if after else "it was built for itself"
+    lines = [f"step {same + 1} differs, so {those}"]
     lines += [f"  - {_title(theirs[same])}", f"  + {_title(mine[same])}"]
     return lines + [f"  {line}" for line in _differences(mine[same], theirs[same], blobs)]
 

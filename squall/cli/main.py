@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from squall import __version__, config
-from squall.exception import Error
+from squall.exception import Error, StartupError
 
 COMMANDS = {
     "run": "squall.cli.run:run",
@@ -251,6 +251,8 @@ def execute(argv: list[str]) -> int:
     except Error as error:
         if _wants_own_frames():
             traceback.print_exc()
+        elif isinstance(error, StartupError) and error.__cause__ is not None:
+            print(user_traceback(error.__cause__), end="", file=sys.stderr)
         report(error.message, error.hint, where_of(error))
         return 1
     except click.ClickException as error:

@@ -84,6 +84,11 @@ def ago(at: float, now: float | None = None) -> str:
     return f"{int(seconds)} s ago"
 
 
+def date(at: Any) -> str:
+    """`2026-11-22 09:30`, from seconds since 1970, in the time zone of this machine; empty for none."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(float(at))) if at else ""
+
+
 def until(at: float | None, now: float | None = None) -> str:
     """`in 3 min`, from seconds since 1970; empty for None."""
     if at is None:
@@ -167,11 +172,13 @@ NOUNS = {
     ),
     "call": Noun(
         "calls",
-        "no call has ended since the server was started",
+        "no calls",
         (
             _field("CALL", "call_id"),
+            _field("APP", "app"),
             _field("FUNCTION", "function"),
             _field("KIND", "kind"),
+            _field("STATE", "state"),
             _field("INPUTS", "inputs"),
             _field("FAILED", "failed"),
             _age("STARTED", "started_at"),
@@ -216,14 +223,18 @@ def fetch(link: Link, noun: str, *, app: str = "", include_all: bool = False) ->
     return rows
 
 
-def _has_past() -> bool:
-    """Whether an earlier server of this home may remember apps."""
-    return any(config.load().state_dir.glob("squall.db"))
+PAST = {"app": "squall.db", "call": "squall.db", "image": "images/*"}
+"""Where, in a home's state, what outlives its server is seen without one."""
+
+
+def _has_past(noun: str) -> bool:
+    """Whether an earlier server of this home may have left some."""
+    return noun in PAST and any(config.load().state_dir.glob(PAST[noun]))
 
 
 def show_list(noun: str, *, app: str, include_all: bool, as_json: bool) -> None:
     try:
-        client = connect(start=include_all and noun == "app" and _has_past())
+        client = connect(start=include_all and _has_past(noun))
     except ServiceError:
         rows = []  # nothing runs, so there is nothing
     else:

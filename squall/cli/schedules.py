@@ -47,7 +47,7 @@ def schedule_list(app_ref: str, as_json: bool) -> None:
 @json_option
 def schedule_info(schedule_ref: str, as_json: bool) -> None:
     """Show a schedule's latest firings."""
-    row = found(connect().link, schedule_ref)
+    row = found(connect(start=True).link, schedule_ref)
     if as_json:
         print_json(row)
         return
@@ -81,7 +81,7 @@ def schedule_resume(refs: tuple[str, ...]) -> None:
 
 
 def _change(refs: tuple[str, ...], action: str, done: str) -> None:
-    link = connect().link
+    link = connect(start=True).link
     for ref in refs:
         row = found(link, ref)
         ask(link, ChangeSchedule(row["schedule_id"], action))
@@ -92,7 +92,7 @@ def _change(refs: tuple[str, ...], action: str, done: str) -> None:
 @click.argument("schedule_ref", metavar="SCHEDULE", shell_complete=complete("schedule"))
 def schedule_run(schedule_ref: str) -> None:
     """Make a call now, beside the schedule's own, and print its id."""
-    link = connect().link
+    link = connect(start=True).link
     click.echo(ask(link, ChangeSchedule(found(link, schedule_ref)["schedule_id"], "run"))["call_id"])
 
 

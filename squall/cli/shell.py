@@ -24,8 +24,9 @@ from squall.cli.run import apps_of, complete_file, import_script
 from squall.client import Client
 from squall.exception import NotFoundError, ServiceError
 from squall.function import Function
+from squall.image import Image
 from squall.protocol.images import settings_of
-from squall.protocol.messages import CreateApp, FunctionSpec, RetryPolicy, StopApp
+from squall.protocol.messages import CreateApp, FunctionSpec, ImageSpec, RetryPolicy, StopApp
 from squall.protocol.requests import ListObjects
 from squall.runner.profile import PROFILE
 
@@ -35,9 +36,9 @@ DAY_S = 86_400.0
 
 
 def complete_ref(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Containers that run, and files."""
-    running = [CompletionItem(word) for word in complete("container")(ctx, param, incomplete)]
-    return running if incomplete.startswith("co-") else [*running, *complete_file(ctx, param, incomplete)]
+    """Containers that run, images, and files."""
+    known = [CompletionItem(word) for noun in ("container", "image") for word in complete(noun)(ctx, param, incomplete)]
+    return known if incomplete.startswith(("co-", "im-")) else [*known, *complete_file(ctx, param, incomplete)]
 
 
 @click.command()
@@ -49,21 +50,25 @@ def complete_ref(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 def shell(ctx: click.Context, ref: str, cmd: str, as_module: bool, pty: bool | None) -> None:
     """Open a shell in a container.
 
-    REF is a running container (its id or the beginning of it), or a function or class in a file (hello.py::square): a
-    container with its image, source, environment and limits is made. Without REF, one of `Image.host()`. Where the
-    image has a command of its own (`Image.cmd`), that runs in place of a shell.
+    REF is a running container or an image (an id or the beginning of one), or a function or class in a file
+    (hello.py::square): a container with its image, source, environment and limits is made. Without REF, one of
+    `Image.host()`. Where the image has a command of its own (`Image.cmd`), that runs in place of a shell.
     """
     use_pty = pty if pty is not None else sys.stdin.isatty() and sys.stdout.isatty()
     if ref.startswith("co-"):
         client = connect()
         found = resolve(client.link, "container", ref)
         ctx.exit(Exec(client.link, found, ["/bin/sh", "-c", cmd or SHELL], pty=use_pty, workdir="").run())
-    spec, blobs = spec_for(ref, as_module) if ref else (FunctionSpec("shell"), [])
+    spec, blobs = spec_for(ref, as_module)
     ctx.exit(run_in(Client.current(), shell_spec(spec), blobs, cmd or default_command(spec), use_pty))
 
 
 def spec_for(ref: str, as_module: bool) -> tuple[FunctionSpec, list[bytes]]:
-    """The spec of a function or class in a file, and the source it needs."""
+    """The spec that a container like what REF names has, and the source it needs."""
+    if not ref:
+        return FunctionSpec("shell"), []
+    if ref.startswith("im-"):
+        return FunctionSpec("shell", image=image_spec(ref)), []
     module, name = import_script(ref, as_module)
     found = {tag: app for app in apps_of(module).values() for tag in app._specs}
     if not found:
@@ -73,6 +78,11 @@ def spec_for(ref: str, as_module: bool) -> tuple[FunctionSpec, list[bytes]]:
         what = f"has no function or class `{tag}`" if name else "has several functions and classes"
         raise NotFoundError(f"`{ref}` {what}", hint=did_you_mean(tag if name else "", found))
     return _prepared(found[tag], tag)
+
+
+def image_spec(ref: str) -> ImageSpec:
+    """An image that was built here, whatever of it was removed since built again."""
+    return built_spec(Image.from_id(resolve(Client.current().link, "image", ref)), None)
 
 
 def default_command(spec: FunctionSpec) -> str:
@@ -86,7 +96,7 @@ def _prepared(app: App, tag: str) -> tuple[FunctionSpec, list[bytes]]:
     spec = next(spec for spec in prepared.specs if spec.tag == tag)
     if tag in app._images:
         spec.image = built_spec(app._images[tag], None)
-    return spec, [data for digest, data in prepared.blobs.items() if digest == spec.source]
+    return spec, [data for digest, data in prepared.blobs.items() if digest in (spec.source, *spec.source_parts)]
 
 
 def shell_spec(spec: FunctionSpec) -> FunctionSpec:
@@ -96,6 +106,7 @@ def shell_spec(spec: FunctionSpec) -> FunctionSpec:
         module="squall.runner.profile",
         qualname="write",
         source=spec.source,
+        source_parts=spec.source_parts,
         python=spec.python,
         image=spec.image,
         cpu=spec.cpu,

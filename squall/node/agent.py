@@ -390,7 +390,7 @@ class Agent:
 
     async def _create_once(self, held: Held, message: StartContainer) -> Container:
         spec = message.spec
-        source = await self.sources.get(spec.source) if spec.source else None
+        source = await self.sources.get(spec.source, spec.source_parts) if spec.source else None
         shown = []
         for digest, entry, target in settings_of(spec.image.steps).mounts:
             bundle = await self.sources.get(digest)

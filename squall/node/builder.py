@@ -526,7 +526,7 @@ def write_inputs(step: ImageStep, recipe: recipes.Recipe, inputs: Path, data: by
         (inputs / name).chmod(0o644)
     if step.kind == "copy":
         (inputs / "files").mkdir(mode=0o755)
-        unpack(data, inputs / "files")
+        unpack([data], inputs / "files")
 
 
 def _make_cache(cache: Path) -> None:

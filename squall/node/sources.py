@@ -16,7 +16,7 @@ import secrets
 import shutil
 import tarfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from squall.exception import ConflictError, InvalidError, ResourceExhaustedError
@@ -25,6 +25,7 @@ from squall.storage.blobs import check_digest
 
 MAX_BYTES = 512 << 20
 MAX_ENTRIES = 100_000
+MAX_PARTS = 1000
 MAX_DEPTH = 100
 """Directories above a file: what deletes bundles again goes down into each."""
 UNUSED_SECONDS = 7 * 86400.0
@@ -38,15 +39,15 @@ class Sources:
         self._request = request
         self._running: dict[str, asyncio.Future[Path]] = {}
 
-    async def get(self, digest: str) -> Path:
-        """The directory of a bundle; fetched and unpacked by whoever asks first."""
+    async def get(self, digest: str, parts: Sequence[str] = ()) -> Path:
+        """The directory of a bundle, of `parts` where it has several; fetched and unpacked by whoever asks first."""
         target = self.root / check_digest(digest)
         if target.is_dir():
             os.utime(target)  # `set_unused_aside` counts from here
             return target
         running = self._running.get(digest)
         if running is None:
-            running = self._running[digest] = asyncio.ensure_future(self._fetch(digest, target))
+            running = self._running[digest] = asyncio.ensure_future(self._fetch(digest, parts, target))
             running.add_done_callback(lambda _: self._running.pop(digest, None))
         return await asyncio.shield(running)
 
@@ -70,13 +71,18 @@ class Sources:
         for path in paths:
             await loop.run_in_executor(None, shutil.rmtree, path, True)
 
-    async def _fetch(self, digest: str, target: Path) -> Path:
-        data = await self.read(digest)
-        loop = asyncio.get_running_loop()
-        if len(data) < 1 << 16:
-            self._unpack(data, target)
+    async def _fetch(self, digest: str, parts: Sequence[str], target: Path) -> Path:
+        if parts and (len(parts) > MAX_PARTS or _digest_of("\n".join(parts).encode()) != digest):
+            raise InvalidError(f"source bundle `{digest}` is not what its {len(parts)} parts make")
+        tars: list[bytes] = []
+        for part in parts or [digest]:
+            tars.append(await self.read(part))
+            if sum(map(len, tars)) > MAX_BYTES:
+                raise ResourceExhaustedError(f"source bundle `{digest}` is larger than {MAX_BYTES} bytes")
+        if sum(map(len, tars)) < 1 << 16:
+            self._unpack(tars, target)
         else:
-            await loop.run_in_executor(None, self._unpack, data, target)
+            await asyncio.get_running_loop().run_in_executor(None, self._unpack, tars, target)
         return target
 
     async def read(self, digest: str) -> bytes:
@@ -89,17 +95,17 @@ class Sources:
                 break
             if len(data) > MAX_BYTES:
                 raise ResourceExhaustedError(f"source bundle `{digest}` is larger than {MAX_BYTES} bytes")
-        if hashlib.blake2b(data, digest_size=32).hexdigest() != digest:
+        if _digest_of(data) != digest:
             await self._request(GetBlob(digest, suspect=True))  # raises when it is the server's copy that is damaged
             raise ConflictError(f"source bundle `{digest}` arrived with other bytes than its digest names")
         return bytes(data)
 
-    def _unpack(self, data: bytes, target: Path) -> None:
+    def _unpack(self, tars: list[bytes], target: Path) -> None:
         self.root.mkdir(parents=True, exist_ok=True, mode=0o711)
         partial = self.root / f".{secrets.token_hex(8)}"
         partial.mkdir(mode=0o755)
         try:
-            unpack(data, partial)
+            unpack(tars, partial)
             partial.rename(target)
         except OSError:
             if not target.is_dir():
@@ -108,31 +114,41 @@ class Sources:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def unpack(data: bytes, target: Path) -> None:
+def _digest_of(data: bytes | bytearray) -> str:
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+def unpack(tars: Sequence[bytes], target: Path) -> None:
     """Write a bundle's files below `target`. Raises InvalidError on anything a bundle may not hold."""
     try:
-        _unpack_members(data, target)
+        _unpack_members(tars, target)
     except tarfile.TarError as error:
         raise InvalidError(f"source bundle is no archive: {error}") from None
 
 
-def _unpack_members(data: bytes, target: Path) -> None:
+def _unpack_members(tars: Sequence[bytes], target: Path) -> None:
     total = count = 0
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-        for member in archive:
-            count += 1
-            total += max(0, member.size)
-            if count > MAX_ENTRIES or total > MAX_BYTES:
-                raise ResourceExhaustedError(f"source bundle has more than {MAX_ENTRIES} files or {MAX_BYTES} bytes")
-            parts = _safe_parts(member.name)
-            path = target.joinpath(*parts)
-            if member.isdir():
-                path.mkdir(parents=True, exist_ok=True, mode=0o755)
-            elif member.isreg():
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-                _write(archive, member, path)
-            else:
-                raise InvalidError(f"source bundle holds `{member.name}`, which is neither a file nor a directory")
+    for data in tars:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            for member in archive:
+                count += 1
+                total += max(0, member.size)
+                if count > MAX_ENTRIES or total > MAX_BYTES:
+                    raise ResourceExhaustedError(
+                        f"source bundle has more than {MAX_ENTRIES} files or {MAX_BYTES} bytes"
+                    )
+                _unpack_one(archive, member, target)
+
+
+def _unpack_one(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    path = target.joinpath(*_safe_parts(member.name))
+    if member.isdir():
+        path.mkdir(parents=True, exist_ok=True, mode=0o755)
+    elif member.isreg():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        _write(archive, member, path)
+    else:
+        raise InvalidError(f"source bundle holds `{member.name}`, which is neither a file nor a directory")
 
 
 def _safe_parts(name: str) -> list[str]:

@@ -204,7 +204,9 @@ class FunctionSpec:
     serialized_blob: str = ""
     """Digest of the function pickled by value (cloudpickle), else empty."""
     source: str = ""
-    """Digest of the source bundle (`SourceBundle`) to mount, else empty."""
+    """Digest of the source bundle to mount, else empty."""
+    source_parts: list[str] = field(default_factory=list)
+    """Of a bundle that comes in several tars their digests; `source` is then that of these, a line each."""
     main_alias: bool = False
     """The module was the caller's `__main__`: alias it so that values pickled under either name load."""
     python: str = ""
@@ -646,6 +648,7 @@ class ContainerSpec:
     workspace: str = "main"
     image: ImageSpec = field(default_factory=ImageSpec)
     source: str = ""
+    source_parts: list[str] = field(default_factory=list)
     cpu: float = 0.125
     cpu_limit: float = 0.0
     memory_mib: int = 128

@@ -27,7 +27,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from squall.exception import Error, OutputTimeoutError, ServiceError, from_wire
+from squall.exception import Error, OutputTimeoutError, ServiceError, StartupError, from_wire
 from squall.protocol.frames import HEAD_BYTES, LARGE_FRAME_BYTES, Frame, FrameReader
 from squall.protocol.messages import (
     FRAME_LIMIT_BYTES,
@@ -499,7 +499,10 @@ class Link:
             if asked is None:
                 return
             if isinstance(message, Failure):
-                asked.pending.fail(from_wire(message.code, message.message, message.hint))
+                error = from_wire(message.code, message.message, message.hint)
+                if isinstance(error, StartupError):
+                    error.packed = bytes(payload)
+                asked.pending.fail(error)
             else:
                 asked.pending.set((message, payload))
         else:

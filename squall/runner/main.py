@@ -24,6 +24,7 @@ import gc
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import stat
@@ -32,7 +33,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from squall import _linux
@@ -62,10 +63,12 @@ WARM_MODULES = (
     "json", "pickle", "socket", "struct", "threading", "traceback", "linecache", "signal", "inspect", "queue",
     "selectors", "tempfile", "squall", "squall.app", "squall.function", "squall.runner.execute", "squall.runner.loader",
     "cloudpickle",
-    # What most people's modules import first; in a fork each of them would cost milliseconds and pages of its own.
-    "argparse", "asyncio", "concurrent.futures.thread", "csv", "datetime", "glob", "hashlib", "logging", "pathlib",
-    "statistics", "subprocess",
 )  # fmt: skip
+USUAL_MODULES = (
+    "pathlib", "subprocess", "datetime", "hashlib", "asyncio", "logging", "concurrent.futures.thread", "argparse",
+    "glob", "csv", "statistics",
+)  # fmt: skip
+"""What most people's modules import first; in a fork each of them would cost milliseconds and pages of its own."""
 
 
 # ---- zygote -----------------------------------------------------------------------------------------------------
@@ -82,7 +85,10 @@ def zygote(fd: int) -> None:
         raise SystemExit(1) from None
     seal_filter = base64.b64decode(config["filter"])
     control.send(json.dumps({"ready": True, "threads": threading.active_count()}).encode())
+    chores = _chores()
     while True:
+        while not _is_asked(control) and next(chores, _DONE) is not _DONE:
+            pass
         data, fds, _, _ = socket.recv_fds(control, MESSAGE_LIMIT, FDS_LIMIT)
         if not data:
             return
@@ -102,12 +108,37 @@ def _warm_up(entry: str) -> Entry:
     _linux.load()
     _linux.keep_memory(KEEP_BYTES)
     _linux.set_name("squall-zygote")
-    if problem := rehearsal.rehearse():
-        print(f"rehearsal: {problem}; containers start slower", file=sys.stderr)
-    gc.collect()
-    gc.freeze()
+    _freeze()
     gc.disable()  # until there is user code: a collection in a fork copies the pages it looks at
     return serve
+
+
+def _freeze() -> None:
+    gc.collect()
+    gc.freeze()
+
+
+_DONE = object()
+
+
+def _chores() -> Iterator[None]:
+    """What makes every later fork cheaper, in steps of milliseconds: the first containers do not wait for it."""
+    for name in USUAL_MODULES:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # the image's own affair: whoever needs the module will see it
+            print(f"cannot import `{name}` ahead: {error!r}", file=sys.stderr)
+        yield
+    for _ in range(rehearsal.ROUNDS):
+        if problem := rehearsal.rehearse(1):
+            print(f"rehearsal: {problem}; containers start slower", file=sys.stderr)
+            break
+        yield
+    _freeze()
+
+
+def _is_asked(control: socket.socket) -> bool:
+    return bool(select.select([control], [], [], 0)[0])
 
 
 def _fork_shell(

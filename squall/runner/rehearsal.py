@@ -1,4 +1,4 @@
-"""Plays a container's whole life in a zygote, some times over, before it forks any.
+"""Plays a container's whole life in a zygote, some times over, while nobody asks it for a container.
 
 CPython rewrites bytecode while it first runs it, fills caches in types and dicts and makes its allocator grow.
 In a fork each of these copies a page. A zygote that has lived through it hands the result to all of its children:
@@ -28,7 +28,7 @@ MODULE = "rehearsed"
 THREAD_TIMEOUT = 5.0
 
 
-def rehearse(rounds: int = ROUNDS) -> str:
+def rehearse(rounds: int) -> str:
     """Run it; why it went wrong, or empty."""
     here = os.path.dirname(os.path.abspath(__file__))
     environment = dict(os.environ)

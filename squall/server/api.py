@@ -76,6 +76,7 @@ from squall.protocol.requests import (
 )
 from squall.protocol.transport import FrameStream
 from squall.server.app_api import AppApi
+from squall.server.call_rows import call_rows
 from squall.server.demand import Demand
 from squall.server.graph import graph_of
 from squall.server.logs import Record
@@ -515,18 +516,21 @@ class Api:
             "apps": self._apps,
             "containers": self._containers,
             "functions": lambda peer, asked: self.apps.function_rows(peer, asked.app),
-            "calls": self._calls,
             "nodes": lambda peer, _: self.server.nodes.inventory(),
             "images": lambda peer, _: self.server.builds.rows(peer.scope.workspace),
             "schedules": self._schedules,
         }
+        if message.kind == "calls":
+            found = await call_rows(self.server, peer.scope)
+            peer.reply(message.id, {"rows": found[-max(1, message.limit) :]})
+            return
         rows = makers.get(message.kind)
         if rows is None and message.kind in self.server.access.lists:
             await self.server.access.ready()
             peer.reply(message.id, {"rows": self.server.access.lists[message.kind](peer)})
             return
         if rows is None:
-            known = ", ".join([*makers, *self.server.access.lists])
+            known = ", ".join([*makers, "calls", *self.server.access.lists])
             raise InvalidError(f"cannot list `{message.kind[:40]}`", hint=f"what can be listed: {known}")
         peer.reply(message.id, {"rows": rows(peer, message)[-max(1, message.limit) :]})
 
@@ -566,28 +570,6 @@ class Api:
                 }
             )
         return rows
-
-    def _calls(self, peer: Peer, message: ListObjects) -> list[dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
-        for timeline in self.server.timelines.inputs:
-            if timeline.place != peer.scope:
-                continue
-            row = found.setdefault(
-                timeline.call_id,
-                {
-                    "call_id": timeline.call_id,
-                    "function": timeline.function,
-                    "function_id": timeline.function_id,
-                    "kind": timeline.kind,
-                    "started_at": timeline.sent_at or timeline.queued_at,
-                    "inputs": 0,
-                    "failed": 0,
-                },
-            )
-            row["inputs"] += 1
-            row["failed"] += timeline.status != "ok"
-            row["ended_at"] = timeline.done_at
-        return list(found.values())
 
     def get_trace(self, peer: Peer, message: GetTrace, payload: bytes) -> None:
         timelines = self.server.timelines

@@ -26,6 +26,7 @@ from squall.protocol.requests import (
 from squall.server import app_rows
 from squall.server.deploys import check_labels
 from squall.server.objects import AppRecord, FunctionRecord, Scope, check_spec, options_of
+from squall.server.starts import backoff_of
 from squall.server.stats import counted
 
 if TYPE_CHECKING:
@@ -169,13 +170,16 @@ class AppApi:
         ids = {one.function_id for one in function.app.pools() if one.stable_id == function.stable_id}
         states = [dispatch.functions[one] for one in ids if one in dispatch.functions]
         current = dispatch.functions.get(function.function_id)
+        backoff = backoff_of(current, time.monotonic()) if current else None
         return {
             "backlog": sum(state.pending() for state in states),
             "running": sum(len(state.running) for state in states),
             "containers": sum(len(state.containers) for state in states),
             "ready": sum(1 for one in current.containers.values() if one.state == "ready") if current else 0,
             "starting": len(current.starting) if current else 0,
-            "blocked": current.blocked_reason if current and current.start_failures else "",
+            "blocked": self.server.reconciler.why_waiting(function),
+            "start_failures": backoff.failures if backoff else 0,
+            "next_start_in": round(backoff.left, 1) if backoff else 0.0,
         }
 
     async def set_labels(self, peer: Peer, message: SetLabels) -> None:

@@ -28,7 +28,10 @@ log = Logger("server")
 
 Variant = tuple[str, dict[str, Any], bytes]
 """What it varies (by what callers name), its options and parameters."""
-_FACTS = ("kind", "from_version", "tag", "strategy", "git_commit", "git_dirty", "user", "host", "tags", "changes")
+_FACTS = (
+    "kind", "from_version", "tag", "strategy", "git_commit", "git_dirty", "user", "host", "tags", "changes",
+    "pool_seed",
+)  # fmt: skip
 
 
 @dataclass

@@ -362,12 +362,14 @@ class Builds:
         return [self.row(record) for record in self._of(workspace).values()]
 
     def row(self, record: ImageRecord) -> dict[str, Any]:
+        # What the node said last, or, until it is here, what a layer took when it was built.
+        sizes = {row["key"]: row["size_bytes"] for row in record.layers} | self.sizes
         return {
             "image_id": record.image_id,
             "state": record.state,
             "steps": len(record.image.steps),
-            "layers": [{**row, "size_bytes": self.sizes.get(row["key"], row["size_bytes"])} for row in record.layers],
-            "size_bytes": sum(self.sizes.get(key, 0) for key, _ in layer_keys(record.image)),
+            "layers": [{**row, "size_bytes": sizes[row["key"]]} for row in record.layers],
+            "size_bytes": sum(sizes.get(key, 0) for key, _ in layer_keys(record.image)),
             "in_use": record.build_id in self._used(),
             "created_at": record.created_at,
             "used_at": record.used_at or None,

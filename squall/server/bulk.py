@@ -40,13 +40,24 @@ def update_rows(
         statement = _update(table, names, by, unset, clear)
         connection.execute(statement, [{f"new_{name}": row[name] for name in names} for row in rows])
         return
-    settings = [f"{name} = new.{name}" for name in names if name not in by] + [f"{name} = NULL" for name in clear]
-    conditions = [f"{table.name}.{name} = new.{name}" for name in by]
-    if unset:
-        conditions.append(f"{table.name}.{unset} IS NULL")
-    listed = f"{_arrays(table, names)} AS new({', '.join(names)})"
-    text = f"UPDATE {table.name} SET {', '.join(settings)} FROM {listed} WHERE {' AND '.join(conditions)}"
+    text = _joined_update(table, names, by, unset, clear)
     connection.exec_driver_sql(text, _columns(connection, table, names, _one_each(rows, by, first=bool(unset))))
+
+
+@cache
+def _joined_update(table: Any, names: tuple[str, ...], by: tuple[str, ...], unset: str, clear: tuple[str, ...]) -> str:
+    """Each row is looked up by the index of `by`, whatever the planner believes: its statistics of a table that is
+    being filled are of a moment when nearly nothing was in it, and a plan of that moment reads all unfinished rows for
+    each that it updates. `OFFSET 0` keeps it from joining, and from asking for `unset`, in any other order."""
+    settings = [f"{name} = found.{name}" for name in names if name not in by] + [f"{name} = NULL" for name in clear]
+    mine = " AND ".join(f"{table.name}.{name} = new.{name}" for name in by)
+    is_open = f"{table.name}.{unset} IS NULL" if unset else "TRUE"
+    looked_up = f"SELECT {table.name}.ctid AS place, {is_open} AS is_open FROM {table.name} WHERE {mine} OFFSET 0"
+    listed = f"{_arrays(table, names)} AS new({', '.join(names)})"
+    found = f"SELECT new.*, old.place FROM {listed} CROSS JOIN LATERAL ({looked_up}) AS old WHERE old.is_open"
+    return (
+        f"UPDATE {table.name} SET {', '.join(settings)} FROM ({found}) AS found WHERE {table.name}.ctid = found.place"
+    )
 
 
 def _one_each(rows: Rows, by: tuple[str, ...], *, first: bool) -> Rows:

@@ -81,6 +81,8 @@ class Calls:
         self.timelines = timelines
         self.apply: Callable[[list[Any]], None]
         """Set by `main`: carries out dispatch's instructions."""
+        self.why_waiting: Callable[[FunctionRecord], str] = lambda function: ""
+        """Set by `main`: what keeps containers of a function from starting."""
         self.offset = time.time() - time.monotonic()
         """Added to a brain's monotonic moment it gives wall-clock time."""
         self.pending_limit = 25_000
@@ -282,9 +284,18 @@ class Calls:
         finally:
             self._forget_waiter(key, waiter)
         if found is None:
-            peer.reply(message.id, {"ready": False})
+            peer.reply(message.id, {"ready": False, "waits": self._why(message)})
         else:
             peer.reply(message.id, {"ready": True, "item": message_dict(found[0])}, found[1])
+
+    def _why(self, message: GetOutput) -> str:
+        """What an input waits for that no container has; empty when that is just its turn."""
+        call = self.dispatch.calls.get(message.call_id)
+        input_ = call.inputs.get(message.idx) if call is not None else None
+        if call is None or input_ is None or input_.container is not None:
+            return ""
+        function = self.objects.find_function(call.data.function_id)
+        return self.why_waiting(function) if function is not None else ""
 
     def _forget_waiter(self, key: tuple[str, int], waiter: asyncio.Future[Row]) -> None:
         waiters = self._waiting.get(key)
@@ -338,7 +349,9 @@ class Calls:
         data = {"call_id": call_id, "function_id": row.function_id, "app_id": row.app_id, "kind": "spawn"}
         data["function"] = function.spec.tag if function is not None else ""
         data |= {"parent": row.parent or "", "created_at": row.created_at, "cancelled": row.cancelled_at is not None}
-        peer.reply(message.id, {**data, "num_inputs": sum(by_status.values()), "counts": by_status})
+        data |= {"num_inputs": sum(by_status.values()), "counts": by_status}
+        waits = function is not None and by_status.get("pending", 0) and self.why_waiting(function)
+        peer.reply(message.id, {**data, "waits": waits} if waits else data)
 
     def _count_cancelled(self, call_id: str, by_status: dict[str, int]) -> None:
         """What has no end yet of a cancelled call is so, but for what still runs."""

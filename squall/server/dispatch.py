@@ -20,6 +20,7 @@ What the hand tells (events)                                        and when
   attend(now, container_id, attended)                               a terminal is asked for there, or was left
   cancel / owner_gone                                               the caller changed its mind, or went away
   reject_queued                                                     no node could ever hold its containers
+  starts.try_again / starts.resume                                  what starts fail of has changed; after a restart
   tick(now)                                                         when `next_deadline()` has come
 `demand(now, function_id)` is the view the autoscaler decides on; `surplus` are idle containers others may have.
 
@@ -40,7 +41,7 @@ several inputs ran in it nobody is blamed yet: each is tried again *alone* in a 
 cannot take its neighbours down with it. A generator that has yielded is never tried again, as its consumer has seen
 part of a run.
 
-Starts that fail delay the next one, and in the end what waits for it: see `attempts`.
+Starts that fail delay the next one, and end what cannot wait for it: see `starts`.
 
 Many at once. What waits of a spawned call is dropped in one step (`lines`); where all that waits for a function ends,
 it does so some at a time (`endings`), so that no event takes long.
@@ -62,7 +63,7 @@ from typing import Any, TypeAlias
 from squall.protocol.states import InputState
 from squall.server import attempts, lines
 from squall.server.adoption import STAND_IN, Adoption
-from squall.server.attempts import CRASH_RETRIES, INFRA_RETRIES, START_DELAY, START_FAILURES
+from squall.server.attempts import CRASH_RETRIES, INFRA_RETRIES
 from squall.server.demand import Demand, demand_of, surplus_of
 from squall.server.endings import Endings
 from squall.server.inputs import (
@@ -78,14 +79,13 @@ from squall.server.inputs import (
     Input,
     Instructions,
     KillContainer,
-    Notice,
     Push,
     Result,
     Retried,
-    StartFailure,
     Status,
     StopContainer,
 )
+from squall.server.starts import START_DELAY, Starts
 from squall.server.succession import heir_of, home_of, in_backoff, move_waiting
 
 __all__ = ["CRASH_RETRIES", "INFRA_RETRIES", "START_DELAY", "Call", "Dispatch", "Finish", "FunctionOptions", "Input"]
@@ -95,8 +95,6 @@ STOP_GRACE = 30.0
 
 _Action: TypeAlias = Callable[[float, Any, int, Instructions], None]
 _Timer: TypeAlias = tuple[float, int, _Action, Any, int]
-
-_STARTUP_HINT = "the container's output says more: `squall app logs`"
 
 
 class Dispatch:
@@ -113,6 +111,7 @@ class Dispatch:
         self._unsettled: dict[Function, None] = {}
         self.adoption = Adoption(self)
         self.endings = Endings(self)
+        self.starts = Starts(self)
 
     # ---- functions ----------------------------------------------------------------------------------------------
 
@@ -160,13 +159,14 @@ class Dispatch:
             if not container.running:
                 self._stop(container, out)
         self._drop_if_empty(old)
-        self.endings.fail(now, new, out)
+        self.starts.fail_queued(now, new, out)
         self._pump(now, new, out)
         self._ask(new, out, force=True)
         return out
 
     def reject_queued(self, now: float, function_id: str, message: str, hint: str = "") -> Instructions:
-        """End what waits as `rejected`: no node will ever hold a container of the function, for instance."""
+        """End what waits as `rejected`: no node will ever hold a container of the function, for instance. Where it
+        persists, what is in the journal waits for better days."""
         out: Instructions = []
         self.endings.reject(now, self.functions[function_id], message, hint, out)
         return out
@@ -238,8 +238,9 @@ class Dispatch:
         function = call.function
         function.active_at = now
         inputs = call.inputs
-        failing = function.failing is not None and self._is_failing(now, function)
+        failing = self.starts.turns_away(now, call)
         is_spawned = call.kind == "spawn"
+        function.hurries = function.hurries or not is_spawned
         room = 0 if failing else function.options.max_pending - function.pending()
         for idx, payload in items:
             if idx in inputs or (call.finished and call.is_done(idx)):
@@ -264,7 +265,7 @@ class Dispatch:
     def _turn_away(self, now: float, input_: Input, failing: bool, out: Instructions) -> None:
         input_.state = "done"  # it never was in the queue
         if failing:
-            self._finish_failing(now, input_, out)
+            self.starts.finish_failing(now, input_, out)
             return
         limit = input_.call.function.options.max_pending
         hint = "submit fewer at a time, or let more containers work"
@@ -375,9 +376,7 @@ class Dispatch:
         container.open_slots = container.slots
         container.ready_at = container.idle_since = now
         function.cold_start = attempts.average(function.cold_start, now - container.started_at)
-        function.start_failures = 0
-        function.failing = None
-        function.blocked_until = float("-inf")
+        self.starts.succeeded(function, out)
         self._refill(now, container, out)
         if function.queued or function.suspected:
             self._ask(function, out, force=True)
@@ -403,10 +402,12 @@ class Dispatch:
         function = container.function
         del function.containers[container_id]
         was_starting = container.state == "starting"
+        if container.state == "ready":
+            self.starts.ready_one_gone(now, container, reason, fault, out)
         self._detach(container)
         self._lose_inputs(now, container, reason, fault, hint, out)
         if was_starting:
-            self._start_failed(now, container, reason, fault, hint, init_error, out)
+            self.starts.failed(now, container, reason, fault, hint, init_error, out)
         self._pump(now, function, out)
         if function.closed:
             self._drop_if_empty(function)
@@ -648,6 +649,7 @@ class Dispatch:
 
     def _enter_queue(self, input_: Input, first: bool) -> None:
         function = input_.call.function
+        function.hurries = function.hurries or input_.call.kind != "spawn"
         if not input_.alone:
             lines.enter(input_, first)
             return
@@ -661,8 +663,8 @@ class Dispatch:
         if input_.state != "backoff" or input_.attempt != attempt:
             return
         function = input_.call.function
-        if self._is_failing(now, function):
-            self._finish_failing(now, input_, out)
+        if self.starts.turns_away(now, input_.call):
+            self.starts.finish_failing(now, input_, out)
             return
         self._leave(input_, "queued")
         self._enter_queue(input_, first=False)
@@ -768,7 +770,7 @@ class Dispatch:
                 continue
             reason = f"took longer to start than the function's startup_timeout of {limit:g} s"
             self._begin_drain(container, reason)
-            self._start_failed(now, container, reason, "container", "", None, out)
+            self.starts.failed(now, container, reason, "container", "", None, out)
             self._kill(now, container, reason, out)
         self._arm_starts(function)
 
@@ -840,40 +842,6 @@ class Dispatch:
         tries = input_.attempt + 1
         message = f"its container {reason}" + (f" ({tries} attempts)" if tries > 1 else "")
         self._finish(now, input_, "lost", message, hint, None, out)
-
-    # ---- starts that fail ---------------------------------------------------------------------------------------
-
-    def _start_failed(
-        self, now: float, container: Container, reason: str, fault: Fault, hint: str, init_error: Any, out: Instructions
-    ) -> None:
-        function = container.function
-        if function.closed:
-            return
-        delay = attempts.count_failed_start(now, container, fault)
-        function.blocked_until = max(function.blocked_until, now + delay)
-        function.blocked_reason = f"a container {reason}" + ("" if init_error is not None else " before it was ready")
-        self._at(function.blocked_until, self._end_block, function, 0)
-        out.append(Notice(function.function_id, "backoff", f"{function.blocked_reason}; next start in {delay:g} s"))
-        if fault == "container" and (init_error is not None or function.start_failures >= START_FAILURES):
-            tries = f" ({function.start_failures} attempts)" if function.start_failures > 1 else ""
-            hint = hint or (_STARTUP_HINT if init_error is None else "")
-            function.failing = StartFailure(f"its container {reason}{tries}", hint, init_error)
-            self.endings.fail(now, function, out)
-
-    def _end_block(self, now: float, function: Function, _: int, out: Instructions) -> None:
-        if now >= function.blocked_until and not function.closed:
-            self._ask(function, out, force=True)
-
-    def _is_failing(self, now: float, function: Function) -> bool:
-        """Whether inputs end as `init_error` at once instead of waiting for a start that will not succeed."""
-        if function.failing is None or now >= function.blocked_until:
-            return False
-        return not any(container.state == "ready" for container in function.containers.values())
-
-    def _finish_failing(self, now: float, input_: Input, out: Instructions) -> None:
-        failure = input_.call.function.failing
-        assert failure is not None  # callers asked `_is_failing`
-        self._finish(now, input_, "init_error", failure.message, failure.hint, failure.output, out)
 
     # ---- demand -------------------------------------------------------------------------------------------------
 

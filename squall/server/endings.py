@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Literal
 
 from squall.server import lines
 from squall.server.inputs import Call, Dropped, Function, Input, Instructions, Run
+from squall.server.starts import impatient
 
 if TYPE_CHECKING:
+    from squall.protocol.states import InputState
     from squall.server.dispatch import Dispatch
 
 STEP = 1000
@@ -29,7 +31,7 @@ ALL_DONE = 1 << 62
 class Ending:
     """What of a function is still to end, and how."""
 
-    __slots__ = ("function", "hint", "in_backoff", "left", "message", "why")
+    __slots__ = ("chosen", "function", "hint", "left", "message", "state", "why")
 
     def __init__(
         self, function: Function, why: Literal["closed", "rejected", "failing"], message: str = "", hint: str = ""
@@ -38,9 +40,11 @@ class Ending:
         self.why = why
         self.message = message
         self.hint = hint
-        self.in_backoff: list[Input] = []
-        self.left = function.suspected + function.queued
-        """What comes later is not meant, except where all is."""
+        self.chosen: list[Input] = []
+        """The next ones from the end, in this order; those in another `state` by then are not meant any more."""
+        self.state: InputState = "queued"
+        self.left = 0
+        """So many from the head of the queue, after these. What comes later is not meant, except where all is."""
 
 
 class Endings:
@@ -74,21 +78,29 @@ class Endings:
         for input_ in list(function.running):
             self._cancel(now, input_, message, out)
         ending = Ending(function, "closed", message)
-        ending.in_backoff = self.dispatch._inputs_in_backoff(function)
+        ending.chosen, ending.state = self.dispatch._inputs_in_backoff(function), "backoff"
         function.ending = True
         self._go_on(now, ending, 0, out)
 
     def reject(self, now: float, function: Function, message: str, hint: str, out: Instructions) -> None:
-        """End what waits now as rejected."""
+        """End what waits now, and cannot wait for better days, as rejected."""
         if not function.ending and not function.closed:
-            function.ending = True
-            self._go_on(now, Ending(function, "rejected", message, hint), 0, out)
+            self._begin(now, Ending(function, "rejected", message, hint), out)
 
     def fail(self, now: float, function: Function, out: Instructions) -> None:
-        """End what waits as `init_error`, for as long as the function is failing."""
-        if not function.ending and self.dispatch._is_failing(now, function):
-            function.ending = True
-            self._go_on(now, Ending(function, "failing"), 0, out)
+        """End what waits now, and cannot wait for a start that succeeds, as `init_error`; for as long as the function
+        is failing."""
+        if not function.ending:
+            self._begin(now, Ending(function, "failing"), out)
+
+    def _begin(self, now: float, ending: Ending, out: Instructions) -> None:
+        function = ending.function
+        if function.options.persists:
+            ending.chosen = impatient(function)[::-1]
+        else:
+            ending.left = function.suspected + function.queued
+        function.ending = True
+        self._go_on(now, ending, 0, out)
 
     def _go_on(self, now: float, ending: Ending, _token: int, out: Instructions) -> None:
         function = ending.function
@@ -103,19 +115,19 @@ class Endings:
                 self.dispatch._drop_if_empty(function)
                 return
             self._end(now, ending, input_, out)
+        function.hurries = True  # some of it may be queued still
         self.dispatch._at(now + PAUSE, self._go_on, ending, 0)
 
     def _next(self, now: float, ending: Ending, out: Instructions) -> Input | None:
         """An input that is to end, still counted where it waits; None when there is none any more."""
         function = ending.function
-        if ending.why == "failing" and not self.dispatch._is_failing(now, function):
+        if ending.why == "failing" and not self.dispatch.starts.is_failing(now, function):
             return None
-        if ending.why == "closed":
-            while ending.in_backoff:
-                input_ = ending.in_backoff.pop()
-                if input_.state == "backoff" and input_.call.function is function:
-                    return input_
-        elif ending.left <= 0:
+        while ending.chosen:
+            input_ = ending.chosen.pop()
+            if input_.state == ending.state and input_.call.function is function:
+                return input_
+        if ending.left <= 0 and ending.why != "closed":
             return None
         ending.left -= 1
         return self._first(function.suspects) or self._of_queue(now, ending, out)
@@ -146,7 +158,7 @@ class Endings:
         if ending.why == "closed":
             self._cancel(now, input_, ending.message, out)
         elif ending.why == "failing":
-            self.dispatch._finish_failing(now, input_, out)
+            self.dispatch.starts.finish_failing(now, input_, out)
         else:
             self.dispatch._finish(now, input_, "rejected", ending.message, ending.hint, None, out)
 

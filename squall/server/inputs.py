@@ -40,6 +40,8 @@ class FunctionOptions:
     target: int = 0
     """How many of them the autoscaler counts on; 0: all."""
     is_generator: bool = False
+    persists: bool = False
+    """It is never given up: what is in the journal waits for as long as no container of it starts."""
     max_pending: int = 2_000_000
     """Inputs that may wait; further ones are rejected."""
 
@@ -229,11 +231,13 @@ class Function:
     __slots__ = (
         "active_at",
         "ask_at",
+        "blocked_for",
         "blocked_reason",
         "blocked_until",
         "closed",
         "cold_start",
         "containers",
+        "early_ends",
         "ending",
         "exec_time",
         "failed",
@@ -242,6 +246,7 @@ class Function:
         "finished_at",
         "free",
         "function_id",
+        "hurries",
         "options",
         "queue",
         "queued",
@@ -290,7 +295,13 @@ class Function:
         """The backlog at which the autoscaler is asked again, see `_ask`."""
         self.start_failures = 0
         self.start_failed_at = float("-inf")
+        self.early_ends = 0
+        """Containers in a row that died of themselves soon after they were ready, with nothing done."""
+        self.hurries = False
+        """Something that is not in the journal may be queued."""
         self.blocked_until = float("-inf")
+        self.blocked_for = 0.0
+        """The whole delay that it is the end of."""
         self.blocked_reason = ""
         self.failing: StartFailure | None = None
         self.exec_time: float | None = None
@@ -419,8 +430,24 @@ class Notice:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class BackoffChanged:
+    """A function that persists has failed to start, or started again: write it down, see `starts.backoff_of`."""
+
+    function_id: str
+
+
 Instruction: TypeAlias = (
-    Push | Finish | Dropped | Retried | CancelRunning | KillContainer | StopContainer | DemandChanged | Notice
+    Push
+    | Finish
+    | Dropped
+    | Retried
+    | CancelRunning
+    | KillContainer
+    | StopContainer
+    | DemandChanged
+    | Notice
+    | BackoffChanged
 )
 Instructions: TypeAlias = list[Instruction]
 Result: TypeAlias = tuple[str, int, str, int, Any]

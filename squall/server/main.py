@@ -48,6 +48,7 @@ from squall.protocol.resumption import OutputsAgain, RunnerBack
 from squall.protocol.transport import FrameStream, payload_for
 from squall.server.access import Access, Greeting
 from squall.server.api import Api, Dropped, Peer, check_environment, log_chunk
+from squall.server.backoffs import Backoffs
 from squall.server.builds import Builds
 from squall.server.calls import Calls
 from squall.server.containers import ContainerRecord
@@ -127,6 +128,7 @@ class Server:
         self.calls.pending_limit, self.calls.durable.limit = config.pending_limit, config.spawn_limit
         self.reconciler = Reconciler(self.dispatch, self.objects, self.nodes, self.calls, self.metering)
         self.deploys = Deploys(self.objects, self.dispatch, self.reconciler, self.builds, self.database)
+        self.backoffs = Backoffs(self.dispatch, self.objects, self.database)
         self.readers = Readers(self)
         self.firings = Firings(self.calls.durable, self.database)
         self.firings.tell = self.tell_app
@@ -140,9 +142,14 @@ class Server:
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._listener: asyncio.AbstractServer | None = None
         self.objects.admit = self._admit
-        self.deploys.switched = self.firings.switched
+        self.deploys.switched = self._switched
+        self.deploys.resumed = self.backoffs.resume
         self._drainer: asyncio.Task[None] | None = None
-        self.calls.apply = self.reconciler.apply
+        self.calls.apply = self.backoffs.apply = self.reconciler.apply
+        self.calls.why_waiting = self.reconciler.why_waiting
+        self.reconciler.on_backoff = self.backoffs.changed
+        self.backoffs.tell = self._log_of_app
+        self.access.vault.changed = self.backoffs.secret_changed
         self.reconciler.notify = self.notify
         self.reconciler.vault = self.access.vault
         self.reconciler.on_output = self._on_output
@@ -200,6 +207,7 @@ class Server:
                 self._take_up(kept)
             except Error as error:
                 log.error("an app could not be taken up again", app=kept.message.app_id, error=str(error))
+        await self.backoffs.load()
         await self.deploys.restore()
         self.calls.durable.start()
         log.info("took up the apps of before", apps=len(apps), seconds=round(time.monotonic() - began, 3))
@@ -528,6 +536,10 @@ class Server:
         except (ValueError, Error) as error:
             stream.abort(f"received garbage: {error}")
             self.reconciler.stop_container(record.container_id, 0.0, "its runner sent what is no message")
+        except Exception as error:  # a bug of ours: it costs this container, whose inputs run in another one
+            log.error("a runner's message failed", container=record.container_id, error=traceback.format_exc())
+            stream.abort(f"the server failed on a message of its runner: {error!r}")
+            self.reconciler.stop_container(record.container_id, 0.0, "the server failed on a message of its runner")
 
     def _runner_hello(self, record: ContainerRecord, message: Hello) -> None:
         if message.version not in SUPPORTED_VERSIONS:
@@ -596,6 +608,10 @@ class Server:
         app.owner = peer
         return app
 
+    def _switched(self, app: AppRecord) -> None:
+        self.firings.switched(app)
+        self.backoffs.switched(app)
+
     def check_deploy(self, peer: Peer, message: DeployApp) -> None:
         if self.ended.is_set() or self.draining:
             raise ServiceError("the server is ending", hint="try again")
@@ -632,6 +648,7 @@ class Server:
         """Have a pool take inputs."""
         added = self.dispatch.add_function(time.monotonic(), function.function_id, options_of(function))
         self.reconciler.apply(added)
+        self.backoffs.resume(function)
         self.reconciler.takeover.function_opened(function.function_id)
 
     def _stop_soon(self, app: AppRecord, reason: str) -> None:
@@ -665,6 +682,7 @@ class Server:
         self.objects.set_stopped(app, time.time())
         if app.deployed:
             self.firings.stopped(app)
+            self.backoffs.switched(app)
         else:
             self.kept.forget(app.app_id)
         for peer in app.followers - {asked_by}:
@@ -690,10 +708,15 @@ class Server:
 
     def tell_app(self, app: AppRecord, function: str, text: str) -> None:
         """A line of the platform's own in an app's output."""
-        entry = Record(time.time(), "", function, "system", text.encode())
-        self.logs.append(app.app_id, entry)
+        entry = self._log_of_app(app, function, text)
         for peer in app.followers:
             self._push_log(peer, app, entry)
+
+    def _log_of_app(self, app: AppRecord, function: str, text: str) -> Record:
+        """The same, of what its followers are told otherwise."""
+        entry = Record(time.time(), "", function, "system", text.encode())
+        self.logs.append(app.app_id, entry)
+        return entry
 
     def _push_log(self, peer: Peer, app: AppRecord, entry: Record) -> None:
         """A follower that does not read loses output, and is told how much, rather than filling this memory."""

@@ -38,6 +38,8 @@ FAMILIES: dict[str, tuple[Literal["gauge", "counter"], str]] = {
     "squall_function_inputs": ("gauge", "Inputs of a function that wait, wait to be tried again, or run."),
     "squall_function_containers": ("gauge", "Containers of a function, by state."),
     "squall_function_inputs_ended_total": ("counter", "Inputs of a function that have ended, by result."),
+    "squall_function_start_failures": ("gauge", "Times in a row that containers of a function failed to start."),
+    "squall_function_next_start_seconds": ("gauge", "Seconds until that is tried again, of functions that fail to."),
     "squall_spawned_inputs": ("gauge", "Inputs of spawned calls that have not ended."),
     "squall_schedules": ("gauge", "Schedules of deployed apps, by whether they are paused."),
     "squall_schedule_next_seconds": ("gauge", "Seconds until the next firing of any schedule; below 0: it is late."),
@@ -149,6 +151,8 @@ def _of_apps(server: Server, scope: Scope | None) -> Iterator[Sample]:
 def _of_functions(server: Server, scope: Scope | None) -> Iterator[Sample]:
     """Those with the same name, as the versions of an app have them, are one."""
     inputs: dict[tuple[tuple[str, str], ...], Counter[str]] = {}
+    waits: dict[tuple[tuple[str, str], ...], float] = {}
+    now = time.monotonic()
     for function_id, state in server.dispatch.functions.items():
         record = server.objects.functions.get(function_id)
         if record is None or not _is_in(record.app.scope, scope) or len(inputs) >= FUNCTION_LIMIT:
@@ -163,10 +167,17 @@ def _of_functions(server: Server, scope: Scope | None) -> Iterator[Sample]:
         counts["starting"] += len(state.starting)
         counts["ready"] += ready
         counts["draining"] += len(state.containers) - len(state.starting) - ready
+        counts["start_failures"] += state.start_failures
+        if state.start_failures:
+            waits[_names_of(record)] = max(0.0, state.blocked_until - now)
     for family, key, values in _FUNCTION_FAMILIES:
         for names, counts in inputs.items():
             for value in values:
                 yield Sample(family, counts[value], (*names, (key, value)))
+    for names, counts in inputs.items():
+        yield Sample("squall_function_start_failures", counts["start_failures"], names)
+    for names, left in waits.items():
+        yield Sample("squall_function_next_start_seconds", round(left, 3), names)
 
 
 _FUNCTION_FAMILIES = (

@@ -29,6 +29,8 @@ from squall.server.scheduler import parse_gpu
 from squall.server.sealing import Seal
 from squall.server.versions import KEPT_VERSIONS, Version
 
+PART_LIMIT = 1000
+"""Parts of a source bundle."""
 GPU = re.compile(r"[A-Za-z0-9_!-]{1,60}(:[1-9][0-9]{0,3})?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HISTORY_LIMIT = 200
@@ -141,6 +143,7 @@ def options_of(function: FunctionRecord) -> FunctionOptions:
         concurrency=slots_of(spec),
         target=spec.target_concurrency * max(1, spec.batch_size),
         is_generator=spec.is_generator,
+        persists=function.app.deployed,
     )
     return dataclasses.replace(options, **function.override) if function.override else options
 
@@ -247,8 +250,11 @@ class Objects:
     def draft(self, app: AppRecord, version: Version) -> dict[str, FunctionRecord]:
         """The pools of a version that nobody calls yet."""
         family = family_of(version.specs, lambda tag: stable_id_of(app.app_id, tag))
+        version.pool_seed = new_id("vs")
         pools = {
-            spec.tag: FunctionRecord(new_id("fu"), app, spec, family.ids[spec.tag], family, version.number)
+            spec.tag: FunctionRecord(
+                pool_id_of(app, version, spec.tag), app, spec, family.ids[spec.tag], family, version.number
+            )
             for spec in version.specs
         }
         for pool in pools.values():
@@ -435,7 +441,7 @@ class Objects:
         family = family_of(current.specs, lambda tag: stable_id_of(app.app_id, tag))
         for spec in current.specs:
             named = stable_id_of(app.app_id, spec.tag)
-            pool_id = new_id("fu") if app.deployed else named
+            pool_id = pool_id_of(app, current, spec.tag) if app.deployed else named
             number = current.number if app.deployed else 0
             function = FunctionRecord(pool_id, app, spec, named, family, number)
             function.override = kept.overrides.get(named, {})
@@ -502,6 +508,12 @@ def stable_id_of(app_id: str, tag: str) -> str:
     return _function_id(app_id, tag)
 
 
+def pool_id_of(app: AppRecord, version: Version, tag: str) -> str:
+    """The pool of a version: no other candidate's, and the same after a restart, as its containers outlive the server
+    and are to be known again."""
+    return _function_id(version.pool_seed or f"{app.app_id}:{version.number}", tag)
+
+
 def pin_id_of(app_id: str, tag: str, version: int) -> str:
     """What callers of one version name. It stands for a pool of its own: what runs there calls the functions of that
     version too, whereas the current version's inputs move on to the next."""
@@ -517,7 +529,7 @@ def _variant(
 ) -> FunctionRecord:
     """One that callers name `named`. Of a root whose inputs move from version to version it is one of a version."""
     moves = root.stable_id != root.function_id
-    pool_id = new_id("fu") if moves else named
+    pool_id = _function_id(root.function_id, named) if moves else named
     return FunctionRecord(pool_id, root.app, spec, named, root.family, root.version, {}, root, options, parameters)
 
 
@@ -565,9 +577,9 @@ def check_spec(spec: FunctionSpec) -> None:
         (" " in spec.tag, f"function name `{spec.tag}` with a space"),
         (not 0 < spec.cpu <= 4096, f"cpu={spec.cpu}"),
         (not 1 <= spec.memory_mib <= 1 << 30, f"memory={spec.memory_mib}"),
-        (not 0 <= spec.cpu_limit <= 8192, f"cpu limit {spec.cpu_limit}"),
-        (not 0 <= spec.memory_limit_mib <= 1 << 30, f"memory limit {spec.memory_limit_mib}"),
-        (not all(len(wish) < 80 and GPU.fullmatch(wish) for wish in spec.gpu[:20]), f"gpu={str(spec.gpu)[:80]}"),
+        (not 0 <= spec.cpu_limit <= 4096, f"cpu limit {spec.cpu_limit}"),
+        (not 0 <= spec.memory_limit_mib <= 1 << 24, f"memory limit {spec.memory_limit_mib}"),
+        (not all(map(_is_gpu, spec.gpu[:20])), f"gpu={str(spec.gpu)[:80]}"),
         (len(spec.gpu) > 20, f"a list of {len(spec.gpu)} GPUs"),
         (not 0.1 <= spec.timeout <= 86400, f"timeout={spec.timeout}"),
         (not 0.1 <= spec.startup_timeout <= 86400, f"startup_timeout={spec.startup_timeout}"),
@@ -591,12 +603,7 @@ def check_spec(spec: FunctionSpec) -> None:
         (not 0 <= spec.exit_grace <= 3600, f"exit_grace={spec.exit_grace}"),
         (len(spec.methods) > METHOD_LIMIT or not all(map(_is_name, spec.methods)), "a list of methods"),
         (len(spec.parameters) > METHOD_LIMIT or not all(map(_is_name, spec.parameters)), "a list of parameters"),
-        (not 0 <= spec.cpu_limit <= 4096, f"cpu limit {spec.cpu_limit}"),
-        (not 0 <= spec.memory_limit_mib <= 1 << 24, f"memory limit {spec.memory_limit_mib}"),
-        (not 1 <= spec.retries.backoff_coefficient <= 10, f"backoff_coefficient={spec.retries.backoff_coefficient}"),
-        (not 0 <= spec.retries.initial_delay <= 86400, f"initial_delay={spec.retries.initial_delay}"),
-        (not 0 <= spec.retries.max_delay <= 86400, f"max_delay={spec.retries.max_delay}"),
-        (not all(map(_is_gpu, spec.gpu)), f"gpu={spec.gpu}"),
+        (len(spec.source_parts) > PART_LIMIT, f"a source in {len(spec.source_parts):,} parts"),
     ]
     for wrong, what in problems:
         if wrong:
@@ -683,6 +690,6 @@ def variant_id(root: FunctionRecord, options: dict[str, Any], parameters: bytes)
 
 def _is_gpu(wish: str) -> bool:
     try:
-        return 0 < parse_gpu(wish)[1] <= 1024
+        return GPU.fullmatch(wish) is not None and 0 < parse_gpu(wish)[1] <= 1024
     except ValueError:
         return False

@@ -42,6 +42,7 @@ from squall.server.calls import Calls, Result
 from squall.server.containers import ContainerRecord
 from squall.server.dispatch import Dispatch
 from squall.server.inputs import (
+    BackoffChanged,
     CancelRunning,
     DemandChanged,
     Dropped,
@@ -62,13 +63,12 @@ from squall.server.nodes import Node, Nodes
 from squall.server.objects import FunctionRecord, Objects, slots_of
 from squall.server.scheduler import Grant, Request, Scheduler
 from squall.server.scheduler import Node as SchedulerNode
+from squall.server.starts import backoff_of
 from squall.server.takeover import Takeover
 from squall.server.timelines import ContainerTimeline
 from squall.server.vault import Vault
 from squall.server.wire import run_head
 from squall.storage.blobs import check_digest
-
-log = Logger("server")
 
 log = Logger("server")
 
@@ -107,6 +107,8 @@ class Reconciler:
         """Set by `main`: what a container wrote."""
         self.notify: Notify
         """Set by `main`: tells the followers of an app."""
+        self.on_backoff: Callable[[str], None]
+        """Set by `main`: how the starts of a function go has changed."""
         self._reading: asyncio.Task[None] | None = None
         self.is_held = False
         """No container is started: the server is ending."""
@@ -156,6 +158,8 @@ class Reconciler:
             self.stop_container(instruction.container_id, 0.0, instruction.reason)
         elif isinstance(instruction, StopInstruction):
             self.stop_container(instruction.container_id, instruction.grace, instruction.reason)
+        elif isinstance(instruction, BackoffChanged):
+            self.on_backoff(instruction.function_id)
         elif isinstance(instruction, Notice):
             function = self.objects.functions.get(instruction.function_id)
             if function is not None:
@@ -338,10 +342,27 @@ class Reconciler:
             self._refusals[function_id] = (since, reason)
 
     def _reject(self, now: float, function_id: str, reason: str, hint: str) -> None:
-        """No node could ever hold it: waiting inputs fail and say why."""
+        """No node could ever hold it: waiting inputs fail and say why, but for those of the journal that can wait."""
         self._withdraw(now, function_id)
+        is_news = self._hopeless.get(function_id) != (reason, hint)
         self._hopeless[function_id] = reason, hint
         self.apply(self.dispatch.reject_queued(now, function_id, reason, hint))
+        if is_news and self.dispatch.functions[function_id].pending():
+            function = self.objects.functions[function_id]
+            log.warning("cannot start", app=function.app.name, function=function.spec.tag, reason=reason)
+            self.notify(function, "waiting", {"reason": reason, "hint": hint})
+
+    def why_waiting(self, function: FunctionRecord) -> str:
+        """What keeps containers of a function from starting, for people; empty when nothing does."""
+        now, state = time.monotonic(), self.dispatch.functions.get(function.function_id)
+        backoff = backoff_of(state, now) if state is not None else None
+        if backoff is not None and backoff.failures:
+            times = f"failed {backoff.failures} times" if backoff.failures > 1 else "failed once"
+            return f"{backoff.reason}; it {times}, next start in {backoff.left:.0f} s"
+        if state is None or not (state.pending() or state.options.min_containers):
+            return ""
+        reason = self._hopeless.get(function.function_id, ("", ""))[0]
+        return reason or self._refusals.get(function.function_id, (0.0, ""))[1]
 
     def refusal(self, function_id: str) -> tuple[str, str, bool] | None:
         """Why a function gets no container: reason, hint, and whether that is for good."""
@@ -391,6 +412,7 @@ class Reconciler:
             return
         record = ContainerRecord(placement.container_id, function, node, list(placement.gpus), time.time())
         record.move("creating")
+        self._hopeless.pop(grant.function_id, None)
         self.containers[record.container_id] = record
         node.containers.add(record.container_id)
         self.apply(self.dispatch.container_starting(now, record.container_id, grant.function_id))
@@ -640,6 +662,7 @@ def container_spec(record: ContainerRecord) -> ContainerSpec:
         workspace=record.function.app.scope.workspace,
         image=spec.image,
         source=spec.source,
+        source_parts=spec.source_parts,
         cpu=spec.cpu,
         cpu_limit=spec.cpu_limit,
         memory_mib=spec.memory_mib,

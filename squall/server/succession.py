@@ -45,5 +45,6 @@ def move_waiting(old: Function, new: Function, in_backoff: Iterable[Input]) -> N
     new.suspected += old.suspected
     new.waiting += old.waiting
     old.suspected = old.waiting = 0
+    new.hurries = new.hurries or old.hurries
     old.suspects.clear()
     new.active_at = max(new.active_at, old.active_at)

@@ -1,8 +1,9 @@
 """The Store's schema, as SQLAlchemy Core tables. Imported only by the writer thread (it costs 0.65 s).
 
 Times are seconds since the epoch. Who owns a table: apps, versions, functions -> `objects`; kept_apps -> `kept`; calls,
-keys, inputs -> `journal`; containers -> `metering`; tokens, workspaces, environments -> `auth`; secrets -> `vault`;
-schedules -> `schedules`. Nobody else writes it. How a change here reaches Stores that exist: `migrations/__init__.py`.
+keys, inputs -> `journal`; containers -> `metering`; backoffs -> `backoffs`; tokens, workspaces, environments -> `auth`;
+secrets -> `vault`; schedules -> `schedules`. Nobody else writes it. How a change here reaches Stores that exist:
+`migrations/__init__.py`.
 """
 
 from __future__ import annotations
@@ -170,6 +171,22 @@ containers = sa.Table(
     sa.Column("memory_peak_bytes", LARGE),
     sa.Column("timeline", sa.Text),
 )
+
+backoffs = sa.Table(
+    "backoffs",
+    metadata,
+    sa.Column("function_id", sa.String(32), primary_key=True),
+    sa.Column("app_id", sa.String(32), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("delay", sa.Float, nullable=False),
+    sa.Column("until", sa.Float, nullable=False),
+    sa.Column("reason", Words, nullable=False),
+    sa.Column("message", Words),
+    sa.Column("hint", Words, nullable=False),
+    sa.Column("output", sa.LargeBinary),
+)
+"""Functions of deployed apps whose containers do not start; `message`, `hint` and `output` are for their callers."""
 
 workspaces = sa.Table(
     "workspaces",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,8 @@ class Vault:
         self.database = database
         self.seal = seal
         self.secrets: dict[tuple[Scope, str], Kept] = {}
+        self.changed: Callable[[Scope, str], None] = lambda scope, name: None
+        """Set by `main`: a secret has other values."""
         self.is_loaded = False
         self._loading: asyncio.Future[Any] | None = None
 
@@ -78,6 +80,7 @@ class Vault:
         kept = Kept(sorted(checked), box, before.created_at if before is not None else now, now)
         await self.database.write(_put(scope, name, kept))
         self.secrets[scope, name] = kept
+        self.changed(scope, name)
 
     async def delete(self, scope: Scope, name: str) -> None:
         await self.ready()

@@ -43,6 +43,8 @@ class Version:
     """Of its functions."""
     changes: Changes = field(default_factory=dict)
     is_kept: bool = True
+    pool_seed: str = ""
+    """Drawn for it; makes the ids of its pools."""
 
     def spec(self, tag: str) -> FunctionSpec | None:
         return next((spec for spec in self.specs if spec.tag == tag), None)
@@ -83,6 +85,6 @@ def blobs_of(specs: Iterable[FunctionSpec]) -> set[str]:
     """Digests of all blobs that are needed to start containers of these functions, or to build their images again."""
     found: set[str] = set()
     for spec in specs:
-        found.update((spec.source, spec.serialized_blob), (step.blob for step in spec.image.steps))
+        found.update((spec.source, spec.serialized_blob), spec.source_parts, (step.blob for step in spec.image.steps))
     found.discard("")
     return found

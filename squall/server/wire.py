@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from squall.exception import Error, InvalidError
+from squall.exception import Error, InvalidError, StartupError
 from squall.protocol import requests, resumption  # noqa: F401  (their messages enter the table below)
 from squall.protocol.messages import MESSAGES, Failure, Message, Reply
 from squall.protocol.transport import FrameStream
@@ -110,4 +110,5 @@ def reply(stream: FrameStream, request_id: int, data: dict[str, Any] | None = No
 
 
 def refuse(stream: FrameStream, request_id: int, error: Error) -> None:
-    stream.send(Failure(error.code, error.message or str(error), error.hint, re=request_id))
+    payload = error.packed if isinstance(error, StartupError) else b""
+    stream.send(Failure(error.code, error.message or str(error), error.hint, re=request_id), payload)

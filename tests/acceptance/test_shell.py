@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import signal
@@ -16,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+import squall
 from squall.client import Client
-from tests.conftest import wait_until
+from tests.conftest import Debian, wait_until
 from tests.integration.conftest import own_home
 from tests.integration.support import rows
 
@@ -159,3 +161,21 @@ def test_container_ends_when_the_shell_is_killed() -> None:
         assert rows("containers", "shell")
     wait_until(lambda: not rows("containers"), "no container is left", SECONDS)
     assert Client.current().usable()
+
+
+def test_shell_in_an_image_and_the_list_of_images_need_no_server_that_runs(debian_layers: Debian) -> None:
+    with own_home() as home:
+        debian_layers.lend(home)
+        image = squall.Image.debian_slim("3.11").run_commands("echo made of steps > /made").build()
+        debian_layers.keep(home)
+        down = [sys.executable, "-m", "squall.cli", "down"]
+        subprocess.run(down, check=True, timeout=SECONDS)
+        listed = subprocess.run(
+            [*SHELL[:-1], "image", "list", "--json"], capture_output=True, check=True, timeout=SECONDS
+        )
+        shown = {row["image_id"]: row["size_bytes"] for row in json.loads(listed.stdout)}
+        assert shown[image.image_id] > 1 << 20
+        subprocess.run(down, check=True, timeout=SECONDS)
+        inside = shell(image.image_id[:10], "-c", "cat /made; exit 7")
+        assert (inside.stdout, inside.returncode) == ("made of steps\n", 7), inside.stderr
+        assert "no image `im-none`" in shell("im-none", "-c", "true").stderr

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from squall.exception import ConflictError, InvalidError, ServiceError
-from squall.server import backends
+from squall.server import backends, journal
 from squall.server.backends import Postgres
 from squall.server.database import Database
 from tests.conftest import wait_until
@@ -291,3 +291,34 @@ def test_password_is_in_no_message(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ServiceError, match=r"cannot reach the database `jobs` at `127\.0\.0\.1:1`") as refused:
         Place(tmp_path, "postgresql://squall:hidden@127.0.0.1:1/jobs").touch()
     assert "hidden" not in str(refused.value)
+
+
+def test_ended_inputs_are_looked_up_by_their_index_whatever_the_statistics_say(
+    store: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[str] = []
+
+    def explain(connection: Any) -> None:
+        execute = connection.exec_driver_sql
+
+        def explained(statement: str, parameters: Any) -> None:
+            plans.append("\n".join(execute("EXPLAIN " + statement, parameters).scalars()))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(connection, "exec_driver_sql", explained, raising=False)
+            journal.finish(connection, [journal.Row("fc-1", idx, "ok", "", "", b"1", 1.0) for idx in range(500)])
+
+    def put(connection: Any, idxs: range) -> None:
+        entry = journal.Entry("fc-1", "fu-1", "ap-1", "main", "", "", 1.0, [(idx, b"x") for idx in idxs])
+        journal.add(connection, [entry], idxs.start + 1)
+
+    async def body(database: Database) -> None:
+        await database.write(lambda connection: put(connection, range(1)))
+        await asyncio.to_thread(store.execute, "ANALYZE inputs")  # which shall know of one
+        await database.write(lambda connection: put(connection, range(1, 5000)))
+        await database.write(explain)
+
+    store.run(body)
+    assert "uq_inputs_of_call" in plans[0]
+    assert "ix_inputs_unfinished" not in plans[0]
+    assert "Seq Scan" not in plans[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,14 @@ def test_a_function_that_cannot_start_leaves_the_version_before_serving() -> Non
         @squall.method()
         def run(self) -> None: ...
 
-    with pytest.raises(StartupError, match=r"cannot deploy `kept`: `Broken`.*no such weights.*version 1 goes on"):
+    with pytest.raises(
+        StartupError, match=r"cannot deploy `kept`: `Broken`.*no such weights.*version 1 goes on"
+    ) as caught:
         broken.deploy()
+    cause = caught.value.__cause__
+    assert isinstance(cause, RuntimeError) and str(cause) == "no such weights"
+    assert traceback.extract_tb(cause.__traceback__)[-1].name == "enter"
+    assert "the exception above" in caught.value.hint
     assert of("kept").remote() == 1
     assert [row["version"] for row in history("kept")] == [1]
     assert app_of("kept", 3).deploy().version == 2

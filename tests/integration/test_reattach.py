@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from squall import FunctionCall
+from squall import Function, FunctionCall
 from squall.client import Client
 from tests.conftest import leftovers, wait_until
 from tests.integration import durable
-from tests.integration.support import Kept, Outcome, containers_of, inits, is_alive, kept_logs, pid_of
+from tests.integration.support import Kept, Outcome, containers_of, inits, is_alive, kept_logs, pid_of, rows
 
 pytestmark = pytest.mark.root
 
@@ -50,6 +50,23 @@ def test_running_inputs_are_not_run_again_and_their_containers_stay(home: Path) 
         assert before.items() <= inits(home).items()
         assert durable.step.remote(0.0, 5) == 5
         assert before.items() <= inits(home).items()
+
+
+def test_containers_of_a_deployed_app_and_its_variants_go_on_with_what_they_run(home: Path) -> None:
+    durable.app.deploy(output=Kept())
+    step = Function.from_name("durable", "step")
+    with_more = step.with_options(memory=256)
+    spawned = step.spawn(5.0, 1)
+    called = Outcome(lambda: step.remote(5.0, 2))
+    varied = Outcome(lambda: with_more.remote(5.0, 3))
+    wait_until(lambda: sorted(runs()) == [1, 2, 3], "all run")
+    before = inits(home)
+    kill_server(home)
+    assert (spawned.get(timeout=60), called.result(), varied.result()) == (1, 2, 3)
+    assert sorted(runs()) == [1, 2, 3]
+    assert before.items() <= inits(home).items()
+    [row] = [row for row in rows("calls") if row["call_id"] == spawned.object_id]
+    assert (row["app"], row["function"], row["kind"], row["inputs"]) == ("durable", "step", "spawn", 1)
 
 
 def test_a_result_that_comes_while_there_is_no_server_is_kept_for_the_next_one(home: Path) -> None:

@@ -16,7 +16,7 @@ from squall.client import Client
 from squall.exception import CancelledError, NotFoundError, OutputTimeoutError
 from tests.conftest import wait_until
 from tests.integration import workload
-from tests.integration.support import Clock, Kept, containers_of
+from tests.integration.support import Clock, Kept, Outcome, containers_of, rows
 
 pytestmark = pytest.mark.root
 
@@ -62,6 +62,29 @@ def test_an_exception_of_a_spawned_call_is_kept_as_what_it_was() -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="kept"):
             call.get(timeout=20)
+
+
+def listed(call_id: str) -> tuple[object, ...]:
+    [row] = [row for row in rows("calls") if row["call_id"] == call_id]
+    return row["app"], row["function"], row["kind"], row["state"], row["inputs"], row["failed"]
+
+
+def test_calls_are_listed_while_they_run_and_when_they_have_ended() -> None:
+    slow, failing = workload.nap.spawn(600), workload.fail.spawn("seen")
+    several = workload.square.spawn_map(range(3))
+    with pytest.raises(ValueError, match="seen"):
+        failing.get(timeout=20)
+    assert [several.get(timeout=20, index=n) for n in range(3)] == [0, 1, 4]
+    waited = Outcome(lambda: workload.nap.remote(2.0, 9))
+    wait_until(lambda: any(row["kind"] == "remote" and row["state"] == "running" for row in rows("calls")), "it runs")
+    assert listed(slow.object_id) == ("workload", "nap", "spawn", "running", 1, 0)
+    wait_until(lambda: listed(failing.object_id)[3:] == ("ended", 1, 1), lambda: str(listed(failing.object_id)))
+    wait_until(lambda: listed(several.object_id)[3:] == ("ended", 3, 0), lambda: str(listed(several.object_id)))
+    slow.cancel()
+    wait_until(lambda: listed(slow.object_id)[3:] == ("cancelled", 1, 1), lambda: str(listed(slow.object_id)))
+    assert waited.result() == 9
+    [row] = [row for row in rows("calls") if row["kind"] == "remote" and row["function"] == "nap"]
+    assert (row["state"], row["inputs"], row["failed"]) == ("ended", 1, 0)
 
 
 def test_get_without_time_only_looks() -> None:

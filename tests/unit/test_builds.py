@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from squall.exception import NotFoundError
-from squall.protocol.images import build_id_of
+from squall.protocol.images import build_id_of, layer_keys
 from squall.protocol.messages import BuildImage, BuildOutput, ImageSpec, ImageStep, Message
 from squall.protocol.requests import BuildDone, Pruned, PruneImages
 from squall.server import builds as builds_module
@@ -187,5 +187,19 @@ def test_recipes_that_failed_are_forgotten_beyond_some(tmp_path: Path, monkeypat
             with pytest.raises(Exception, match="no"):
                 await builds.build(Listener("main"), BuildImage(ImageSpec("layers", steps)))
         assert len(builds.images) == 3
+
+    asyncio.run(main())
+
+
+def test_a_size_is_what_was_built_until_the_node_says_what_it_is(tmp_path: Path) -> None:
+    async def main() -> None:
+        builds, _ = make(tmp_path)
+        await build(builds, "main")
+        [record] = builds.images.values()
+        first, last = [key for key, _ in layer_keys(record.image)][-2:]
+        record.layers = [{"key": first, "size_bytes": 100}, {"key": last, "size_bytes": 20}]
+        assert builds.row(record)["size_bytes"] == 120
+        builds.sizes = {last: 30}
+        assert builds.row(record)["size_bytes"] == 130
 
     asyncio.run(main())

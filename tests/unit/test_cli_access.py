@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -79,6 +80,17 @@ def test_a_token_is_kept_without_being_tried(file: Path, capsys: pytest.CaptureF
     assert config.profiles()["new"]["token_secret"] == "s2"
     assert file.stat().st_mode & 0o777 == 0o600
     assert "s2" not in capsys.readouterr().err
+
+
+def test_a_secret_may_come_through_a_pipe(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["token", "set", "--profile", "new", "--server", "https://new:2", "--token-id", "tk-2", "--no-verify"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("piped-secret\n"))
+    assert run(*words) == 0
+    assert config.profiles()["new"]["token_secret"] == "piped-secret"
+    assert run(*words) == 1
+    assert "the token secret was to come on standard input" in capsys.readouterr().err
 
 
 def test_a_token_is_tried_before_it_is_kept(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,3 +87,19 @@ def test_image_with_most_in_common_is_compared_with() -> None:
     found = closest(rows[2], rows)
     assert found is not None
     assert found["image_id"] == "im-2"
+
+
+def test_built_images_of_the_same_kinds_of_steps_are_compared_with_first() -> None:
+    def row(image_id: str, step: dict[str, Any], state: str, at: float) -> dict[str, Any]:
+        return {"image_id": image_id, "recipe": [BASE, step], "state": state, "created_at": at}
+
+    mine = row("im-me", run("a"), "built", 9.0)
+    rows = [
+        row("im-1", run("b"), "built", 1.0),
+        row("im-2", {"kind": "apt", "args": {}}, "built", 8.0),
+        row("im-3", run("c"), "failed", 7.0),
+    ]
+    found = closest(mine, rows)
+    assert found is not None
+    assert found["image_id"] == "im-1"
+    assert "step 2 differs, so it was built for itself" in why(mine["recipe"], found["recipe"])

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from squall.outages import Plan, Rehearsal, main, rehearse
+from squall.server import lines
 from squall.server.durable import Durable
+from squall.server.inputs import Function, Instructions
 from squall.server.journal import Added, Entry, Row
+from squall.server.starts import Backoff, Starts
 from squall.testing import InvariantError
 
 SEEDS = int(os.environ.get("SQUALL_TEST_SEEDS", "300"))
@@ -121,6 +124,23 @@ def says_it_of_all(self: Durable, call_id: str, idx: int) -> bool:
 
 
 TIDY = Durable._tidy
+
+
+def ends_what_can_wait(self: Starts, now: float, function: Function, out: Instructions) -> None:
+    if self.is_failing(now, function):
+        for input_ in list(lines.waiting(function.queue)):
+            self.finish_failing(now, input_, out)
+
+
+def forgets_backoffs(self: Starts, now: float, function_id: str, backoff: Backoff) -> None:
+    pass
+
+
+@pytest.mark.parametrize(("method", "mutant"), [("fail_queued", ends_what_can_wait), ("resume", forgets_backoffs)])
+def test_broken_backoff_is_found(monkeypatch: pytest.MonkeyPatch, method: str, mutant: Callable[..., Any]) -> None:
+    monkeypatch.setattr(Starts, method, mutant)
+    with pytest.raises(InvariantError, match=r"replay: python -m squall.outages --seed \d+"):
+        rehearse_all(100)
 
 
 def rehearse_all(seeds: int) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import subprocess
 import sys
-import tarfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +16,8 @@ import pytest
 import squall
 from squall import _session
 from squall import client as clients
-from squall._session import Origin, import_ref, make_bundle, origin_of, prepare
-from squall.exception import ConflictError, InvalidError, NotFoundError, ResourceExhaustedError
+from squall._session import import_ref, prepare
+from squall.exception import ConflictError, InvalidError, NotFoundError
 from squall.protocol import messages as m
 
 if TYPE_CHECKING:
@@ -41,11 +39,6 @@ def _keep_imports() -> Iterator[None]:
     sys.path[:] = path
     for name in set(sys.modules) - set(modules):
         del sys.modules[name]
-
-
-def names_in(bundle: bytes) -> list[str]:
-    with tarfile.open(fileobj=io.BytesIO(bundle)) as archive:
-        return archive.getnames()
 
 
 # ---- references
@@ -112,90 +105,6 @@ def test_missing_module_inside_the_script_is_the_scripts_own_error(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="not_installed_at_all"):
         import_ref("wants_ref", as_module=True)
-
-
-# ---- origins
-
-
-def test_module_alone_is_sent_alone(tmp_path: Path) -> None:
-    (tmp_path / "alone_ref.py").write_text(SCRIPT)
-    (tmp_path / "secrets_beside_it.txt").write_text("not sent")
-    import_ref(str(tmp_path / "alone_ref.py"))
-    origin = origin_of("alone_ref")
-    assert origin == Origin("alone_ref", str(tmp_path), "alone_ref.py")
-    assert names_in(make_bundle(origin)) == ["alone_ref.py"]
-
-
-def test_module_in_a_package_is_sent_with_its_whole_top_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("top_ref/__init__.py", "top_ref/sub/__init__.py", "top_ref/sub/mod.py", "top_ref/data.json"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
-    monkeypatch.chdir(tmp_path)
-    import_ref("top_ref.sub.mod", as_module=True)
-    origin = origin_of("top_ref.sub.mod")
-    assert origin == Origin("top_ref.sub.mod", str(tmp_path), "top_ref")
-    assert origin_of("top_ref") == Origin("top_ref", str(tmp_path), "top_ref")
-    assert names_in(make_bundle(origin)) == [
-        "top_ref/__init__.py",
-        "top_ref/data.json",
-        "top_ref/sub/__init__.py",
-        "top_ref/sub/mod.py",
-    ]
-
-
-def test_installed_module_needs_no_source() -> None:
-    assert origin_of("pytest") == Origin("pytest")
-
-
-def test_module_without_a_file_goes_by_value() -> None:
-    import types
-
-    sys.modules["made_up_ref"] = types.ModuleType("made_up_ref")
-    assert origin_of("made_up_ref") == Origin()
-    assert origin_of("not_imported_ref") == Origin()
-
-
-# ---- bundles
-
-
-def write_tree(root: Path) -> Path:
-    package = root / "tree_ref"
-    (package / "__pycache__").mkdir(parents=True)
-    (package / ".git").mkdir()
-    (package / "inner").mkdir()
-    for name in ("__init__.py", "b.py", "a.py", "__pycache__/a.pyc", ".git/config", "old.pyc", "inner/new\nline.txt"):
-        (package / name).write_text(name)
-    return package
-
-
-def test_bundle_is_the_same_for_the_same_files_whenever_made(tmp_path: Path) -> None:
-    write_tree(tmp_path / "one")
-    write_tree(tmp_path / "two")
-    os.utime(tmp_path / "two" / "tree_ref" / "a.py", (1, 1))
-    one = make_bundle(Origin("tree_ref", str(tmp_path / "one"), "tree_ref"))
-    assert one == make_bundle(Origin("tree_ref", str(tmp_path / "two"), "tree_ref"))
-    assert names_in(one) == [f"tree_ref/{name}" for name in ("__init__.py", "a.py", "b.py", "inner/new\nline.txt")]
-
-
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
-    package = write_tree(tmp_path)
-    (package / "inner" / "up").symlink_to(package)
-    (package / "inner" / "nowhere").symlink_to("/does/not/exist")
-    (package / "linked.py").symlink_to(package / "a.py")
-    os.mkfifo(package / "pipe")
-    names = names_in(make_bundle(Origin("tree_ref", str(tmp_path), "tree_ref")))
-    assert "tree_ref/linked.py" in names
-    assert not [name for name in names if "up/" in name or "nowhere" in name or "pipe" in name]
-
-
-def test_bundle_above_its_limit_is_refused_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_tree(tmp_path)
-    origin = Origin("tree_ref", str(tmp_path), "tree_ref")
-    monkeypatch.setattr(_session, "BUNDLE_LIMIT_FILES", 2)
-    with pytest.raises(ResourceExhaustedError, match=r"tree_ref.*2 files"):
-        make_bundle(origin)
 
 
 # ---- specs

@@ -110,5 +110,5 @@ def test_broken_dispatch_is_found(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], method: str, mutant: Callable[..., Any]
 ) -> None:
     monkeypatch.setattr(Dispatch, method, mutant)
-    assert main(["--seeds", "100"]) == 1
+    assert main(["--seeds", "300"]) == 1
     assert re.search(r"(?s)seed (\d+): .*replay: python -m squall.testing --seed \1\n", capsys.readouterr().err)

@@ -64,6 +64,45 @@ def test_a_bundle_is_fetched_once_and_unpacked_whole(tmp_path: Path) -> None:
     assert server.asked == -(-len(data) // 1000)
 
 
+class Blobs:
+    """Several blobs, and which of them were asked for."""
+
+    def __init__(self, *datas: bytes) -> None:
+        self.datas = {hashlib.blake2b(data, digest_size=32).hexdigest(): data for data in datas}
+        self.asked: list[str] = []
+
+    async def __call__(self, message: Message) -> tuple[Reply, bytes]:
+        assert isinstance(message, GetBlob)
+        self.asked.append(message.digest)
+        data = self.datas[message.digest]
+        return Reply({"size": len(data)}), data[message.offset :]
+
+    def whole(self) -> str:
+        return hashlib.blake2b("\n".join(self.datas).encode(), digest_size=32).hexdigest()
+
+
+def test_a_bundle_in_parts_is_one_tree(tmp_path: Path) -> None:
+    blobs = Blobs(bundle(("pkg/a.py", b"1")), bundle(("pkg/b.py", b"2"), ("pkg/sub/c.py", b"3")))
+    sources = Sources(tmp_path, blobs)
+    tree = asyncio.run(sources.get(blobs.whole(), list(blobs.datas)))
+    assert {str(path.relative_to(tree)): path.read_text() for path in tree.rglob("*.py")} == {
+        "pkg/a.py": "1",
+        "pkg/b.py": "2",
+        "pkg/sub/c.py": "3",
+    }
+
+
+def test_parts_that_are_not_the_bundle_or_meet_in_a_file_are_refused(tmp_path: Path) -> None:
+    blobs = Blobs(bundle(("a.py", b"1")), bundle(("b.py", b"2")))
+    for parts in (list(blobs.datas)[:1], list(blobs.datas)[::-1], [*blobs.datas] * 600):
+        with pytest.raises(InvalidError, match="is not what its"):
+            asyncio.run(Sources(tmp_path, blobs).get(blobs.whole(), parts))
+    twice = Blobs(bundle(("a.py", b"1")), bundle(("a.py", b"2")))
+    with pytest.raises(FileExistsError):
+        asyncio.run(Sources(tmp_path, twice).get(twice.whole(), list(twice.datas)))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_bytes_than_the_digest_names_are_refused(tmp_path: Path) -> None:
     sources = Sources(tmp_path / "sources", Server(b"something else"))
     with pytest.raises(ConflictError):
@@ -110,23 +149,23 @@ def test_a_hostile_member_is_refused(tmp_path: Path, member: tuple[str, bytes | 
     target = tmp_path / "target"
     target.mkdir()
     with pytest.raises((InvalidError, Error)):
-        unpack(bundle(member), target)
+        unpack([bundle(member)], target)
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
-        unpack(bundle(("a.py", b"1"), ("a.py", b"2")), tmp_path)
+        unpack([bundle(("a.py", b"1"), ("a.py", b"2"))], tmp_path)
 
 
 def test_names_of_very_many_directories_are_refused(tmp_path: Path) -> None:
     """Each could be made from the one before; deleting them would go as deep."""
     with pytest.raises(InvalidError, match="unsafe name"):
-        unpack(bundle(("/".join(["d"] * 101), b"")), tmp_path)
-    unpack(bundle(("/".join(["d"] * 100), b"")), tmp_path)
+        unpack([bundle(("/".join(["d"] * 101), b""))], tmp_path)
+    unpack([bundle(("/".join(["d"] * 100), b""))], tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"no archive at all", b"x" * 2000, bundle(("a", b"x" * 2000))[:700]])
 def test_what_is_no_archive_is_refused_as_such(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(InvalidError):
-        unpack(data, tmp_path)
+        unpack([data], tmp_path)

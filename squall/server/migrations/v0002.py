@@ -19,6 +19,7 @@ def upgrade() -> None:
     _calls()
     _inputs()
     _schedules()
+    _backoffs()
 
 
 def _deployed_apps() -> None:
@@ -161,3 +162,19 @@ def _schedules() -> None:
         sa.Column("recent", sa.Text, nullable=False),
     )
     op.create_index("ix_schedules_app_id", "schedules", ["app_id"])
+
+
+def _backoffs() -> None:
+    op.create_table(
+        "backoffs",
+        sa.Column("function_id", sa.String(32), primary_key=True),
+        sa.Column("app_id", sa.String(32), nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("failures", sa.Integer, nullable=False),
+        sa.Column("delay", sa.Float, nullable=False),
+        sa.Column("until", sa.Float, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("message", sa.Text),
+        sa.Column("hint", sa.Text, nullable=False),
+        sa.Column("output", sa.LargeBinary),
+    )
