@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from squall.exception import ConflictError, Error, InvalidError
 from squall.protocol.states import OutputStatus
-from squall.server.bulk import insert_rows, update_rows
+from squall.server.bulk import are_found, insert_rows, update_rows, walking
 
 if TYPE_CHECKING:
     from squall.server.database import Database
@@ -374,7 +374,8 @@ def tidy(connection: Any, call_id: str, after: int, limit: int, spared: Collecti
         return None
     mine = (inputs.c.call_id == call_id) & (inputs.c.idx > after)
     behind = sa.select(inputs.c.idx).where(mine).order_by(inputs.c.idx).limit(1).offset(limit - 1)
-    last: int | None = connection.execute(behind).scalar()
+    with walking(connection):
+        last: int | None = connection.execute(behind).scalar()
     if last is not None:
         mine &= inputs.c.idx <= last
     still = [idx for idx in spared if idx > after and (last is None or idx <= last)]
@@ -382,7 +383,8 @@ def tidy(connection: Any, call_id: str, after: int, limit: int, spared: Collecti
         mine &= inputs.c.idx.not_in(sa.bindparam("still", still, expanding=True, literal_execute=True))
     end = {"status": "cancelled", "message": call.cancel_reason or CANCELLED, "finished_at": call.cancelled_at}
     gone = {"args": None, "args_blob": None}
-    connection.execute(inputs.update().where(mine & inputs.c.status.is_(None)).values({**end, **gone}))
+    these = are_found(connection, inputs, inputs.c.seq, sa.select(inputs).where(mine))
+    connection.execute(inputs.update().where(these & inputs.c.status.is_(None)).values({**end, **gone}))
     return last
 
 
@@ -451,19 +453,24 @@ def expire(connection: Any, now_wall: float, limit: int) -> int:
     inputs, calls, keys = tables.inputs, tables.calls, tables.keys
     # In the words of the indexes' conditions, as literals, or they are not used.
     is_kept, is_expired = sa.text("status IS NOT NULL AND status <> 'expired'"), sa.text("status = 'expired'")
-    seqs = sa.select(inputs.c.seq).order_by(inputs.c.finished_at).limit(limit)
-    some = seqs.where(is_kept & (inputs.c.finished_at < now_wall - RESULT_DAYS * 86400))
+    oldest = sa.select(inputs).order_by(inputs.c.finished_at).limit(limit)
+    some = oldest.where(is_kept & (inputs.c.finished_at < now_wall - RESULT_DAYS * 86400))
     gone = {"status": "expired", "result": None, "result_blob": None, "args": None, "args_blob": None}
-    expired = connection.execute(inputs.update().where(inputs.c.seq.in_(some)).values(gone)).rowcount
+    these = are_found(connection, inputs, inputs.c.seq, some)
+    with walking(connection):
+        expired = connection.execute(inputs.update().where(these).values(gone)).rowcount
     old = sa.select(keys.c.function_id, keys.c.key).where(keys.c.created_at < now_wall - RESULT_DAYS * 86400)
     named = sa.tuple_(keys.c.function_id, keys.c.key)
     dropped = connection.execute(keys.delete().where(named.in_(old.limit(limit)))).rowcount
-    forgotten = seqs.where(is_expired & (inputs.c.finished_at < now_wall - CALL_DAYS * 86400))
-    deleted = connection.execute(inputs.delete().where(inputs.c.seq.in_(forgotten))).rowcount
+    forgotten = oldest.where(is_expired & (inputs.c.finished_at < now_wall - CALL_DAYS * 86400))
+    these = are_found(connection, inputs, inputs.c.seq, forgotten)
+    with walking(connection):
+        deleted = connection.execute(inputs.delete().where(these)).rowcount
     left = sa.exists().where(inputs.c.call_id == calls.c.call_id)
     ended = (calls.c.created_at < now_wall - CALL_DAYS * 86400) & ~left
-    connection.execute(calls.delete().where(calls.c.call_id.in_(sa.select(calls.c.call_id).where(ended).limit(limit))))
-    return int(max(expired, dropped, deleted))
+    some = sa.select(calls.c.call_id).where(ended).limit(limit)
+    left_over = connection.execute(calls.delete().where(calls.c.call_id.in_(some))).rowcount
+    return int(max(expired, dropped, deleted, left_over))
 
 
 def awaited_blobs(connection: Any) -> set[str]:

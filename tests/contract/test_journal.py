@@ -249,6 +249,30 @@ def test_each_step_of_forgetting_changes_no_more_than_it_may(sql: Any) -> None:
     assert seen == [(20, 20), (14, 14), (8, 8), (2, 2), (0, 0)]
 
 
+def rows_read(sql: Any) -> int:
+    """Of `inputs` in PostgreSQL so far."""
+    with sql.engine.begin() as connection:
+        connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
+        query = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'inputs'"
+        return int(connection.exec_driver_sql(query).scalar_one())
+
+
+def test_a_step_reads_no_more_than_it_changes_though_statistics_are_of_an_empty_table(sql: Any) -> None:
+    if sql.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has no statistics unless it is asked for them")
+    with sql.engine.begin() as connection:
+        connection.exec_driver_sql("ANALYZE")
+    sql.add([entry("fc-a", *range(20_000))])
+    sql.mark("fc-a", journal.CANCELLED, 1002.0)
+    before = rows_read(sql)
+    assert sql.tidy("fc-a", 4999, 100, ()) == 5099
+    assert rows_read(sql) - before < 1000
+    sql.tidy("fc-a", -1, 20_000, ())
+    before = rows_read(sql)
+    assert sql.expire(1002.0 + 8 * 86400.0, 100) == 100
+    assert rows_read(sql) - before < 1000
+
+
 def plan_of(sql: Any, text: str) -> str:
     with sql.engine.begin() as connection:
         if sql.engine.dialect.name == "sqlite":
