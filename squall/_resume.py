@@ -28,6 +28,7 @@ from squall.exception import (
 )
 from squall.protocol.frames import FrameReader
 from squall.protocol.messages import BindFunction, CreateApp, Failure, Message, Notice, Reply, Welcome, decode, encode
+from squall.protocol.resumption import Settled
 from squall.protocol.transport import RECEIVE_BYTES, payload_for
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 log = Logger("client")
 
 FIRST_PAUSE_S = 0.02
+RESTART_S = 3.0
+RESTART_PAUSE_S = 0.1
+"""The longest pause for so long: as a rule it is a restart, and who waits for it shall not wait as long again."""
 LONGEST_PAUSE_S = 1.0
 ANSWER_TIMEOUT = 30.0
 HEALTHY_AFTER_S = 5.0
@@ -110,7 +114,8 @@ class Return:
             self._try_until_it_works()
         except Exception as error:  # whatever it is, nobody may be left waiting
             said = error.message if isinstance(error, Error) else repr(error)
-            link.give_up(f"{self.reason}, and it could not be made again within {self.timeout:g} s: {said}")
+            within = "" if isinstance(error, FINAL) else f" within {self.timeout:g} s"
+            link.give_up(f"{self.reason}, and it could not be made again{within}: {said}")
 
     def _try_until_it_works(self) -> None:
         deadline = self._began + self.timeout
@@ -127,14 +132,18 @@ class Return:
                     raise
             self._tell()
             time.sleep(pause * random.uniform(0.7, 1.3))  # a thousand clients shall not come back in step
-            pause = min(LONGEST_PAUSE_S, max(pause, FIRST_PAUSE_S) * 1.5)
+            is_restart = time.monotonic() - self._began < RESTART_S
+            pause = min(RESTART_PAUSE_S if is_restart else LONGEST_PAUSE_S, max(pause, FIRST_PAUSE_S) * 1.5)
 
     def _try(self) -> None:
         client = self.client
         sock = client.reach()
+        client.link.await_readers()  # what came before is counted by then
         try:
             greeting = Greeting(client, sock)
             welcome = greeting.greet()
+            if not welcome.resumed:
+                client.received = 0
             for app_id, message in list(client.apps.items()):
                 self._resume_app(greeting, app_id, message)
             for pool, parameters in list(client.pools.values()):
@@ -142,7 +151,7 @@ class Return:
         except BaseException:
             sock.close()
             raise
-        client.link.resume(sock, greeting.reader, greeting.early, client.unanswered)
+        client.link.resume(sock, greeting.reader, greeting.early, lambda: [*client.unanswered(), (Settled(), b"")])
         client.welcomed(welcome)
 
     def _resume_app(self, greeting: Greeting, app_id: str, message: CreateApp) -> None:

@@ -152,6 +152,9 @@ class Client:
         self._unclaimed: deque[tuple[str, Message, bytes]] = deque(maxlen=UNCLAIMED_LIMIT)
         self._follow_lock = threading.Lock()
         self.client_id = os.urandom(8).hex()
+        self.received = 0
+        """Results and output of this server that have come, in frames; so that none is lost or had twice when the
+        connection breaks."""
         self.apps: dict[str, CreateApp] = {}
         """By id, those this program runs: they are named again on another connection."""
         self.pools: dict[str, tuple[BindFunction, bytes]] = {}
@@ -193,14 +196,19 @@ class Client:
             time.sleep(0.02)  # it ended when we came: another follows, or nobody listens any more
         client.link.on_lost = client._on_lost
         client.link.start_background()
+        if settings.server:
+            import atexit
+
+            atexit.register(client.say_goodbye)
         return client
 
     def hello(self) -> Hello:
         """The first words on each connection."""
         settings = self._settings
         python = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        hello = Hello("client", python=python, prefix=sys.prefix, client_id=self.client_id)
+        hello = Hello("client", python=python, prefix=sys.prefix, client_id=self.client_id, received=self.received)
         if settings is not None:
+            hello.patience = settings.reconnect_timeout
             hello.environment = "" if settings.environment == "main" else settings.environment
             if settings.server and settings.token_id:
                 hello.token = f"{settings.token_id}:{settings.token_secret}"
@@ -230,7 +238,7 @@ class Client:
         if welcome.heartbeat:
             from squall.protocol.remote import keep_alive
 
-            keep_alive(self.link, welcome.heartbeat)
+            keep_alive(self.link, welcome.heartbeat, lambda: self.received)
 
     # -- coming back
 
@@ -296,16 +304,32 @@ class Client:
 
     def close(self) -> None:
         """Close the connection. Idempotent."""
+        self.say_goodbye()
         self.link.close()
+        if self._settings is not None and self._settings.server:
+            import atexit
+
+            atexit.unregister(self.say_goodbye)
+
+    def say_goodbye(self) -> None:
+        """Have a server elsewhere not wait for this client to come back. Idempotent."""
+        settings = self._settings
+        if settings is not None and settings.server and self.usable() and not self.link.lost:
+            from squall.protocol.resumption import Leaving
+
+            self.link.send_nowait(Leaving())
 
     # -- what the server pushes
 
     def on_push(self, message: Message, payload: bytes) -> None:
         """Hand a message that answers no request to whom it belongs; runs in whichever thread reads."""
         if type(message) is Outputs:
+            self.received += 1
             self._route(message, payload)
         elif isinstance(message, (LogChunk, Notice)):
-            if isinstance(message, Notice) and message.kind == "stopped":
+            if isinstance(message, LogChunk):
+                self.received += 1
+            elif message.kind == "stopped":
                 self.apps.pop(message.app_id, None)
             self._show(message.app_id, message, payload)
         elif isinstance(message, Ending):

@@ -95,6 +95,10 @@ class Hello(Message):
     """Which environment of it; empty: `main`."""
     client_id: str = ""
     """Random, the same in all connections of a client: by it a client that comes back is known."""
+    patience: float = 0.0
+    """Seconds for which this client tries to come back when its connection breaks; 0: it does not."""
+    received: int = 0
+    """How many `Outputs` and `LogChunk` of this server have come to the client."""
 
 
 @dataclass(eq=False, repr=False)
@@ -108,6 +112,8 @@ class Welcome(Message):
     Who hears nothing at all for three of them takes the other for dead."""
     stays: bool = False
     """It was started to stay: when it is gone, whoever started it will bring it back, not a client."""
+    resumed: bool = False
+    """It knows the client, and goes on where its last connection broke: `Outputs` and `LogChunk` are counted on."""
 
 
 @dataclass(eq=False, repr=False)
@@ -139,9 +145,11 @@ class Failure(Message):
 
 @dataclass(eq=False, repr=False)
 class Ping(Message):
-    """Answered by an empty `Reply`; proof of life on an idle connection."""
+    """Answered by an empty `Reply` where it has an `id`; proof of life on an idle connection. `received`: as in
+    `Hello`, so that the server need not keep for a broken connection what has come."""
 
     TAG = "ping"
+    received: int = 0
 
 
 # ---- specs ------------------------------------------------------------------------------------------------------

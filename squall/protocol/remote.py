@@ -13,15 +13,12 @@ import json
 import select
 import socket
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from squall.exception import InvalidError, ServiceError, from_wire
 from squall.protocol.messages import Ping
 from squall.protocol.transport import Link
-
-if TYPE_CHECKING:
-    import ssl
 
 PORT = 7777
 HEAD_LIMIT_BYTES = 64 << 10
@@ -47,14 +44,12 @@ def connect(url: str, ca_file: str = "", timeout: float = 10.0) -> socket.socket
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if scheme == "https":
-            tls = _wrap(sock, host, url, ca_file)
-            _upgrade(tls, url, host, port)
-            return _pumped(tls)
+            sock = _wrap(sock, host, url, ca_file)
         _upgrade(sock, url, host, port)
+        return _pumped(sock) if scheme == "https" else sock
     except BaseException:
         sock.close()
         raise
-    return sock
 
 
 def parse_url(url: str) -> tuple[str, str, int]:
@@ -73,7 +68,7 @@ def parse_url(url: str) -> tuple[str, str, int]:
     return parts.scheme, parts.hostname, port or PORT
 
 
-def _wrap(sock: socket.socket, host: str, url: str, ca_file: str) -> ssl.SSLSocket:
+def _wrap(sock: socket.socket, host: str, url: str, ca_file: str) -> socket.socket:
     import ssl  # loads OpenSSL, which most programs never need
 
     try:
@@ -136,7 +131,7 @@ def _refusal(url: str, status: str, body: bytes) -> Exception:
 # ---- TLS ----------------------------------------------------------------------------------------------------------
 
 
-def _pumped(tls: ssl.SSLSocket) -> socket.socket:
+def _pumped(tls: socket.socket) -> socket.socket:
     """The near end of a socket pair whose far end is the TLS connection."""
     near, far = socket.socketpair()
     threading.Thread(target=_Pump(tls, far).run, name="squall-tls", daemon=True).start()
@@ -146,7 +141,7 @@ def _pumped(tls: ssl.SSLSocket) -> socket.socket:
 class _Pump:
     """Carries bytes between a TLS connection and a local socket; the only one to touch the former."""
 
-    def __init__(self, tls: ssl.SSLSocket, local: socket.socket) -> None:
+    def __init__(self, tls: socket.socket, local: socket.socket) -> None:
         self.tls = tls
         self.local = local
         tls.setblocking(False)
@@ -229,12 +224,13 @@ class _Pump:
 # ---- a sign of life -----------------------------------------------------------------------------------------------
 
 
-def keep_alive(link: Link, interval: float) -> None:
-    """Send a `Ping` each `interval` seconds, and give the connection up when nothing at all came for three of them."""
-    threading.Thread(target=_beat, args=(link, interval), name="squall-heartbeat", daemon=True).start()
+def keep_alive(link: Link, interval: float, received: Callable[[], int] = int) -> None:
+    """Send a `Ping` each `interval` seconds, with what was `received`, and give the connection up when nothing at all
+    came for three of them."""
+    threading.Thread(target=_beat, args=(link, interval, received), name="squall-heartbeat", daemon=True).start()
 
 
-def _beat(link: Link, interval: float) -> None:
+def _beat(link: Link, interval: float, received: Callable[[], int]) -> None:
     seen, missed, epoch = link.received, 0, link.epoch
     while not link.ended.wait(interval) and not link.lost and link.epoch == epoch:
         missed = missed + 1 if link.received == seen else 0
@@ -242,4 +238,4 @@ def _beat(link: Link, interval: float) -> None:
         if missed >= BEATS_MISSED:
             link.abort(f"nothing was heard of the server for {missed * interval:g} s")
             return
-        link.send_nowait(Ping())
+        link.send_nowait(Ping(received=received()))

@@ -1,8 +1,12 @@
-"""What is said when a server is there again whose predecessor was killed: containers go on, and say what they hold.
+"""What is said when a connection is made again: by a client that comes back, and by containers of a killed server.
 
-The agent registers with the containers it has and hands over a new socket for each. A runner then sends its latest
-results again, as it cannot know which of them were lost with the old server, and says what it runs. Part of the
-contract in `messages`; tested in `tests/integration/test_reattach.py`.
+A client that comes back to the server it had says again what it waits for, and last that this was all (`Settled`). One
+that will not come back says so (`Leaving`): else a server keeps the app of a client elsewhere for some time.
+
+Where a server was killed, containers go on, and say to the next one what they hold. The agent registers with the
+containers it has and hands over a new socket for each. A runner then sends its latest results again, as it cannot know
+which of them were lost with the old server, and says what it runs. Part of the contract in `messages`; tested in
+`tests/integration/test_network.py` and `test_reattach.py`.
 """
 
 from __future__ import annotations
@@ -61,3 +65,20 @@ class OutputsAgain(Outputs):
     """Results that were sent to an earlier server, which may have recorded them or not."""
 
     TAG = "outputs_again"
+
+
+@dataclass(eq=False, repr=False)
+class Leaving(Message):
+    """A client gives its connection up. Unless it `returns`, its apps end at once and not only after a grace."""
+
+    TAG = "leaving"
+    IS_FLEETING = True
+    returns: bool = False
+
+
+@dataclass(eq=False, repr=False)
+class Settled(Message):
+    """A client that came back has named all calls that it waits for; the others are over."""
+
+    TAG = "settled"
+    IS_FLEETING = True

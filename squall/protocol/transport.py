@@ -563,6 +563,11 @@ class Link:
         """Whether somebody waits for an answer that another connection could bring."""
         return any(asked.message is not None for asked in list(self._requests.values()))
 
+    def await_readers(self) -> None:
+        """Of a lost connection: wait until whoever reads has handed on what had come, and has left."""
+        with self._lead:
+            pass
+
     def _await_resumed(self, deadline: float | None) -> None:
         remaining = RESUME_LOOK_S if deadline is None else min(RESUME_LOOK_S, deadline - time.monotonic())
         if remaining <= 0:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import resource
@@ -169,12 +170,19 @@ class Access:
         heartbeat = self.server.config.heartbeat if visitor is not None else 0.0
         if visitor is not None:
             visitor.door.admit(visitor)
-        peer = self.server.welcome(stream, message, scope)
-        if peer is not None and token is not None and visitor is not None:
-            peer.is_admin, peer.token_id, peer.remote = token.is_admin, token.token_id, visitor.address
+        token_id, remote = (token.token_id, visitor.address) if token is not None and visitor is not None else ("", "")
+        peer = self.server.welcome(stream, message, scope, token_id, remote)
+        resumed = peer is not None and peer.has_come_before
+        if peer is not None and token is not None:
+            peer.is_admin, peer.remote = token.is_admin, remote
             self._silent[peer] = (0, 0)
-        stays = self.server.stays
-        stream.send(Welcome(self.server.server_id, pid=os.getpid(), heartbeat=heartbeat, stays=stays, re=message.id))
+        welcome = Welcome(self.server.server_id, pid=os.getpid(), heartbeat=heartbeat, stays=self.server.stays)
+        welcome.resumed, welcome.re = resumed, message.id
+        stream.send(welcome)
+        if peer is not None and resumed:
+            self.server.absences.back(peer, message)
+        elif peer is not None:
+            peer.has_come_before = True
 
     def _scope_of(self, message: Hello, token: Token | None) -> Scope:
         if token is not None and message.workspace not in ("", token.workspace):
@@ -196,6 +204,7 @@ class Access:
         while True:
             await asyncio.sleep(self.server.config.heartbeat)
             now = time.time()
+            self.server.absences.token_ended(functools.partial(self._has_ended, now))
             for peer in list(self._silent):
                 if peer not in self.server.peers:
                     del self._silent[peer]
@@ -203,9 +212,12 @@ class Access:
                 with contextlib.suppress(Error):
                     self._look_at(peer, now)
 
+    def _has_ended(self, now: float, token_id: str) -> bool:
+        token = self.auth.tokens.get(token_id)
+        return token is None or bool(token.has_ended(now))
+
     def _look_at(self, peer: Peer, now: float) -> None:
-        token = self.auth.tokens.get(peer.token_id)
-        if token is None or token.has_ended(now):
+        if self._has_ended(now, peer.token_id):
             self._close(peer, "its token counts no more")
             return
         seen, missed = self._silent[peer]
@@ -217,6 +229,7 @@ class Access:
             peer.stream.send(Ping())
 
     def _token_ended(self, token: Token) -> None:
+        self.server.absences.token_ended(lambda token_id: token_id == token.token_id)
         for peer in list(self._silent):
             if peer.token_id == token.token_id:
                 # After what is being answered in this turn: it may be the very one that asked for it.
@@ -224,6 +237,7 @@ class Access:
 
     def _close(self, peer: Peer, reason: str) -> None:
         log.info("closed a connection", peer=peer.remote, token=peer.token_id, reason=reason)
+        peer.leaving = "for good"
         peer.stream.close(reason)
 
     def _respond(self, method: str, target: str, authorization: str) -> Answer:
@@ -271,6 +285,7 @@ class Access:
                 "listens": self.url() if self.auth.is_loaded else "",
                 "draining": server.draining,
                 "connections": len(server.peers),
+                "away": len(server.absences.away),
                 "workspace": peer.scope.workspace,
                 "environment": peer.scope.environment,
                 "admin": peer.is_admin,

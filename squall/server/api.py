@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from squall._observe import Logger
 from squall.exception import (
@@ -46,11 +46,13 @@ from squall.protocol.messages import (
     OutputItem,
     Ping,
     PutBlob,
+    Reply,
     StartExec,
     StopApp,
     StopContainer,
     Submit,
     YieldCredit,
+    encode_header,
     new_id,
     to_dict,
 )
@@ -74,7 +76,9 @@ from squall.protocol.requests import (
     UpdateAutoscaler,
     VerifyImage,
 )
+from squall.protocol.resumption import Leaving, Settled
 from squall.protocol.transport import FrameStream
+from squall.server.absence import AWAY_BYTES, CONNECTED_BYTES, Pushes, Returning
 from squall.server.app_api import AppApi
 from squall.server.call_rows import call_rows
 from squall.server.demand import Demand
@@ -111,10 +115,14 @@ class Dropped:
     container_id: str
     function: str
     size: int = 0
+    why: str = "they came faster than they were read"
+
+
+Leaver = Literal["", "for good", "for another connection"]
 
 
 class Peer:
-    """A client's connection, or a runner's where it acts as a client: what it asked for and owns."""
+    """A client over all its connections, or a runner where it acts as one: what it asked for and owns."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, stream: FrameStream, *, is_runner: bool = False) -> None:
         self.stream = stream
@@ -131,12 +139,72 @@ class Peer:
         """`sys.prefix` of the client."""
         self.client_id = ""
         """The same in every connection of a client; known to it alone."""
+        self.patience = 0.0
+        """Seconds for which it tries to come back when its connection breaks."""
+        self.leaving: Leaver = ""
+        """What is known of why its connection will end."""
+        self.has_come_before = False
+        """This is not its first connection."""
+        self.away_since = 0.0
+        """Wall-clock moment since which it has no connection; 0: it has one."""
+        self.pushes: Pushes | None = None
+        """What it was sent and has not confirmed, where that may get lost."""
+        self.returning: Returning | None = None
+        """Since it came back and until it has named what it waits for."""
         self.python = ""
         self.apps: set[str] = set()
         self.uploads: dict[str, Upload] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.dropped: dict[str, Dropped] = {}
         """App id -> output that this peer was too slow for, and was not told of yet."""
+
+    def keep_pushes(self, overflow: Callable[[], object]) -> None:
+        """Have all that is pushed from now on kept until it is confirmed; `overflow` is called when that is too much
+        of a client that is away."""
+        self.pushes = Pushes()
+        self._overflow = overflow
+        self.outbox.keep = self._keep
+
+    def _keep(self, header: bytes, parts: tuple[bytes, ...]) -> None:
+        if self.returning is not None:
+            self.returning.answered(header)
+        pushes = self.pushes
+        if pushes is None:
+            return
+        pushes.add(header, parts)
+        if not self.away_since and pushes.size > CONNECTED_BYTES:
+            pushes.trim(CONNECTED_BYTES + self.stream.waiting_bytes())
+        elif self.away_since and pushes.size > AWAY_BYTES:
+            self._overflow()
+
+    def push(self, message: Message, payload: bytes) -> None:
+        """Send what is to come exactly once, over however many connections."""
+        header = encode_header(message)
+        self.stream.send_raw(header, payload)
+        if self.outbox.keep is not None:
+            self._keep(header, (payload,))
+
+    def move_to(self, stream: FrameStream) -> None:
+        """Go on over another connection."""
+        self.outbox.flush()  # to nobody, so that it is among what is kept
+        stream.owner = self
+        self.stream = self.outbox.stream = stream
+
+    def resume(self, received: int) -> None:
+        """Send what the client has not had of the last connection, after the welcome on this one."""
+        if self.pushes is not None:
+            self.pushes.confirm(received)
+            for header, parts in self.pushes.frames:
+                self.stream.send_raw(header, *parts)
+        self.returning = Returning(self.pushes)
+        self.outbox.keep = self._keep
+
+    def settled(self) -> Returning | None:
+        """It has named all that it waits for: what it did."""
+        returning, self.returning = self.returning, None
+        if self.pushes is None:
+            self.outbox.keep = None
+        return returning
 
     def reply(self, request_id: int, data: dict[str, Any] | None = None, payload: bytes = b"") -> None:
         if request_id:
@@ -210,6 +278,9 @@ class Api:
             GetImage: self.get_image,
             StopContainer: self.stop_container,
             PutSecret: server.access.put_secret,
+            Reply: lambda peer, message, payload: None,  # to a ping
+            Leaving: self.leaving,
+            Settled: lambda peer, message, payload: server.calls.settled(peer),
         }
         self._client_slow: dict[type[Message], Callable[[Peer, Any], Any]] = {
             **self._slow,
@@ -365,7 +436,13 @@ class Api:
         await self.server.calls.get_call(peer, message)
 
     def ping(self, peer: Peer, message: Ping, payload: bytes) -> None:
+        if message.received and peer.pushes is not None:
+            peer.pushes.confirm(message.received)
         peer.reply(message.id)
+
+    def leaving(self, peer: Peer, message: Leaving, payload: bytes) -> None:
+        peer.leaving = "for another connection" if message.returns else "for good"
+        peer.stream.close("it said goodbye")
 
     # -- blobs
 

@@ -69,7 +69,7 @@ def are_found(connection: Any, table: Any, key: Any, query: Any) -> Any:
 
     if connection.dialect.name != "postgresql":
         return key.in_(query.with_only_columns(key))
-    place = sa.literal_column(f"{table.name}.ctid")
+    place: Any = sa.literal_column(f"{table.name}.ctid")
     return place == sa.any_(sa.func.array(query.with_only_columns(place).scalar_subquery()))
 
 

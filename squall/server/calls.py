@@ -8,7 +8,6 @@ Tested in `tests/integration/test_spawn.py`.
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections.abc import Callable, Collection, Sequence
 from itertools import islice
@@ -16,7 +15,14 @@ from typing import Any
 
 from squall._clock import SystemClock
 from squall._observe import Logger
-from squall.exception import Error, InvalidError, NotFoundError, OutputExpiredError, ResourceExhaustedError
+from squall.exception import (
+    Error,
+    InvalidError,
+    NotFoundError,
+    OutputExpiredError,
+    ResourceExhaustedError,
+    ServiceError,
+)
 from squall.protocol.messages import CancelCall, GetCall, GetOutput, OutputItem, Submit, split_payload
 from squall.protocol.messages import to_dict as message_dict
 from squall.server import journal
@@ -24,8 +30,9 @@ from squall.server.database import Database
 from squall.server.dispatch import Call, Dispatch, Finish, Input
 from squall.server.durable import Cancel, Durable
 from squall.server.inputs import Dropped, Retried
-from squall.server.journal import RESULT_DAYS, Added, Entry, Journal, KeptCall, Payload, Row
+from squall.server.journal import RESULT_DAYS, Added, Entry, Journal, KeptCall, Payload, Row, Wanted
 from squall.server.objects import MAIN, FunctionRecord, Objects, has_ended
+from squall.server.outputs import Outputs
 from squall.server.timelines import InputTimeline, Timelines, parse_call
 from squall.server.wire import check_id, output_head
 from squall.storage.blobs import check_digest
@@ -88,6 +95,7 @@ class Calls:
         self.pending_limit = 25_000
         """Inputs of one function that may wait, beside those of maps and those on disk."""
         self.durable = Durable(dispatch, Journal(database), self, SystemClock(), asyncio.get_running_loop())
+        self.outputs = Outputs(database)
         self._waiting: dict[tuple[str, int], list[asyncio.Future[Row]]] = {}
 
     # -- in
@@ -115,6 +123,16 @@ class Calls:
         if is_kept:
             self._spawn(peer, message, function, items)
             return
+        if peer.returning is not None:
+            if peer.returning.lacks_values(call, items):
+                raise ServiceError(
+                    f"`{function.spec.tag}` yielded while the connection was broken, more than is kept",
+                    hint="a generator that has yielded is not run again by itself: call it again",
+                )
+            peer.outbox.flush()  # results of this very turn count as told
+            items = peer.returning.wanted(call, message.call_id, items)
+            if not items and call is None:
+                return
         self._check_room(function, call, message, len(items))
         self._enqueue(message, function, items, peer)
         if message.id:
@@ -275,7 +293,9 @@ class Calls:
         waiter: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(key, []).append(waiter)
         try:
-            found = await self._read_output(*key, peer.scope.workspace)
+            found = None
+            if not self._is_under_way(*key, peer.scope.workspace):
+                found = await self._read_output(*key, peer.scope.workspace)
             if found is None and message.timeout != 0:
                 await asyncio.wait([waiter], timeout=min(message.timeout, WAIT_LIMIT) if message.timeout > 0 else None)
             if found is None and waiter.done():
@@ -287,6 +307,12 @@ class Calls:
             peer.reply(message.id, {"ready": False, "waits": self._why(message)})
         else:
             peer.reply(message.id, {"ready": True, "item": message_dict(found[0])}, found[1])
+
+    def _is_under_way(self, call_id: str, idx: int, workspace: str) -> bool:
+        """Whether a spawned input has not ended for sure, which needs no look at the disk. One that has is in dispatch
+        no more, and its end, if it is not on disk yet, is before any look."""
+        call = self.dispatch.calls.get(call_id)
+        return call is not None and call.kind == "spawn" and idx in call.inputs and _workspace_of(call) == workspace
 
     def _why(self, message: GetOutput) -> str:
         """What an input waits for that no container has; empty when that is just its turn."""
@@ -305,14 +331,13 @@ class Calls:
                 del self._waiting[key]
 
     async def _read_output(self, call_id: str, idx: int, workspace: str) -> tuple[OutputItem, bytes] | None:
-        work = functools.partial(journal.find_output, call_id=call_id, idx=idx, workspace=workspace)
-        call, row = await self.database.read(work)
-        if call is None:
+        row = await self.outputs.find(Wanted(call_id, idx, workspace))
+        if row is False:
             raise NotFoundError(f"no spawned call `{call_id}`", hint=f"results are kept for {RESULT_DAYS} days")
         if row is None:
             raise NotFoundError(f"call `{call_id}` has no input {idx}")
-        if row.status is None and call.cancelled_at is not None and self.durable.is_left_out(call_id, idx):
-            return _output(call_id, idx, "cancelled", call.cancel_reason or journal.CANCELLED, "", b"")
+        if row.status is None and row.cancelled_at is not None and self.durable.is_left_out(call_id, idx):
+            return _output(call_id, idx, "cancelled", row.cancel_reason or journal.CANCELLED, "", b"")
         if row.status is None:
             return None
         too_old = time.time() - RESULT_DAYS * 86400
@@ -389,6 +414,13 @@ class Calls:
         what = Cancel(message.call_id, message.idxs or None, peer.scope.workspace, message.terminate_containers)
         self.durable.cancel(what, told)
 
+    def settled(self, peer: Any) -> None:
+        """A client that came back has named what it waits for: the rest it has given up meanwhile."""
+        returning = peer.settled()
+        for call in list(self.dispatch.owners.get(peer, ())) if returning is not None else ():
+            if call.kind != "spawn" and call.call_id not in returning.named:
+                self.apply(self.dispatch.cancel(time.monotonic(), call.call_id, None, "cancelled by the caller"))
+
     async def expire(self, now_wall: float) -> None:
         """Delete results past their days, some at a time."""
         while await self.database.write(lambda connection: journal.expire(connection, now_wall, EXPIRE_LIMIT)):
@@ -433,4 +465,5 @@ def _give(owner: Any, head: str, data: bytes) -> None:
     owner.outbox.add(head, data)
     stream = owner.stream
     if stream.paused and stream.waiting_bytes() > UNREAD_RESULTS_BYTES:
+        owner.leaving = "for good"
         stream.abort(f"it left {UNREAD_RESULTS_BYTES >> 20} MiB of results unread")

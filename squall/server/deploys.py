@@ -374,6 +374,7 @@ class Deploys:
             for pool in app.pools() if app.state == "running" else ():
                 self.reconciler.apply(self.dispatch.add_function(now, pool.function_id, options_of(pool)))
                 self.resumed(pool)
+                self.reconciler.takeover.function_opened(pool.function_id)
             self.switched(app)
 
 

@@ -200,8 +200,8 @@ class Dispatch:
             call = self.calls[call_id] = Call(call_id, function, kind, owner, data)
             if owner is not None:
                 self.owners.setdefault(owner, {})[call] = None
-        call.last = last
         self._enqueue(now, call, items, out)
+        call.last = last  # only now: one of the inputs may have ended at once, and was not the last
         if function.free:
             self._pump(now, function, out)
         if function.queued:

@@ -145,6 +145,16 @@ class Call:
     def is_done(self, idx: int) -> bool:
         return 0 <= idx < self.done_below or (self.done_ahead is not None and idx in self.done_ahead)
 
+    def reopen(self, idx: int) -> None:
+        """Its result went lost on its way to the caller, and it may be submitted again. Costs as much as there are
+        results after it."""
+        ahead = self.done_ahead or set()
+        if idx < self.done_below:
+            ahead |= set(range(idx + 1, self.done_below))
+            self.done_below = idx
+        ahead.discard(idx)
+        self.done_ahead = ahead
+
     def mark_done(self, idx: int) -> None:
         ahead = self.done_ahead
         if idx != self.done_below:

@@ -46,6 +46,7 @@ from squall.protocol.messages import (
 from squall.protocol.requests import BuildDone, DeployApp, Pruned
 from squall.protocol.resumption import OutputsAgain, RunnerBack
 from squall.protocol.transport import FrameStream, payload_for
+from squall.server.absence import AWAY_LOG_BYTES, Absences
 from squall.server.access import Access, Greeting
 from squall.server.api import Api, Dropped, Peer, check_environment, log_chunk
 from squall.server.backoffs import Backoffs
@@ -132,6 +133,8 @@ class Server:
         self.readers = Readers(self)
         self.firings = Firings(self.calls.durable, self.database)
         self.firings.tell = self.tell_app
+        self.absences = Absences(self.loop, config.heartbeat)
+        self.absences.gone, self.absences.holds = self._peer_gone, self._has_something
         self.access = Access(self)
         self.api = Api(self)
         self.provider: NodeProvider = EmbeddedProvider(config)
@@ -167,19 +170,20 @@ class Server:
         self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
         if self.stays and self.config.listen:
             self.access.bind()
-        has_apps = has_any(self.config.state_dir / "squall.db") or self.database.backend.has_deployed_apps()
-        if self.stays or has_apps:
-            await self.database.ready()  # what else can be wrong with it must be said before serving
         self.metering.close_stale(self.started_at, time.time())
         self.nodes.listen(self.config.run_dir / "handoff.sock")
-        self.provider.start()
-        if has_apps:
-            await self._restore()
+        self.provider.start()  # it needs as long as the Store does, and both are waited for after a restart
+        try:
+            await self._prepare()
+        except BaseException:
+            await self.provider.withdraw()
+            raise
         if self.stays:
             self._claim.touch(0o600)
         else:
             self._claim.unlink(missing_ok=True)
         await self._listen()
+        self.provider.listening()
         bodies = [self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune()]
         bodies += [self.access.watch(), self.firings.rounds()]
         rounds = [self.loop.create_task(body) for body in bodies]
@@ -193,6 +197,14 @@ class Server:
             for task in rounds:
                 task.cancel()
             await self._close()
+
+    async def _prepare(self) -> None:
+        """What has to be there before anybody is let in."""
+        has_apps = has_any(self.config.state_dir / "squall.db") or self.database.backend.has_deployed_apps()
+        if self.stays or has_apps:
+            await self.database.ready()  # what else can be wrong with it must be said before serving
+        if has_apps:
+            await self._restore()
 
     async def _restore(self) -> None:
         """Take up the apps that were running, before any client is let in; then, little by little, their inputs."""
@@ -412,16 +424,22 @@ class Server:
             if message.id:
                 refuse(stream, message.id, InternalError(f"the server failed on `{message.TAG}`: {error!r}"))
 
-    def welcome(self, stream: FrameStream, message: Hello, scope: Scope) -> Peer | None:
-        """Take in a connection that may come in; the peer, where it is a client's."""
+    def welcome(self, stream: FrameStream, message: Hello, scope: Scope, token_id: str, remote: str) -> Peer | None:
+        """Take in a connection that may come in; the client, if it is one's, as it was if it comes back."""
         if message.role != "client":
             stream.owner = PendingAgent()
             return None
         stream.hold_above = UNREAD_LIMIT_BYTES
-        peer = Peer(self.loop, stream)
-        peer.prefix, peer.python, peer.scope = message.prefix, message.python, scope
-        peer.client_id = message.client_id
-        stream.owner = peer
+        peer = self.absences.find(message, token_id, scope)
+        if peer is None:
+            peer = Peer(self.loop, stream)
+            peer.prefix, peer.python, peer.scope = message.prefix, message.python, scope
+            peer.token_id, peer.remote = token_id, remote
+            self.absences.expect(peer, message)
+        elif peer in self.peers:  # it has noticed before us
+            peer.stream.abort("its client came back on another connection")
+            self._connection_ended(peer)
+        peer.move_to(stream)
         self.peers.add(peer)
         return peer
 
@@ -470,7 +488,8 @@ class Server:
     def on_lost(self, stream: FrameStream, reason: str) -> None:
         owner = stream.owner
         if isinstance(owner, Peer):
-            self._peer_lost(owner, reason)
+            if owner.stream is stream:  # else it has come back on another
+                self._peer_lost(owner, reason)
         elif isinstance(owner, Node):
             self.nodes.lost(owner)
             if not self.ended.is_set():
@@ -479,20 +498,34 @@ class Server:
             self.builds.node_lost(owner, reason)
 
     def _peer_lost(self, peer: Peer, reason: str) -> None:
+        self._connection_ended(peer)
+        if not self.ended.is_set() and not self.absences.leave(peer, reason):
+            self._peer_gone(peer, "its client went away")
+
+    def _connection_ended(self, peer: Peer) -> None:
+        """What depends on one connection ends with it: requests under way, readers, terminals."""
         self.peers.discard(peer)
         self.busy_at = time.monotonic()
         self.api.peer_lost(peer)
         self.readers.peer_lost(peer)
+
+    def _has_something(self, peer: Peer) -> bool:
+        """Whether a client could miss something when it comes back."""
+        if self.dispatch.owners.get(peer) or (peer.pushes is not None and peer.pushes.frames):
+            return True
+        return any(app.owner is peer and app.state == "running" for app in self.objects.apps.values())
+
+    def _peer_gone(self, peer: Peer, reason: str) -> None:
+        """A client will not come back."""
+        self.busy_at = time.monotonic()
         self.builds.peer_lost(peer)
-        if self.ended.is_set():
-            return  # it is this server that leaves
         for app in list(self.objects.apps.values()):
             app.followers.discard(peer)
             if app.owner is peer:
                 app.owner = None
                 # What was spawned goes on without its client, and the app until that has ended.
                 if not app.detached and not self.calls.durable.has_work(pool.stable_id for pool in app.pools()):
-                    self._stop_soon(app, "its client went away")
+                    self._stop_soon(app, reason)
         self.reconciler.apply(self.dispatch.owner_gone(time.monotonic(), peer, "the caller went away"))
 
     # -- runners
@@ -604,7 +637,8 @@ class Server:
         if app.owner is not None:
             if not peer.client_id or app.owner.client_id != peer.client_id:
                 raise ConflictError(f"app id `{message.app_id}` is another client's")
-            app.owner.stream.abort("its client came back on another connection")
+            if app.owner is not peer:
+                app.owner.stream.abort("its client came back on another connection")
         app.owner = peer
         return app
 
@@ -720,19 +754,21 @@ class Server:
 
     def _push_log(self, peer: Peer, app: AppRecord, entry: Record) -> None:
         """A follower that does not read loses output, and is told how much, rather than filling this memory."""
-        if peer.stream.paused:
+        is_away = peer.stream.closing and (peer.pushes is None or peer.pushes.size > AWAY_LOG_BYTES)
+        if peer.stream.paused or is_away:
             lost = peer.dropped.setdefault(app.app_id, Dropped(entry.container_id, entry.function))
             lost.size += len(entry.data)
+            lost.why = "the connection was broken" if is_away else lost.why
             return
         self._tell_dropped(peer, app)
-        peer.stream.send(log_chunk(app, entry), entry.data)
+        peer.push(log_chunk(app, entry), entry.data)
 
     def _tell_dropped(self, peer: Peer, app: AppRecord) -> None:
         lost = peer.dropped.pop(app.app_id, None)
         if lost is not None:
-            text = f"[{lost.size} bytes of output were dropped, as they came faster than they were read]\n"
+            text = f"[{lost.size} bytes of output were dropped, as {lost.why}]\n"
             note = Record(time.time(), lost.container_id, lost.function, "system", text.encode())
-            peer.stream.send(log_chunk(app, note), note.data)
+            peer.push(log_chunk(app, note), note.data)
 
     def _tell_all_dropped(self) -> None:
         """Followers that have caught up, of apps that have written nothing since."""

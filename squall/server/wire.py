@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -47,13 +48,15 @@ def check_id(value: str, prefix: str) -> str:
 
 
 class Outbox:
-    """Results for one connection: all of one loop turn leave as one frame."""
+    """Results for one connection: all of one loop turn leave as one frame. `keep` is told of each frame, where another
+    connection may have to carry it."""
 
-    __slots__ = ("_bytes", "_heads", "_loop", "_parts", "_stream")
+    __slots__ = ("_bytes", "_heads", "_loop", "_parts", "keep", "stream")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, stream: FrameStream) -> None:
         self._loop = loop
-        self._stream = stream
+        self.stream = stream
+        self.keep: Callable[[bytes, tuple[bytes, ...]], None] | None = None
         self._heads: list[str] = []
         self._parts: list[bytes] = []
         self._bytes = 0
@@ -71,12 +74,14 @@ class Outbox:
     def flush(self) -> None:
         if not self._heads:
             return
-        header = '{"t":"outputs","items":[' + ",".join(self._heads) + "]}"
-        self._stream.send_raw(header.encode(), *self._parts)
+        header = ('{"t":"outputs","items":[' + ",".join(self._heads) + "]}").encode()
+        self.stream.send_raw(header, *self._parts)
+        if self.keep is not None:
+            self.keep(header, tuple(self._parts))
         self._heads.clear()
         self._parts.clear()
         self._bytes = 0
-        self._stream.flush()
+        self.stream.flush()
 
 
 def output_head(call_id: str, idx: int, status: str, size: int, blob: str, seq: int, message: str, hint: str) -> str:

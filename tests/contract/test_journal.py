@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from squall.exception import ConflictError, InvalidError
 from squall.outages import MemoryJournal
 from squall.server import journal, tables
-from squall.server.journal import Added, Entry, Note, Row
+from squall.server.journal import Added, Entry, Note, Row, Wanted
 from tests.stores import Place
 
 
@@ -96,8 +96,9 @@ def test_the_first_end_wins(store: Any) -> None:
     store.finish([ended("fc-a", 0, "error", b"second"), ended("fc-a", 1)])
     assert waiting(store) == []
     if isinstance(store, SqlJournal):
-        _, row = store.find_output("fc-a", 0, "main")
-        assert (row.status, row.result, row.args) == ("ok", b"first", None)
+        [row] = store.find_outputs([Wanted("fc-a", 0, "main")])
+        assert (row.status, row.result) == ("ok", b"first")
+        assert store.payloads([1]) == {1: b""}
     else:
         assert store.lines["fc-a", 0].end == ended("fc-a", 0, "ok", b"first")
 
@@ -161,7 +162,7 @@ def ends(store: Any, call_id: str, count: int) -> list[str]:
     if isinstance(store, MemoryJournal):
         found = [store.lines[call_id, idx].end for idx in range(count)]
         return ["" if row is None else f"{row.status} {row.message}".strip() for row in found]
-    rows = [store.find_output(call_id, idx, "main")[1] for idx in range(count)]
+    rows = store.find_outputs([Wanted(call_id, idx, "main") for idx in range(count)])
     return [f"{row.status or ''} {row.message or ''}".strip() for row in rows]
 
 
@@ -213,8 +214,8 @@ def test_an_input_of_a_cancelled_call_is_shown_as_cancelled_before_it_has_a_row(
     sql.mark("fc-a", "its function was stopped", 1002.0)
     shown = [(row.call_id, row.status) for row in sql.find_inputs(["fc-a", "fc-b"], 10)]
     assert shown == [("fc-a", "ok"), ("fc-a", "cancelled"), ("fc-b", None)]
-    call, row = sql.find_output("fc-a", 1, "main")
-    assert (call.cancel_reason, row.status) == ("its function was stopped", None)
+    [row] = sql.find_outputs([Wanted("fc-a", 1, "main")])
+    assert (row.cancel_reason, row.status) == ("its function was stopped", None)
 
 
 def test_results_and_calls_are_forgotten_in_time(sql: Any) -> None:

@@ -164,6 +164,14 @@ def test_a_result_that_is_sent_again_is_kept_for_its_caller() -> None:
     assert hand.submit(0).finished.keys() == {("fc-1", 0)}
 
 
+def test_a_call_whose_first_input_has_ended_already_keeps_the_others() -> None:
+    hand = Hand().again("co-1", ("fc-1", 0, "ok", 0)).submit(0, 1, 2)
+    hand.do(hand.dispatch.container_ready(0.0, "co-1", 2))
+    hand.output("co-1", 1).output("co-1", 2)
+    assert [hand.finished["fc-1", idx].output for idx in range(3)] == ["again 0", "result 1", "result 2"]
+    assert not hand.dispatch.calls
+
+
 def test_an_error_that_is_sent_again_costs_one_retry() -> None:
     hand = Hand(max_retries=1, initial_delay=0.0).again("co-1", ("fc-1", 0, "error", 0))
     hand.do(hand.dispatch.adoption.adopt(0.0, [("co-1", 1, [])]))

@@ -61,6 +61,7 @@ def server() -> Any:
         started_at=ManualClock().wall(),
         draining=False,
         peers={1, 2},
+        absences=SimpleNamespace(away={}),
         nodes=SimpleNamespace(nodes={"no-1": node}),
         objects=SimpleNamespace(apps=apps, functions=functions),
         reconciler=SimpleNamespace(containers={}),
