@@ -90,6 +90,8 @@ class Calls:
         """Set by `main`: carries out dispatch's instructions."""
         self.why_waiting: Callable[[FunctionRecord], str] = lambda function: ""
         """Set by `main`: what keeps containers of a function from starting."""
+        self.open_former: Callable[[FunctionRecord], None]
+        """Set by `main`: has a function that is not in the current version end what was asked of it."""
         self.offset = time.time() - time.monotonic()
         """Added to a brain's monotonic moment it gives wall-clock time."""
         self.pending_limit = 25_000
@@ -259,15 +261,25 @@ class Calls:
     # -- spawned calls: what `durable` asks
 
     def pool_of(self, call: KeptCall) -> str:
-        function = self.objects.find_function(call.function_id)
+        function = self._pool_of(call)
         return function.function_id if function is not None and function.app.state == "running" else ""
 
     def why_stopped(self, call: KeptCall) -> str:
         app = self.objects.apps.get(call.app_id)
         return app.reason or "it ended" if app is not None and app.state != "running" else ""
 
-    def describe(self, call: KeptCall) -> CallInfo:
+    def _pool_of(self, call: KeptCall) -> FunctionRecord | None:
+        """Of a function that the current version has not got, what is left of it takes what was asked before."""
         function = self.objects.find_function(call.function_id)
+        if function is not None:
+            return function
+        retired = self.objects.retired(call.function_id)
+        if retired is not None and retired.function_id not in self.dispatch.functions:
+            self.open_former(retired)
+        return retired
+
+    def describe(self, call: KeptCall) -> CallInfo:
+        function = self._pool_of(call)
         return CallInfo(function, call.function_id, call.created_at, call.parent, call.method)
 
     def stored(self, rows: Sequence[Row]) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from squall.server import lines
 from squall.server.inputs import Call, Dropped, Function, Input, Instructions, Run
 from squall.server.starts import impatient
+from squall.server.succession import in_backoff
 
 if TYPE_CHECKING:
     from squall.protocol.states import InputState
@@ -78,7 +79,7 @@ class Endings:
         for input_ in list(function.running):
             self._cancel(now, input_, message, out)
         ending = Ending(function, "closed", message)
-        ending.chosen, ending.state = self.dispatch._inputs_in_backoff(function), "backoff"
+        ending.chosen, ending.state = in_backoff(function, (timer[3] for timer in self.dispatch._timers)), "backoff"
         function.ending = True
         self._go_on(now, ending, 0, out)
 

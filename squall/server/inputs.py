@@ -8,6 +8,7 @@ the million, is in `lines`. Tested with dispatch.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -247,6 +248,8 @@ class Function:
         "closed",
         "cold_start",
         "containers",
+        "crowd",
+        "crowd_timer",
         "early_ends",
         "ending",
         "exec_time",
@@ -257,6 +260,7 @@ class Function:
         "free",
         "function_id",
         "hurries",
+        "lag",
         "options",
         "queue",
         "queued",
@@ -266,10 +270,12 @@ class Function:
         "start_failures",
         "start_timer",
         "starting",
+        "stuck",
         "successor",
         "suspected",
         "suspects",
         "timeout_timer",
+        "typical",
         "waiting",
     )
 
@@ -315,6 +321,14 @@ class Function:
         self.blocked_reason = ""
         self.failing: StartFailure | None = None
         self.exec_time: float | None = None
+        """Seconds an input takes in its container."""
+        # What `crowd` knows: how long the tiny inputs take there, the least that the way there and back adds, how many
+        # run for longer, and of all that how many may run at once.
+        self.typical = 0.0
+        self.lag = float("inf")
+        self.stuck = 0
+        self.crowd = sys.maxsize
+        self.crowd_timer = False
         self.cold_start: float | None = None
         self.active_at = now
         """When an input arrived last."""

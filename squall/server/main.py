@@ -149,6 +149,7 @@ class Server:
         self.deploys.resumed = self.backoffs.resume
         self._drainer: asyncio.Task[None] | None = None
         self.calls.apply = self.backoffs.apply = self.reconciler.apply
+        self.calls.open_former = self.reconciler.takeover.open_former
         self.calls.why_waiting = self.reconciler.why_waiting
         self.reconciler.on_backoff = self.backoffs.changed
         self.backoffs.tell = self._log_of_app
