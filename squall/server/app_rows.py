@@ -148,7 +148,7 @@ def set_stopped(connection: Any, app_id: str, now_wall: float, reason: str) -> N
 
 
 def rename_environment(connection: Any, workspace: str, name: str, new_name: str) -> None:
-    """Apps that have stopped go with their environment; what one of the new name left when it was deleted is history."""
+    """Apps that have stopped go with their environment. What one of the new name left when deleted is history."""
     from squall.server import tables
 
     table = tables.apps
