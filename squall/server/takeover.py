@@ -61,6 +61,8 @@ class Takeover:
         """Containers whose runner has not spoken yet."""
         self._back: list[tuple[ContainerRecord, Back]] = []
         """Those that have, while others have not."""
+        self._early: dict[str, list[tuple[list[OutputItem], list[bytes]]]] = {}
+        """What their containers sent since then. Their inputs are not leased to them again yet."""
         self._again_bytes = 0
 
     # -- containers
@@ -215,6 +217,7 @@ class Takeover:
                 for one in message.inputs[: slots + 1]
             ]
             self._back.append((record, (record.container_id, slots, held)))
+            self._early[record.container_id] = []
         elif self._is_replaced(record):
             self.reconciler.stop_container(record.container_id, 0.0, "its version was replaced")
         else:
@@ -226,18 +229,32 @@ class Takeover:
         """All have spoken, or have had their time: now it is known what waits and does not run."""
         reconciler = self.reconciler
         back, self._back = self._back, []
+        early, self._early = self._early, {}
         for record, _ in back:
             if record.move("ready"):
                 reconciler.tell(record)
         ready = [words for record, words in back if record.state == "ready"]
         reconciler.apply(reconciler.dispatch.adoption.adopt(time.monotonic(), ready))
         for record, _ in back:
+            for items, parts in early[record.container_id]:
+                reconciler.runner_outputs(record, items, parts)
             version = record.function.app.current
             if self._is_replaced(record) and version is not None and version.strategy == "recreate":
                 grace = max(RECREATE_GRACE_S, record.function.spec.exit_grace)
                 reason = f"version {version.number} of `{record.function.app.name}` took over"
                 reconciler.stop_container(record.container_id, grace, reason, by_operator=True)
         reconciler.ask_all()
+
+    def keep_early(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> bool:
+        """Whether these outputs must wait until all have spoken. They are few: an end for each input that it has."""
+        waiting = self._early.get(record.container_id)
+        if waiting is None:
+            return False
+        if sum(len(kept) for kept, _ in waiting) + len(items) > 2 * slots_of(record.function.spec) + 2:
+            self.reconciler.stop_container(record.container_id, 0.0, "its runner sent more results than it has inputs")
+        else:
+            waiting.append((items, [bytes(part) for part in parts]))
+        return True
 
     def _is_replaced(self, record: ContainerRecord) -> bool:
         state = self.reconciler.dispatch.functions.get(record.function.function_id)
