@@ -97,8 +97,9 @@ def test_container_that_ended_while_there_was_no_server_is_recorded_as_it_ended(
         os.kill(pid, signal.SIGKILL)
         assert workload.square.remote(2) == 4
     first, _ = wait_metered(home, 2)
-    assert "killed" in first["reason"] and first["cpu_seconds"] > 0
-    assert first["requested_at"] < first["started_at"] < first["stopped_at"]
+    assert "the server ended before" not in first["reason"], "that is a guess"
+    assert first["cpu_seconds"] > 0
+    assert first["requested_at"] <= first["started_at"] < first["stopped_at"]
 
 
 def test_container_whose_server_was_killed_before_it_wrote_of_it_is_recorded_once(home: Path) -> None:
