@@ -197,6 +197,9 @@ def _rows(client: Client, kind: str) -> list[dict[str, Any]]:
 
 def _node_line(node: dict[str, Any]) -> str:
     parts = [str(node.get("node_id", "")), str(node.get("hostname", "")), f"runtime {node.get('runtime', '')}"]
+    if node.get("health", "up") != "up":
+        since = f" {ago(node['since'])}" if node.get("since") else ""
+        parts.append(f"{node['health']}{since}: {node.get('reason', '')}")
     return ", ".join(part for part in parts if part)
 
 

@@ -168,6 +168,8 @@ class Access:
             _turn_down(stream, message, error)
             return
         heartbeat = self.server.config.heartbeat if visitor is not None else 0.0
+        if message.role == "agent":
+            heartbeat = self.server.config.node_heartbeat
         if visitor is not None:
             visitor.door.admit(visitor)
         token_id, remote = (token.token_id, visitor.address) if token is not None and visitor is not None else ("", "")

@@ -34,6 +34,9 @@ FAMILIES: dict[str, tuple[Literal["gauge", "counter"], str]] = {
     "squall_connections_broken_total": ("counter", "Connections that broke of clients who may come back."),
     "squall_clients_returned_total": ("counter", "Clients that came back after their connection broke."),
     "squall_nodes": ("gauge", "Machines that run containers."),
+    "squall_nodes_suspected": ("gauge", "Those of them that are not heard of and get no new containers."),
+    "squall_nodes_lost_total": ("counter", "Nodes that were given up: what they ran was given to others."),
+    "squall_nodes_returned_total": ("counter", "Nodes whose connection broke and that came back before that."),
     "squall_node_cpus": ("gauge", "Cores that a node offers."),
     "squall_node_memory_bytes": ("gauge", "Memory that a node offers."),
     "squall_apps": ("gauge", "Apps that run, by state."),
@@ -135,6 +138,7 @@ _COUNTERS = frozenset(
 def _of_nodes(server: Server) -> Iterator[Sample]:
     nodes = server.nodes.nodes.values()
     yield Sample("squall_nodes", len(nodes))
+    yield Sample("squall_nodes_suspected", sum(node.health != "up" for node in nodes))
     for node in nodes:
         label = (("node", node.node_id),)
         yield Sample("squall_node_cpus", node.machine.cpus, label)
