@@ -1,7 +1,8 @@
-"""Warm calls and maps, Squall and Ray alternately in one sitting."""
+"""Warm calls and maps, Squall and Ray alternately in one sitting. `--only bytes --rounds 9` measures one case long."""
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import time
@@ -12,7 +13,6 @@ if squall.is_local():  # a container sees this file alone
     import common
 
 app = squall.App("bench-calls")
-ROUNDS = 3
 CALLS = 2000
 
 
@@ -90,20 +90,43 @@ def latency() -> list[float]:
     return out
 
 
-def mapped() -> float:
+def mapped() -> list[float]:
     began = time.perf_counter()
     assert sum(noop_many.map(range(10_000))) == 49_995_000  # type: ignore[arg-type]
-    return time.perf_counter() - began
+    return [time.perf_counter() - began]
 
 
-def mapped_bytes() -> float:
+def mapped_bytes() -> list[float]:
     data = [bytes([i % 256]) * 100_000 for i in range(1000)]
     began = time.perf_counter()
     assert sum(len(value) for value in noop_many.map(data)) == 100_000_000  # type: ignore[arg-type, misc]
-    return time.perf_counter() - began
+    return [time.perf_counter() - began]
+
+
+CASES = {"call": latency, "map": mapped, "bytes": mapped_bytes}
+ROWS = {
+    "call": ("warm call", "us", lambda v: v * 1e6),
+    "map": ("map 10,000 no-op", "items/s", lambda v: 10_000 / v),
+    "bytes": ("map 1,000 x 100 KB both ways", "items/s", lambda v: 1000 / v),
+}
+
+
+def measure(ray: Ray | None, cases: list[str], rounds: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Squall's times and Ray's of each case, in turns."""
+    times: dict[str, tuple[list[float], list[float]]] = {case: ([], []) for case in cases}
+    for _ in range(rounds):
+        for case, (ours, theirs) in times.items():
+            ours += CASES[case]()
+            if ray is not None:
+                theirs += ray.measure(case)
+    return times
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=CASES, action="append", help="a case; without, all of them")
+    asked = parser.parse_args()
     ray = None
     try:
         import ray as _ray  # noqa: F401
@@ -111,28 +134,17 @@ def main() -> None:
         ray = Ray()
     except ImportError:
         print("ray is not installed: Squall alone")
-    ours: dict[str, list[float]] = {"call": [], "map": [], "bytes": []}
-    theirs: dict[str, list[float]] = {"call": [], "map": [], "bytes": []}
     with common.own_home(), app.run():
         noop.remote()
         list(noop_many.map(range(500)))
-        for _ in range(ROUNDS):
-            ours["call"] += latency()
-            if ray is not None:
-                theirs["call"] += ray.measure("call")
-            ours["map"].append(mapped())
-            if ray is not None:
-                theirs["map"] += ray.measure("map")
-            ours["bytes"].append(mapped_bytes())
-            if ray is not None:
-                theirs["bytes"] += ray.measure("bytes")
+        times = measure(ray, asked.only or list(CASES), asked.rounds)
     if ray is not None:
         ray.close()
-    for name, series in (("squall .remote()", ours), ("ray actor call / tasks", theirs)):
-        if series["call"]:
-            common.row(f"warm call, {name}", [v * 1e6 for v in series["call"]], "us")
-            common.row(f"map 10,000 no-op, {name}", [10_000 / v for v in series["map"]], "items/s")
-            common.row(f"map 1,000 x 100 KB both ways, {name}", [1000 / v for v in series["bytes"]], "items/s")
+    for case, (ours, theirs) in times.items():
+        name, unit, shown = ROWS[case]
+        for who, series in (("squall", ours), ("ray actor call" if case == "call" else "ray tasks", theirs)):
+            if series:
+                common.row(f"{name}, {who}", [shown(value) for value in series], unit)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,21 @@
 
 Every job is on disk before it is acknowledged: Squall and PostgreSQL sync it, Redis once a second (`appendfsync
 everysec`). One program submits no-op jobs as fast as it can and waits until all have ended; the time of each is from
-the first submit to the last end, workers being up. Peers that are not installed are left out (`pip install celery redis
-procrastinate psycopg[binary]`, and the servers of Redis and PostgreSQL). `--only` names the parts to run.
+the first submit to the last end, workers being up. Squall and its peers take turns. Peers are put in both ways that
+they have: job by job, and many at once, as `spawn_map` does. `scripts/bench spawn` installs them; those that are not
+there are left out. `--only` names the parts to run.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import importlib.util
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,13 +31,39 @@ if squall.is_local():  # a container sees this file alone
 
 app = squall.App("bench-spawn")
 COUNT = 5000
+PEER_COUNT = 2000
 SEQUENTIAL = 500
-WORKERS = 2
+IN_FLIGHT = 64
+PEERS = Path(__file__).parent / "peers"
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 @app.function(cpu=0.25, memory=64)
 def noop(x: int) -> int:
     return x
+
+
+class Series:
+    """Figures by case, in the order in which they came first."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {}
+
+    def add(self, case: str, *values: float) -> None:
+        self.values.setdefault(case, []).extend(values)
+        print(f"  {case}: {statistics.median(values):.1f}", file=sys.stderr, flush=True)
+
+    def show(self) -> None:
+        for case, values in self.values.items():
+            common.row(case, values, "ms" if "one after the other" in case else "jobs/s")
+
+    def show_ratio(self, case: str, to: str) -> None:
+        if case in self.values and to in self.values:
+            ratio = statistics.median(self.values[case]) / statistics.median(self.values[to])
+            print(f"{case} / {to}: {ratio:.1f}", flush=True)
+
+
+# ---- Squall ---------------------------------------------------------------------------------------------------------
 
 
 def wait_for_all(call: squall.FunctionCall[int], count: int) -> None:
@@ -50,96 +79,43 @@ def wait_for_all(call: squall.FunctionCall[int], count: int) -> None:
         time.sleep(0.02)
 
 
-def squall_rates(rounds: int, database: str) -> None:
+async def spawn_and_get(count: int) -> None:
+    """Jobs spawned one by one, with some under way at once, and the result of each had."""
+    room = asyncio.Semaphore(IN_FLIGHT)
+
+    async def one(x: int) -> None:
+        async with room:
+            call = await noop.spawn.aio(x)
+            await call.get.aio(timeout=60)
+
+    await asyncio.gather(*(one(x) for x in range(count)))
+
+
+def squall_turn(name: str, series: Series) -> None:
     with common.own_home(), app.run():
         wait_for_all(noop.spawn_map(range(200)), 200)  # containers and the Store are up
-        rates, acks = [], []
-        for _ in range(rounds):
-            began = time.perf_counter()
-            call = noop.spawn_map(range(COUNT))
-            acks.append(COUNT / (time.perf_counter() - began))
-            wait_for_all(call, COUNT)
-            rates.append(COUNT / (time.perf_counter() - began))
-        common.row(f"Squall on {database}, spawn_map of {COUNT}: completed", rates, "jobs/s")
-        common.row(f"Squall on {database}, spawn_map of {COUNT}: acknowledged", acks, "jobs/s")
+        began = time.perf_counter()
+        call = noop.spawn_map(range(COUNT))
+        series.add(f"{name}, spawn_map, acknowledged", COUNT / (time.perf_counter() - began))
+        wait_for_all(call, COUNT)
+        series.add(f"{name}, spawn_map", COUNT / (time.perf_counter() - began))
+        began = time.perf_counter()
+        asyncio.run(spawn_and_get(PEER_COUNT))
+        series.add(f"{name}, spawn and get, {IN_FLIGHT} at a time", PEER_COUNT / (time.perf_counter() - began))
         times = [common.timed(lambda: noop.spawn(1)) * 1000 for _ in range(SEQUENTIAL)]
-        common.row(f"Squall on {database}, one spawn after the other", times, "ms")
+        series.add(f"{name}, spawn, one after the other (S15)", *times)
+
+
+def squall_on_postgres(url: str, turn: int, series: Series) -> None:
+    with database(url, f"squall{turn}") as name:
+        os.environ["SQUALL_DATABASE_URL"] = f"{url}/{name}"
+        try:
+            squall_turn("Squall on PostgreSQL", series)
+        finally:
+            del os.environ["SQUALL_DATABASE_URL"]
 
 
 # ---- peers ----------------------------------------------------------------------------------------------------------
-
-CELERY = """
-import os, time
-from celery import Celery
-app = Celery("bench", broker=os.environ["BENCH_REDIS"], backend=os.environ["BENCH_REDIS"])
-app.conf.update(task_acks_late=True, worker_prefetch_multiplier=16)
-
-@app.task
-def noop(x):
-    return x
-
-def measure():
-    [r.get(timeout=60) for r in [noop.delay(0) for _ in range(50)]]
-    for _ in range(int(os.environ["BENCH_ROUNDS"])):
-        began = time.perf_counter()
-        results = [noop.delay(n) for n in range(int(os.environ["BENCH_COUNT"]))]
-        for result in results:
-            result.get(timeout=600)
-        print(int(os.environ["BENCH_COUNT"]) / (time.perf_counter() - began), flush=True)
-"""
-
-SKIP_LOCKED = """
-import os, sys, time, psycopg
-url = os.environ["BENCH_POSTGRES"]
-if sys.argv[1] == "worker":
-    connection = psycopg.connect(url, autocommit=True)
-    take = ("UPDATE jobs SET state = 'done', result = args WHERE id = (SELECT id FROM jobs WHERE state = 'new' "
-            "ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING id")
-    while True:
-        if connection.execute(take).fetchone() is None:
-            time.sleep(0.002)
-count = int(os.environ["BENCH_COUNT"])
-connection = psycopg.connect(url, autocommit=True)
-connection.execute("CREATE TABLE IF NOT EXISTS jobs (id bigserial PRIMARY KEY, args bytea, state text, result bytea)")
-connection.execute("CREATE INDEX IF NOT EXISTS jobs_new ON jobs (id) WHERE state = 'new'")
-print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(int(os.environ["BENCH_ROUNDS"])):
-    began = time.perf_counter()
-    for n in range(count):
-        connection.execute("INSERT INTO jobs (args, state) VALUES (%s, 'new')", (b"x",))
-    while connection.execute("SELECT 1 FROM jobs WHERE state = 'new' LIMIT 1").fetchone():
-        time.sleep(0.02)
-    print(count / (time.perf_counter() - began), flush=True)
-"""
-
-PROCRASTINATE = """
-import asyncio, os, sys, time, procrastinate
-app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=os.environ["BENCH_POSTGRES"]))
-
-@app.task(queue="bench")
-async def noop(x):
-    return x
-
-async def main():
-    async with app.open_async():
-        if sys.argv[1] == "worker":
-            await app.run_worker_async(concurrency=10, wait=True, install_signal_handlers=False)
-        await app.schema_manager.apply_schema_async()
-        print("ready", flush=True)
-        await asyncio.to_thread(sys.stdin.readline)
-        count = int(os.environ["BENCH_COUNT"])
-        for _ in range(int(os.environ["BENCH_ROUNDS"])):
-            began = time.perf_counter()
-            for n in range(count):
-                await noop.defer_async(x=n)
-            query = "SELECT count(*) AS n FROM procrastinate_jobs WHERE status IN ('todo', 'doing')"
-            while (await app.connector.execute_query_one_async(query))["n"]:
-                await asyncio.sleep(0.05)
-            print(count / (time.perf_counter() - began), flush=True)
-
-asyncio.run(main())
-"""
 
 
 @contextlib.contextmanager
@@ -153,52 +129,55 @@ def running(*command: str, **options: object) -> Iterator[subprocess.Popen[str]]
         process.wait(30)
 
 
-def rates_of(text: str, count: int) -> list[float]:
-    rates = [float(line) for line in text.splitlines() if line.replace(".", "").isdigit()]
-    if not rates:
-        raise RuntimeError(f"no rate of {count} jobs in {text[-500:]!r}")
-    return rates
+def measured(python: str, program: str, how: str, environment: dict[str, str], workers: int) -> float:
+    """What a program of `peers/` says of itself, once its workers are up."""
+    command = [python, str(PEERS / program)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(running(*command, how, env=environment, **pipes))
+        assert client.stdout is not None
+        client.stdout.readline()  # its tables are there
+        for _ in range(workers):
+            stack.enter_context(running(*command, "worker", env=environment, **QUIET))
+        time.sleep(2.5 if workers else 0)
+        said, _ = client.communicate("go\n", timeout=900)
+    return float(said)
 
 
-def celery_rates(python: str, rounds: int, count: int) -> None:
+def environment_of(url: str, count: int) -> dict[str, str]:
+    return {**os.environ, "BENCH_URL": url, "BENCH_COUNT": str(count), "PYTHONPATH": str(PEERS)}
+
+
+def celery_turn(python: str, series: Series) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        Path(directory, "bench_celery.py").write_text(CELERY)
         port = "16379"
         redis = ["redis-server", "--port", port, "--dir", directory, "--appendonly", "yes", "--save", ""]
-        url = f"redis://127.0.0.1:{port}/0"
-        environment = {**os.environ, "BENCH_REDIS": url, "BENCH_ROUNDS": str(rounds), "BENCH_COUNT": str(count)}
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        worker = [python, "-m", "celery", "-A", "bench_celery", "worker", "-c", str(WORKERS), "-l", "error"]
-        with running(*redis, "--appendfsync", "everysec", **quiet):
+        environment = environment_of(f"redis://127.0.0.1:{port}/0", PEER_COUNT)
+        lean = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        worker = [python, "-m", "celery", "-A", "on_celery", "worker", "-c", "2", "-l", "error", *lean]
+        with running(*redis, "--appendfsync", "everysec", **QUIET):
             time.sleep(1)
-            with running(*worker, cwd=directory, env=environment, **quiet):
-                command = [python, "-c", "import bench_celery; bench_celery.measure()"]
-                done = subprocess.run(
-                    command, cwd=directory, env=environment, capture_output=True, text=True, timeout=900
-                )
-        common.row(f"Celery on Redis, {count} jobs", rates_of(done.stdout + done.stderr, count), "jobs/s")
+            with running(*worker, cwd=directory, env=environment, **QUIET):
+                series.add("Celery on Redis", measured(python, "on_celery.py", "client", environment, 0))
 
 
-def postgres_rates(name: str, program: str, python: str, rounds: int, count: int, url: str) -> None:
-    environment = {**os.environ, "BENCH_POSTGRES": url, "BENCH_ROUNDS": str(rounds), "BENCH_COUNT": str(count)}
-    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as workers:
-        path = Path(directory, "bench.py")
-        path.write_text(program)
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        with running(python, str(path), "client", env=environment, **pipes) as client:
-            assert client.stdout is not None
-            client.stdout.readline()  # its tables are there
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            for _ in range(WORKERS):
-                workers.enter_context(running(python, str(path), "worker", env=environment, **quiet))
-            time.sleep(2)
-            said, _ = client.communicate("go\n", timeout=900)
-        common.row(f"{name}, {count} jobs", rates_of(said, count), "jobs/s")
+def postgres_turn(python: str, url: str, turn: int, series: Series) -> None:
+    """Workers: what gave the highest rates here."""
+    cases = [
+        ("SKIP LOCKED, job by job", "on_postgres.py", "one by one", PEER_COUNT, 2),
+        ("SKIP LOCKED, all put in one transaction", "on_postgres.py", "at once", PEER_COUNT, 8),
+        ("procrastinate, job by job", "on_procrastinate.py", "one by one", 500, 2),
+        ("procrastinate, batch_defer", "on_procrastinate.py", "at once", 1000, 4),
+    ]
+    for number, (case, program, how, count, workers) in enumerate(cases):
+        with database(url, f"peer{turn}x{number}") as name:
+            environment = environment_of(f"{url}/{name}", count)
+            series.add(case, measured(python, program, how, environment, workers))
 
 
 @contextlib.contextmanager
 def postgres() -> Iterator[str]:
-    """A PostgreSQL of its own, as it comes: each commit is synced."""
+    """A PostgreSQL of its own, as it comes: each commit is synced. The URL is without a database."""
     binaries = Path(os.path.realpath(shutil.which("postgres") or "/nowhere/postgres")).parent
     directory = tempfile.mkdtemp(prefix="squall-bench-pg-")
     as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
@@ -206,36 +185,70 @@ def postgres() -> Iterator[str]:
         if as_user:
             shutil.chown(directory, "postgres", "postgres")
         data = f"{directory}/data"
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         initdb = [*as_user, str(binaries / "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
-        subprocess.run(initdb, check=True, **quiet)  # type: ignore[call-overload]
+        subprocess.run(initdb, check=True, cwd=directory, **QUIET)  # type: ignore[call-overload]
         server = [*as_user, str(binaries / "postgres"), "-D", data, "-p", "15432", "-k", directory, "-h", "127.0.0.1"]
-        with running(*server, **quiet):
+        with running(*server, cwd=directory, **QUIET):
             time.sleep(2)
-            yield "postgresql://postgres@127.0.0.1:15432/postgres"
+            yield "postgresql://postgres@127.0.0.1:15432"
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def database(url: str, name: str) -> Iterator[str]:
+    import psycopg
+
+    with psycopg.connect(f"{url}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield name
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def find_postgres() -> bool:
+    """Whether PostgreSQL and its driver are here; Debian keeps its programs out of PATH."""
+    places = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *map(str, places)])
+    return shutil.which("postgres") is not None and importlib.util.find_spec("psycopg") is not None
+
+
+def has(python: str, modules: str) -> bool:
+    found = subprocess.run([python, "-c", f"import {modules}"], capture_output=True, check=False).returncode == 0
+    if not found:
+        print(f"{python} has not all of {modules}: left out", flush=True)
+    return found
+
+
+def take_turns(turns: int, parts: list[str], peers: str, series: Series) -> None:
+    with contextlib.ExitStack() as stack:
+        with_celery = "celery" in parts and shutil.which("redis-server") and has(peers, "celery, redis")
+        url = stack.enter_context(postgres()) if "postgres" in parts and find_postgres() else ""
+        with_queues = url and has(peers, "psycopg, procrastinate")
+        for turn in range(turns):
+            if "sqlite" in parts:
+                squall_turn("Squall on SQLite", series)
+            if with_celery:
+                celery_turn(peers, series)
+            if with_queues:
+                postgres_turn(peers, url, turn, series)
+            if url:
+                squall_on_postgres(url, turn, series)
+
+
 def main() -> None:
+    of_bench = Path(__file__).parent.parent / ".venv-peers/bin/python"
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers", default=sys.executable, help="a Python that has the peers")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--peers", default=str(of_bench) if of_bench.exists() else sys.executable, metavar="PYTHON")
     parser.add_argument("--only", default="sqlite,celery,postgres")
     options = parser.parse_args()
-    parts = options.only.split(",")
-    if "sqlite" in parts:
-        squall_rates(options.rounds, "SQLite")
-    found = subprocess.run([options.peers, "-c", "import celery, redis"], capture_output=True, check=False)
-    if "celery" in parts and found.returncode == 0 and shutil.which("redis-server"):
-        celery_rates(options.peers, options.rounds, 2000)
-    if "postgres" in parts and shutil.which("postgres") and importlib.util.find_spec("psycopg"):
-        with postgres() as url:
-            postgres_rates("PostgreSQL, SKIP LOCKED", SKIP_LOCKED, options.peers, options.rounds, 2000, url)
-            postgres_rates("procrastinate", PROCRASTINATE, options.peers, 1, 500, url)
-        with postgres() as url:
-            os.environ["SQUALL_DATABASE_URL"] = url
-            squall_rates(options.rounds, "PostgreSQL")
+    series = Series()
+    take_turns(options.turns, options.only.split(","), options.peers, series)
+    series.show()
+    for name in ("Squall on SQLite", "Squall on PostgreSQL"):
+        for peer in list(series.values):
+            if not peer.startswith("Squall"):
+                series.show_ratio(f"{name}, spawn_map", peer)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from squall._blocking import run
 from squall.client import Client, check_payload
 from squall.exception import Error, InvalidError, SerializationError, ServiceError
 from squall.protocol import payload as payloads
+from squall.protocol.frames import Packed, flat
 from squall.protocol.messages import (
     YIELD_WINDOW,
     CancelCall,
@@ -217,11 +218,11 @@ class Mapping(_Stream):
         self._held_bytes = 0
         self._untaken = 0
         self._items: list[InputItem] = []
-        self._parts: list[bytes] = []
+        self._parts: list[Packed] = []
         self._part_bytes = 0
         self._flushed_at = 0.0
         self._told_last = False
-        self._open: dict[int, tuple[InputItem, bytes]] = {}
+        self._open: dict[int, tuple[InputItem, Packed]] = {}
         """What was sent and has no result."""
         self._batch_lock = threading.Lock()
         self._room = threading.Event()
@@ -435,12 +436,12 @@ class Mapping(_Stream):
             self.input_error = error
         self._end()
 
-    def _pack(self, args: Args) -> bytes | None:
+    def _pack(self, args: Args) -> Packed | None:
         """The arguments as bytes. One that cannot be pickled is the result of that input; None then."""
         order = self.order
         self.count += 1
         try:
-            return payloads.pack_call(
+            return payloads.pack_call_in_pieces(
                 args, order.kwargs, order.name, order.parameters, main_by_value=order.main_by_value
             )
         except SerializationError as error:
@@ -449,7 +450,7 @@ class Mapping(_Stream):
             self.wake()
             return None
 
-    def _add(self, item: InputItem, data: bytes) -> None:
+    def _add(self, item: InputItem, data: Packed) -> None:
         self._sizes[item.idx] = item.size
         self._flight_bytes += item.size
         with self._batch_lock:
@@ -475,7 +476,7 @@ class Mapping(_Stream):
             self._flushed_at = time.monotonic()
             self._send(items, parts, last)
 
-    def _send(self, items: list[InputItem], parts: list[bytes], last: bool) -> None:
+    def _send(self, items: list[InputItem], parts: list[Packed], last: bool) -> None:
         def note() -> None:
             self._told_last = last
             for item, data in zip(items, parts, strict=True):
@@ -489,9 +490,9 @@ class Mapping(_Stream):
             submit.call_id, submit.function_id, items, submit.kind, submit.parent, time.time(), last, submit.method
         )
 
-    def again(self) -> Iterable[tuple[Message, bytes]]:
+    def again(self) -> Iterable[tuple[Message, Packed]]:
         """All that was sent and has no result, in its order."""
-        frames: list[tuple[Submit, bytes]] = []
+        frames: list[tuple[Submit, Packed]] = []
         left = sorted(self._open.values(), key=lambda pair: pair[0].idx)
         while left:
             size = count = 0
@@ -500,7 +501,7 @@ class Mapping(_Stream):
                 count += 1
             some, left = left[:count], left[count:]
             frame = self._frame([item for item, _ in some], self._told_last and not left)
-            frames.append((frame, b"".join(data for _, data in some)))
+            frames.append((frame, b"".join(flat(data for _, data in some))))
         return frames
 
     def _flush_soon(self) -> None:
@@ -558,7 +559,7 @@ class YieldStream(_Stream):
         self.name = name
         self.source_map = source_map
         self._begun = False
-        self._sent: tuple[Message, bytes] | None = None
+        self._sent: tuple[Message, Packed] | None = None
 
     def take(self, outputs: list[tuple[OutputItem, bytes]]) -> None:
         self._begun = True
@@ -576,10 +577,10 @@ class YieldStream(_Stream):
                 )
             )
 
-    def again(self) -> Iterable[tuple[Message, bytes]]:
+    def again(self) -> Iterable[tuple[Message, Packed]]:
         return () if self._begun or self._sent is None else (self._sent,)
 
-    async def values(self, submit: Submit, payload: bytes) -> AsyncGenerator[Any, None]:
+    async def values(self, submit: Submit, payload: Packed) -> AsyncGenerator[Any, None]:
         self.client.sinks[self.call_id] = self
         finished = False
         try:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 log = Logger("client")
 
 FIRST_PAUSE_S = 0.02
+RESTART_S = 3.0
+RESTART_PAUSE_S = 0.1
+"""The longest pause for so long: as a rule it is a restart, and who waits for it shall not wait as long again."""
 LONGEST_PAUSE_S = 1.0
 ANSWER_TIMEOUT = 30.0
 HEALTHY_AFTER_S = 5.0
@@ -129,7 +132,8 @@ class Return:
                     raise
             self._tell()
             time.sleep(pause * random.uniform(0.7, 1.3))  # a thousand clients shall not come back in step
-            pause = min(LONGEST_PAUSE_S, max(pause, FIRST_PAUSE_S) * 1.5)
+            is_restart = time.monotonic() - self._began < RESTART_S
+            pause = min(RESTART_PAUSE_S if is_restart else LONGEST_PAUSE_S, max(pause, FIRST_PAUSE_S) * 1.5)
 
     def _try(self) -> None:
         client = self.client

@@ -38,6 +38,7 @@ from squall.exception import (
     VersionError,
 )
 from squall.protocol import payload as payloads
+from squall.protocol.frames import Packed
 from squall.protocol.messages import (
     BLOB_CHUNK_BYTES,
     INLINE_LIMIT_BYTES,
@@ -106,7 +107,7 @@ class Sink(Protocol):
     def lost(self) -> None:
         """The connection broke, and another is being made."""
 
-    def again(self) -> Iterable[tuple[Message, bytes]]:
+    def again(self) -> Iterable[tuple[Message, Packed]]:
         """What the other connection must carry for the results that are still missing."""
 
 
@@ -117,9 +118,9 @@ class Waiter:
 
     def __init__(self, link: Link) -> None:
         self.pending: Pending[tuple[OutputItem, bytes]] = Pending(link)
-        self.sent: tuple[Message, bytes] | None = None
+        self.sent: tuple[Message, Packed] | None = None
 
-    def send(self, message: Message, payload: bytes) -> None:
+    def send(self, message: Message, payload: Packed) -> None:
         """Make the call; once more if the connection is lost before its result."""
         self.pending.link.send_tracked(message, payload, lambda: setattr(self, "sent", (message, payload)))
 
@@ -132,7 +133,7 @@ class Waiter:
     def lost(self) -> None:
         pass  # it is as good over another connection
 
-    def again(self) -> Iterable[tuple[Message, bytes]]:
+    def again(self) -> Iterable[tuple[Message, Packed]]:
         return () if self.sent is None or self.pending.done else (self.sent,)
 
 
@@ -284,7 +285,7 @@ class Client:
             sock = _start_server(settings)
         return sock
 
-    def unanswered(self) -> list[tuple[Message, bytes]]:
+    def unanswered(self) -> list[tuple[Message, Packed]]:
         """What must be said again for the calls without a result."""
         return [frame for sink in list(self.sinks.values()) for frame in sink.again()]
 
@@ -402,7 +403,7 @@ class Client:
     # -- requests
 
     async def request(
-        self, message: Message, payload: bytes = b"", timeout: float | None = REQUEST_TIMEOUT
+        self, message: Message, payload: Packed = b"", timeout: float | None = REQUEST_TIMEOUT
     ) -> tuple[Reply, bytes]:
         """Ask and wait for the answer. A Failure is raised; no answer in time is a ServiceError."""
         from squall.exception import OutputTimeoutError
@@ -417,8 +418,9 @@ class Client:
     # -- blobs
 
     @both
-    async def put_blob(self, data: bytes) -> str:
+    async def put_blob(self, data: Packed) -> str:
         """Upload `data` unless the server has it; its digest. Two uploads of the same bytes at once are one."""
+        data = bytes(data)
         digest = blob_digest(data)
         with self._upload_lock:
             others = self._uploads.get(digest)
@@ -582,7 +584,7 @@ def blob_digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=32).hexdigest()
 
 
-def check_payload(data: bytes, what: str) -> bool:
+def check_payload(data: Packed, what: str) -> bool:
     """Whether `data` is small enough to travel inline; raises when it is too large to travel at all."""
     size = len(data)
     if size > PAYLOAD_LIMIT_BYTES:

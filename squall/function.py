@@ -27,6 +27,7 @@ from squall.client import Client, Waiter, check_payload
 from squall.exception import InvalidError, NotFoundError, SerializationError
 from squall.options import FunctionOptions, batch_fields, concurrency_fields, merged_fields, variant_fields
 from squall.protocol import payload as payloads
+from squall.protocol.frames import Packed, flat
 from squall.protocol.messages import (
     BindFunction,
     CancelCall,
@@ -454,9 +455,10 @@ class Function(Handle, Generic[P, R]):
 
     async def _pack(
         self, target: Target, idx: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[InputItem, bytes]:
+    ) -> tuple[InputItem, Packed]:
         """One input for the wire; its arguments are uploaded first when they are too large to travel inline."""
-        data = payloads.pack_call(args, kwargs, self._tag, self._parameters, main_by_value=target.main_by_value)
+        by_value = target.main_by_value
+        data = payloads.pack_call_in_pieces(args, kwargs, self._tag, self._parameters, main_by_value=by_value)
         if check_payload(data, f"the arguments of `{self._tag}`"):
             return InputItem(idx, len(data)), data
         return InputItem(idx, 0, await target.client.put_blob.aio(data)), b""
@@ -577,7 +579,7 @@ class Function(Handle, Generic[P, R]):
         inputs = _map.zip_inputs(input_iterators, "spawn_map")
         under_way: deque[Pending[Any]] = deque()
         items: list[InputItem] = []
-        parts: list[bytes] = []
+        parts: list[Packed] = []
         count = size = 0
         try:
             async for args in inputs.stream():
@@ -674,8 +676,8 @@ def _submit(call_id: str, target: Target, items: list[InputItem], kind: str) -> 
     return Submit(call_id, target.function_id, items, kind=kind, parent=parent, sent_at=sent_at, method=target.method)
 
 
-def _send_spawned(target: Target, call_id: str, items: list[InputItem], parts: list[bytes]) -> Pending[Any]:
-    return target.client.link.request(_submit(call_id, target, items, "spawn"), b"".join(parts))
+def _send_spawned(target: Target, call_id: str, items: list[InputItem], parts: list[Packed]) -> Pending[Any]:
+    return target.client.link.request(_submit(call_id, target, items, "spawn"), b"".join(flat(parts)))
 
 
 def _cancel_spawned(client: Client, call_id: str) -> None:

@@ -5,7 +5,8 @@ no answer to and cancel, a Store that answers late, fails for a while, or is cut
 and servers that are killed and started anew. At the end the effects are counted: every acknowledged input has exactly
 one recorded end that some execution gave it, nobody was told another, no input ran more often than its attempts and the
 cuts allow, what was cancelled did not run again, order was kept, and nothing is left in memory. Of a function that does
-not start for a while nothing ends of that, and no cut brings its next start forward. The same seed gives the same run.
+not start for a while nothing ends of that, and no cut brings its next start forward. Containers may outlive a cut, also
+those of a version that was replaced: what they run is not run again. The same seed gives the same run.
 `MemoryJournal` keeps to the contract of `server.journal` (`tests/contract/test_journal.py` runs over both).
 
 `python -m squall.outages --seeds 1000` runs many; `--seed N` replays one and tells its story. Tested in
@@ -27,6 +28,7 @@ from typing import Any
 
 from squall._clock import ManualClock
 from squall.exception import ConflictError, Error, InvalidError, ServiceError
+from squall.server.adoption import HeldInput
 from squall.server.dispatch import Dispatch
 from squall.server.durable import Cancel, Durable
 from squall.server.inputs import (
@@ -38,6 +40,7 @@ from squall.server.inputs import (
     KillContainer,
     Push,
     Retried,
+    StopContainer,
 )
 from squall.server.journal import Added, Entry, Kept, KeptCall, Note, Payload, Row, Window
 from squall.server.starts import Backoff, backoff_of
@@ -200,6 +203,10 @@ class Plan:
     slots: int = 2
     broken_for: float = 0.0
     """Seconds from the beginning in which no container of the first function starts."""
+    survival: float = 0.0
+    """Odds that a container outlives a cut, with what it runs."""
+    versions: int = 0
+    """How often a function gets a new version."""
 
     @classmethod
     def draw(cls, seed: int) -> Plan:
@@ -219,7 +226,25 @@ class Plan:
             cancels=rng.choice((0, 0, 2, 6)),
             slots=rng.choice((1, 1, 4)),
             broken_for=rng.choice((0.0, 0.0, 5.0, 90.0)),
+            survival=rng.choice((0.0, 0.7, 1.0)),
+            versions=rng.choice((0, 0, 1, 4)),
         )
+
+
+@dataclass(eq=False)
+class Machine:
+    """A container as it is, whatever a server thinks of it."""
+
+    container_id: str
+    pool_id: str
+    life: int
+    """That of the server it is connected to."""
+    is_loaded: bool = False
+    is_alive: bool = True
+    running: dict[tuple[str, int], int] = field(default_factory=dict)
+    """With the attempt."""
+    ended: deque[tuple[str, int, str, int, Any]] = field(default_factory=lambda: deque(maxlen=20))
+    """Its latest results, which it sends again to a server that is new."""
 
 
 class Promise:
@@ -270,6 +295,11 @@ class Data:
     function_id: str
 
 
+def _named(pool_id: str) -> str:
+    """The function that a pool is a version of."""
+    return pool_id.partition(".")[0]
+
+
 class Rehearsal:
     """One run of one seed."""
 
@@ -294,6 +324,10 @@ class Rehearsal:
         self._up = -1
         """The life in which a server takes what callers say."""
         self._containers = 0
+        self.options: dict[str, FunctionOptions] = {}
+        self.machines: dict[str, Machine] = {}
+        self._versions: dict[str, int] = {}
+        """Of each function, how often it was replaced."""
         self._not_before: dict[str, float] = {}
         """By function, when the Store says that its next start may be."""
 
@@ -348,10 +382,14 @@ class Rehearsal:
         if not plan.cut_at:
             for _ in range(plan.cuts):
                 self.at(rng.uniform(0, plan.duration), self._cut, life=-1)
+        for _ in range(plan.versions):
+            self.at(rng.uniform(0, plan.duration), self._replace, life=-1)
 
     # -- the server
 
     def _start_server(self) -> None:
+        if self._up == self.life:
+            return  # cut off again before it was started
         self.dispatch = Dispatch()
         self.disk = _Disk(self)
         self.durable = Durable(self.dispatch, self.disk, self, self.clock, self)
@@ -361,10 +399,13 @@ class Rehearsal:
             delay = self.rng.choice((0.0, 1.0))
             slots, is_broken = self.plan.slots, self._is_broken(f"fu-{number}")
             options = FunctionOptions(0.0, 0.0, retries, initial_delay=delay, concurrency=slots, persists=is_broken)
-            self.apply(self.dispatch.add_function(self.now, f"fu-{number}", options))
-        for function_id, (backoff, until) in self.journal.backoffs.items():
-            left = until - self.clock.wall()
-            self.dispatch.starts.resume(self.now, function_id, backoff._replace(left=left))
+            self.options[f"fu-{number}"] = options
+            self.apply(self.dispatch.add_function(self.now, self._pool(f"fu-{number}"), options))
+        for pool_id, (backoff, until) in self.journal.backoffs.items():
+            if pool_id == self._pool(_named(pool_id)):
+                left = until - self.clock.wall()
+                self.dispatch.starts.resume(self.now, pool_id, backoff._replace(left=left))
+        self._take_back()
         self.durable.start()
         self._up = self.life
         for number, entry in list(self._unanswered.items()):
@@ -386,7 +427,37 @@ class Rehearsal:
         if self.rng.random() < 0.3:
             self.clock.jump_wall(self.rng.choice((-3600.0, 3600.0)))
             self._not_before.clear()
+        for machine in self.machines.values():
+            machine.is_alive = machine.is_alive and machine.is_loaded and self.rng.random() < self.plan.survival
         self.at(self.rng.uniform(0, 1.0), self._start_server, life=-1)
+
+    def _take_back(self) -> None:
+        """Containers that have outlived the server before register with this one, and say what they have."""
+        back: list[Any] = []
+        for machine in [machine for machine in self.machines.values() if machine.is_alive]:
+            machine.life, current = self.life, self._pool(_named(machine.pool_id))
+            if machine.pool_id == current:
+                self.apply(self.dispatch.container_starting(self.now, machine.container_id, current))
+            else:
+                options, names = self.options[_named(current)], (machine.container_id, machine.pool_id)
+                self.apply(self.dispatch.adoption.recall(self.now, *names, options, current, "it was replaced"))
+            self.apply(self.dispatch.adoption.outputs_again(self.now, machine.container_id, machine.ended))
+            held = [HeldInput(*key, attempt) for key, attempt in machine.running.items()]
+            back.append((machine.container_id, self.plan.slots, held))
+        self.apply(self.dispatch.adoption.adopt(self.now, back))
+
+    def _replace(self) -> None:
+        """A new version takes over, if there is a server that it can be given."""
+        if self._up != self.life:
+            return
+        named = f"fu-{self.rng.randrange(len(self.plan.retries))}"
+        before = self._pool(named)
+        self._versions[named] = self._versions.get(named, 0) + 1
+        self.apply(self.dispatch.add_function(self.now, self._pool(named), self.options[named]))
+        self.apply(self.dispatch.supersede(self.now, before, self._pool(named), "it was replaced"))
+
+    def _pool(self, named: str) -> str:
+        return f"{named}.{self._versions.get(named, 0)}"
 
     def commit(self, life: int, name: str, arguments: tuple[Any, ...], promise: Promise) -> None:
         """The disk comes to something it was asked."""
@@ -411,7 +482,7 @@ class Rehearsal:
     # -- what `durable` asks of its owner
 
     def pool_of(self, call: KeptCall) -> str:
-        return call.function_id
+        return self._pool(call.function_id)
 
     def describe(self, call: KeptCall) -> Data:
         return Data(call.function_id)
@@ -441,7 +512,8 @@ class Rehearsal:
                     self._write_backoff(function_id)
                 case DemandChanged():
                     self._want_container(instruction.function_id)
-                case KillContainer():
+                case KillContainer() | StopContainer():
+                    self.machines[instruction.container_id].is_alive = False
                     self.at(0.01, self._gone, instruction.container_id)
         deadline = self.dispatch.next_deadline()
         if deadline is not None and deadline < self._wake_at:
@@ -455,18 +527,19 @@ class Rehearsal:
     # -- containers
 
     def _want_container(self, function_id: str) -> None:
-        function = self.dispatch.functions[function_id]
-        if function.containers or self.now < function.blocked_until:
+        function = self.dispatch.functions.get(function_id)
+        if function is None or function.closed or function.containers or self.now < function.blocked_until:
             return
         due = self._not_before.get(function_id, 0.0)
         require(self.now >= due - 0.001, "a cut brings no start forward", function_id, due, self.now)
         self._containers += 1
         container_id = f"co-{self._containers}"
+        self.machines[container_id] = Machine(container_id, function_id, self.life)
         self.apply(self.dispatch.container_starting(self.now, container_id, function_id))
         self.at(0.05, self._ready, container_id)
 
     def _is_broken(self, function_id: str) -> bool:
-        return function_id == "fu-0" and self.plan.broken_for > 0
+        return _named(function_id) == "fu-0" and self.plan.broken_for > 0
 
     def _write_backoff(self, function_id: str) -> None:
         backoff = backoff_of(self.dispatch.functions[function_id], self.now)
@@ -475,14 +548,18 @@ class Rehearsal:
 
     def _ready(self, container_id: str) -> None:
         container = self.dispatch.containers.get(container_id)
+        if not self.machines[container_id].is_alive:
+            return
         if (
             container is not None
             and self._is_broken(container.function.function_id)
             and self.now < self.plan.broken_for
         ):
+            self.machines[container_id].is_alive = False
             gone = self.dispatch.container_gone(self.now, container_id, "failed to import", init_error=b"init")
             self.apply(gone)
             return
+        self.machines[container_id].is_loaded = True
         self.apply(self.dispatch.container_ready(self.now, container_id))
 
     def _gone(self, container_id: str) -> None:
@@ -505,6 +582,11 @@ class Rehearsal:
         if input_.container is None or input_.attempt != attempt:
             return
         key = (input_.call_id, input_.idx)
+        rivals = [
+            one for one in self.machines.values() if one.is_alive and one.life == self.life and key in one.running
+        ]
+        require(not rivals, "what runs in a container that outlived a cut is not run again", key, rivals)
+        self.machines[container_id].running[key] = attempt
         story, line = self.stories[key], self.journal.lines[key]
         require(input_.payload == story.args, "an input runs with its own arguments", input_, input_.payload)
         require(line.end is None, "what has an end does not run", input_)
@@ -513,17 +595,20 @@ class Rehearsal:
         if story.executions == 1:
             self.order.setdefault(story.function, []).append(line.seq)
         status = "error" if self.rng.random() < self.plan.error_odds else "ok"
-        self.at(self.rng.expovariate(5), self._answer, container_id, input_, attempt, status)
+        self.at(self.rng.expovariate(5), self._answer, container_id, key, attempt, status, life=-1)
 
-    def _answer(self, container_id: str, input_: Input, attempt: int, status: str) -> None:
-        story = self.stories[input_.call_id, input_.idx]
-        if input_.container is not None and input_.attempt == attempt:
-            story.answers.add(status)
+    def _answer(self, container_id: str, key: tuple[str, int], attempt: int, status: str) -> None:
+        """An execution has ended, whether there is a server to hear of it or not."""
+        machine = self.machines[container_id]
+        if not machine.is_alive or machine.running.get(key) != attempt:
+            return
+        del machine.running[key]
+        self.stories[key].answers.add(status)
+        result = (*key, status, attempt, status.encode())
+        machine.ended.append(result)
         times = 2 if self.rng.random() < 0.1 else 1
-        for _ in range(times):
-            data = status.encode()
-            out = self.dispatch.output(self.now, container_id, input_.call_id, input_.idx, status, attempt, data)
-            self.apply(out)
+        for _ in range(times if machine.life == self._up == self.life else 0):
+            self.apply(self.dispatch.outputs(self.now, container_id, [result]))
 
     # -- callers
 

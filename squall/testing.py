@@ -107,7 +107,9 @@ def _check_function(function: Function, inputs: list[Input]) -> None:
     require(states["queued"] == len(queued) + len(suspects), "what is queued is in a queue once", name, states)
     require(function.waiting == states["backoff"], "`waiting` counts backoffs", name)
     require(set(function.running) == {i for i in inputs if i.state == "running"}, "running is in `running`", name)
-    require(not (function.queued and function.free), "nothing waits while a slot is free", name)
+    if function.queued and function.free:
+        require(len(function.running) >= function.crowd, "nothing waits while a slot is free", name)
+        require(function.crowd_timer, "what is held back is looked at again", name)
     is_patient = all(input_.call.kind == "spawn" for input_ in (*queued, *suspects))
     require(function.hurries or is_patient, "`hurries` says that a caller waits", name)
     running: list[Input] = []

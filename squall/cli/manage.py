@@ -234,9 +234,11 @@ def _has_past(noun: str) -> bool:
 
 def show_list(noun: str, *, app: str, include_all: bool, as_json: bool) -> None:
     try:
-        client = connect(start=include_all and _has_past(noun))
+        client = connect(start=_has_past(noun))
     except ServiceError:
-        rows = []  # nothing runs, so there is nothing
+        if config.load().server:
+            raise
+        rows = []  # nothing ran here ever, so there is nothing
     else:
         rows = fetch(client.link, noun, app=app, include_all=include_all)
         client.close()

@@ -42,7 +42,11 @@ class NodeProvider(abc.ABC):
 
     @abc.abstractmethod
     def start(self) -> None:
-        """Make the nodes come; they register by themselves."""
+        """Make the nodes come; they register by themselves, as soon as the server listens."""
+
+    @abc.abstractmethod
+    def listening(self) -> None:
+        """To be told when they can register."""
 
     @abc.abstractmethod
     def registered(self) -> None:
@@ -57,6 +61,10 @@ class NodeProvider(abc.ABC):
     async def stop(self) -> None:
         """Have them go, with everything on them. Waits, within a deadline."""
 
+    @abc.abstractmethod
+    async def withdraw(self) -> None:
+        """The server cannot serve: have those go that were made by `start`, and leave those that were there."""
+
 
 class EmbeddedProvider(NodeProvider):
     """One agent on this machine, supervised."""
@@ -69,6 +77,7 @@ class EmbeddedProvider(NodeProvider):
         self.failures = 0
         self.last_error = ""
         self._stopping = False
+        self._listening = False
         self._started_at = 0.0
         self._pidfd = -1
         """Of the agent, ours or one that was there."""
@@ -83,7 +92,7 @@ class EmbeddedProvider(NodeProvider):
         self._pidfd = _find_agent(self.config.agent_lock) if LINUX else -1
         if self._pidfd >= 0:
             log.info("a node agent is there already", timeout=ADOPT_TIMEOUT)
-            self._deadline = self.loop.call_later(ADOPT_TIMEOUT, self._give_up)
+            self._await_registering()
         else:
             self._launch()
         self._ended.clear()
@@ -91,6 +100,15 @@ class EmbeddedProvider(NodeProvider):
             self.loop.add_reader(self._pidfd, self._on_exit)
         else:  # not Linux: look now and then
             self.loop.call_later(0.5, self._look)
+
+    def listening(self) -> None:
+        self._listening = True
+        if self.process is None:
+            self._await_registering()
+
+    def _await_registering(self) -> None:
+        if self._listening and self._pidfd >= 0 and self._deadline is None:
+            self._deadline = self.loop.call_later(ADOPT_TIMEOUT, self._give_up)
 
     def _launch(self) -> None:
         log_path = self.config.state_dir / "agent.log"
@@ -166,6 +184,10 @@ class EmbeddedProvider(NodeProvider):
             log.error("the node agent did not end in time and is killed", timeout=STOP_TIMEOUT)
             self._kill()
             await asyncio.wait_for(self._ended.wait(), STOP_TIMEOUT)
+
+    async def withdraw(self) -> None:
+        if self.process is not None:
+            await self.stop()
 
 
 def end_agent(config: Config) -> bool:

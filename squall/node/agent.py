@@ -71,6 +71,9 @@ DRAIN_SECONDS = 2.0
 """For the last output of a container that has ended."""
 DRAIN_ROUNDS = 5
 """Times it gets that long, while it is the server that does not keep up."""
+MEET_TIMEOUT = 60.0
+"""For the server that started this agent to listen: its Store may be away for half as long."""
+MEET_EVERY = 0.01
 RETURN_EVERY = 0.05
 """Seconds between two looks for a server, after one was lost."""
 IDLE_GRACE = 5.0
@@ -143,7 +146,8 @@ class Agent:
         """Connect, register, serve until told to end or the server is gone for good; then undo everything."""
         starting = asyncio.ensure_future(self._prepare())
         try:
-            self.stream = await self._connect()
+            if not await self._meet():
+                return
             await starting
             unused = self.sources.set_unused_aside()
             await self._register(Register)
@@ -162,6 +166,19 @@ class Agent:
         """Both sweep what an earlier agent left, and neither waits for the other."""
         network = self.network.start() if self.network is not None else asyncio.sleep(0)
         await asyncio.gather(network, self.runtime.start())
+
+    async def _meet(self) -> bool:
+        """Connect for the first time. A server starts its agent before it listens itself; whether there was time."""
+        deadline = self.loop.time() + MEET_TIMEOUT
+        while not self.ended.is_set():
+            try:
+                self.stream = await self._connect()
+                return True
+            except OSError:
+                if self.loop.time() > deadline:
+                    raise
+                await asyncio.sleep(MEET_EVERY)
+        return False
 
     async def _connect(self) -> FrameStream:
         handoff = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

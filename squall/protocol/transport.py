@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from squall.exception import Error, OutputTimeoutError, ServiceError, StartupError, from_wire
-from squall.protocol.frames import HEAD_BYTES, LARGE_FRAME_BYTES, Frame, FrameReader
+from squall.protocol.frames import HEAD_BYTES, LARGE_FRAME_BYTES, PEEK_BYTES, Frame, FrameReader, Packed, flat
 from squall.protocol.messages import (
     FRAME_LIMIT_BYTES,
     Failure,
@@ -215,7 +215,7 @@ class _Asked:
 
     pending: Pending[tuple[Reply, bytes]]
     message: Message | None
-    payload: bytes
+    payload: Packed
 
 
 class RequestLostError(ServiceError):
@@ -282,19 +282,19 @@ class Link:
 
     # -- sending
 
-    def send(self, message: Message, payload: bytes = b"") -> None:
+    def send(self, message: Message, payload: Packed = b"") -> None:
         """Put one message on the wire; blocks while the other side does not read. Raises ServiceError when closed.
         While the connection is lost, only what is of no use to the next one may be sent: it is dropped."""
         if self.lost and message.IS_FLEETING:
             return
         self.send_raw(encode_header(message), payload)
 
-    def send_tracked(self, message: Message, payload: bytes, note: Callable[[], None]) -> None:
+    def send_tracked(self, message: Message, payload: Packed, note: Callable[[], None]) -> None:
         """Send what has to be sent again if the connection is lost before its answer. `note` remembers it for that, at
         a moment when `resume` is either over or will find it. Raises ServiceError when closed."""
         self.send_raw(encode_header(message), payload, note=note)
 
-    def send_raw(self, header: bytes, *payload: bytes, note: Callable[[], None] | None = None) -> None:
+    def send_raw(self, header: bytes, *payload: Packed, note: Callable[[], None] | None = None) -> None:
         """`send`, or `send_tracked` with `note`, for a header that is encoded already and a payload in pieces."""
         size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
         head = len(header).to_bytes(4, "little") + size.to_bytes(4, "little") + header
@@ -332,14 +332,16 @@ class Link:
         finally:
             self._send_lock.release()
 
-    def _send_all(self, head: bytes, payload: tuple[bytes, ...], size: int) -> None:
+    def _send_all(self, head: bytes, payload: tuple[Packed, ...], size: int) -> None:
         """A small frame is one buffer; of a large one the payload is not copied behind its head.
 
         Ctrl-C, a cancelled input or a silent peer may end this within a frame. Its rest then leaves before what is
         sent next, which the other side would take for a part of it; a frame of which nothing left is forgotten.
         """
         unsent, is_first = self._unsent, not self._unsent
-        parts = [head, *payload] if size >= LARGE_FRAME_BYTES else [b"".join((head, *payload)) if size else head]
+        parts = [head, *flat(payload)]
+        if size < LARGE_FRAME_BYTES:
+            parts = [b"".join(parts) if size else head]
         unsent.extend(map(memoryview, parts))
         begun = len(unsent[0])
         try:
@@ -366,7 +368,7 @@ class Link:
         if sent:
             unsent[0] = unsent[0][sent:]
 
-    def request(self, message: Message, payload: bytes = b"") -> Pending[tuple[Reply, bytes]]:
+    def request(self, message: Message, payload: Packed = b"") -> Pending[tuple[Reply, bytes]]:
         """Send a message that is answered by `Reply` or `Failure`; the latter is raised by the Pending."""
         pending: Pending[tuple[Reply, bytes]] = Pending(self)
         with self._start_lock:
@@ -466,24 +468,36 @@ class Link:
     # -- reading (only the leader)
 
     def _read(self) -> None:
-        room = self._reader.room()
-        try:
-            received = self.sock.recv_into(self._buffer if room is None else room)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._break(f"receiving failed: {error}")
-            return
-        if not received:
-            self._break("the other side closed it")
-            return
+        """What has come; of a large payload as much as there is, before anybody looks whether there is more."""
+        more = True
+        while more:
+            room = self._reader.room()
+            try:
+                received = self.sock.recv_into(self._scratch() if room is None else room)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._break(f"receiving failed: {error}")
+                return
+            if not received:
+                self._break("the other side closed it")
+                return
+            more = self._take(received, room)
+
+    def _scratch(self) -> memoryview:
+        return self._buffer[:PEEK_BYTES] if self._reader.peek else self._buffer
+
+    def _take(self, received: int, room: memoryview | None) -> bool:
+        """Deliver what was received. True while the rest of a large payload is missing, which is likely to be there."""
         self.received += 1
+        reader = self._reader
         try:
-            reader = self._reader
             self._frames.extend(reader.feed_view(self._buffer[:received]) if room is None else reader.filled(received))
             self._deliver_all()
         except ValueError as error:
             self._break(f"received garbage: {error}")
+            return False
+        return room is None and reader is self._reader and reader.room() is not None
 
     def _deliver_all(self) -> None:
         """A KeyboardInterrupt may end this anywhere; what is left is delivered by the next to lead."""
@@ -579,7 +593,7 @@ class Link:
         sock: socket.socket,
         reader: FrameReader,
         early: Iterable[tuple[bytes, bytes]],
-        tracked: Callable[[], Iterable[tuple[Message, bytes]]],
+        tracked: Callable[[], Iterable[tuple[Message, Packed]]],
     ) -> None:
         """Go on over another connection, on which `reader` has read as far as the frames `early`. Requests without an
         answer are sent again, and what `tracked` gives, which is asked while nobody else can send."""
@@ -756,12 +770,14 @@ class FrameStream:
         """uvloop asks where to read to; whoever does not ask calls `data_received`."""
         room = self._reader.room()
         self._in_room = room is not None
-        return _scratch() if room is None else room
+        if room is not None:
+            return room
+        return _scratch()[:PEEK_BYTES] if self._reader.peek else _scratch()
 
     def buffer_updated(self, count: int) -> None:
         self.received += 1
         if self._in_room:
-            self._take_or_hold(self._reader.filled(count))
+            self._received(self._reader.filled, count)
         else:
             self._received(self._reader.feed_view, _scratch()[:count])
 

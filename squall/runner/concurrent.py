@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from squall.exception import InputCancellation, InvalidError, ServiceError
 from squall.protocol import payload as payloads
+from squall.protocol.frames import Packed
 from squall.protocol.messages import INLINE_LIMIT_BYTES, YIELD_WINDOW, OutputItem, RunItem, input_id
 from squall.runner.loader import Callee, sdk
 from squall.runner.slots import Slots
@@ -224,7 +225,7 @@ class Serving:
                 result = None
             else:
                 result = run.call(*args, **kwargs)
-            self._send(job, "ok", payloads.pack(result, "result"))
+            self._send(job, "ok", payloads.pack_in_pieces(result, "result"))
         except ServiceError:
             raise
         except BaseException as error:
@@ -246,7 +247,7 @@ class Serving:
                 result = None
             else:
                 result = await run.callee.call(*args, **kwargs)
-            await self._send_async(job, "ok", payloads.pack(result, "result"))
+            await self._send_async(job, "ok", payloads.pack_in_pieces(result, "result"))
         except ServiceError:
             raise
         except BaseException as error:
@@ -275,7 +276,7 @@ class Serving:
                     job.credits -= 1
                 if job.cancelled:
                     raise InputCancellation("input was cancelled")
-                self._send(job, "yield", payloads.pack(value, f"value {seq} of the generator"), seq)
+                self._send(job, "yield", payloads.pack_in_pieces(value, f"value {seq} of the generator"), seq)
                 seq += 1
         finally:
             close = getattr(iterator, "close", None)
@@ -291,7 +292,9 @@ class Serving:
                     job.arrived.clear()
                     await job.arrived.wait()
                 job.credits -= 1
-                await self._send_async(job, "yield", payloads.pack(value, f"value {seq} of the generator"), seq)
+                await self._send_async(
+                    job, "yield", payloads.pack_in_pieces(value, f"value {seq} of the generator"), seq
+                )
                 seq += 1
         finally:
             close = getattr(generator, "aclose", None)
@@ -329,7 +332,7 @@ class Serving:
             try:
                 if isinstance(result, BaseException):
                     raise result
-                self._send(job, "ok", payloads.pack(result, "result"))
+                self._send(job, "ok", payloads.pack_in_pieces(result, "result"))
             except ServiceError:
                 raise
             except BaseException as error:
@@ -342,14 +345,14 @@ class Serving:
         with contextlib.suppress(ServiceError):
             self._deliver(job, self._output(job, status, 0), data, message)
 
-    def _send(self, job: Job, status: str, data: bytes, seq: int = 0) -> None:
+    def _send(self, job: Job, status: str, data: Packed, seq: int = 0) -> None:
         out = self._output(job, status, seq)
         if len(data) > INLINE_LIMIT_BYTES:
             out.blob = self.runner.client.put_blob(data)
             data = b""
         self._deliver(job, out, data)
 
-    async def _send_async(self, job: Job, status: str, data: bytes, seq: int = 0) -> None:
+    async def _send_async(self, job: Job, status: str, data: Packed, seq: int = 0) -> None:
         out = self._output(job, status, seq)
         if len(data) > INLINE_LIMIT_BYTES:
             out.blob = await self.runner.client.put_blob.aio(data)
@@ -360,7 +363,7 @@ class Serving:
         started = job.run.started if job.run is not None else time.time()
         return OutputItem(*job.key, status, seq=seq, attempt=job.item.attempt, started_at=started)
 
-    def _deliver(self, job: Job, out: OutputItem, data: bytes, message: str = "") -> None:
+    def _deliver(self, job: Job, out: OutputItem, data: Packed, message: str = "") -> None:
         if out.status != "yield":
             with job.changed:
                 if job.answered:

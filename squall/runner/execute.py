@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from squall.exception import InputCancellation, ServiceError
 from squall.protocol import payload as payloads
-from squall.protocol.frames import FrameReader
+from squall.protocol.frames import FrameReader, Packed
 from squall.protocol.messages import (
     INLINE_LIMIT_BYTES,
     YIELD_WINDOW,
@@ -337,7 +337,7 @@ class Runner:
         out.finished_at = time.time()
         self.send_output(out, result)
 
-    def _execute(self, key: Key, item: RunItem, data: bytes) -> bytes:
+    def _execute(self, key: Key, item: RunItem, data: bytes) -> Packed:
         self.current = key
         sdk.set_context(input_id(*key), item.call_id)
         if key in self.cancelled:
@@ -357,7 +357,7 @@ class Runner:
                 result = callee.call(*args, **kwargs)
             finally:
                 self.in_user_code = False
-        return payloads.pack(result, "result")
+        return payloads.pack_in_pieces(result, "result")
 
     def _in_user_code(self, body: Callable[[], Any]) -> Any:
         self.in_user_code = True
@@ -403,7 +403,7 @@ class Runner:
                     raise InputCancellation("input was cancelled")
                 self.credits[key] -= 1
                 out = OutputItem(item.call_id, item.idx, "yield", seq=seq, attempt=item.attempt)
-                self.send_output(out, payloads.pack(value, f"value {seq} of the generator"))
+                self.send_output(out, payloads.pack_in_pieces(value, f"value {seq} of the generator"))
         finally:
             values.close()
 
@@ -433,13 +433,13 @@ class Runner:
             if close is not None:
                 self._run_async(close())
 
-    def send_output(self, out: OutputItem, data: bytes) -> None:
+    def send_output(self, out: OutputItem, data: Packed) -> None:
         if len(data) > INLINE_LIMIT_BYTES:
             out.blob = self.client.put_blob(data)
             data = b""
         self.deliver(out, data)
 
-    def deliver(self, out: OutputItem, data: bytes) -> None:
+    def deliver(self, out: OutputItem, data: Packed) -> None:
         """Send a result or a value. A result that the server may not have got is sent again to the next one."""
         out.size = len(data)
         note = functools.partial(self.ledger.answer, out, data) if out.status != "yield" else None

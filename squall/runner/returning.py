@@ -15,6 +15,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from squall.protocol.frames import Packed
 from squall.protocol.messages import Message, OutputItem, RunItem
 from squall.protocol.resumption import HeldInput, OutputsAgain, RunnerBack
 
@@ -39,14 +40,14 @@ class Ledger:
         """Of these, the generators whose connection was lost."""
         self.is_loaded = False
         self.slots = 1
-        self._recent: deque[tuple[OutputItem, bytes]] = deque()
+        self._recent: deque[tuple[OutputItem, Packed]] = deque()
         self._recent_bytes = 0
 
     def give(self, items: Iterable[RunItem]) -> None:
         for item in items:
             self.held[item.call_id, item.idx] = item
 
-    def answer(self, out: OutputItem, data: bytes) -> None:
+    def answer(self, out: OutputItem, data: Packed) -> None:
         """An input has ended with this. To be called where the order of the connection is made."""
         key = (out.call_id, out.idx)
         self.held.pop(key, None)
@@ -59,10 +60,10 @@ class Ledger:
         while len(recent) > self.slots and (len(recent) > RECENT_LIMIT or self._recent_bytes > RECENT_BYTES):
             self._recent_bytes -= len(recent.popleft()[1])
 
-    def again(self) -> list[tuple[Message, bytes]]:
+    def again(self) -> list[tuple[Message, Packed]]:
         """The first words to another server: results before all else, as it gives out inputs once it has the rest."""
         held = [HeldInput(*key, item.attempt, key in self.broken) for key, item in list(self.held.items())]
-        words: list[tuple[Message, bytes]] = [(OutputsAgain([out]), data) for out, data in self._recent]
+        words: list[tuple[Message, Packed]] = [(OutputsAgain([out]), data) for out, data in self._recent]
         words.append((RunnerBack(self.is_loaded, held), b""))
         return words
 

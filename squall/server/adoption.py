@@ -4,7 +4,8 @@ Part of the brain in `dispatch`, which has the rules; no clock, no I/O. A contai
 has. One that is queued here, from the journal or sent again by its client, runs there from now on. One that nobody has
 named yet is *claimed*: a stand-in holds its slot until its caller comes back, for RESUME_GRACE, and its result if that
 comes first; then its caller gets it at once, and it is not run again. What nobody came back for is cancelled. An input
-whose attempt here is a later one is not the same: what comes of the earlier is dropped. Tested in
+whose attempt here is a later one is not the same: what comes of the earlier is dropped. A container of a function that
+was superseded ends what it has for the successor, whose inputs these are now, and gets nothing more. Tested in
 `tests/unit/test_adoption.py`.
 """
 
@@ -13,7 +14,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from squall.server.inputs import Call, Container, Function, Input, Instructions, KillContainer, Result, Status
+from squall.server.inputs import (
+    Call,
+    Container,
+    Function,
+    FunctionOptions,
+    Input,
+    Instructions,
+    KillContainer,
+    Result,
+    Status,
+)
+from squall.server.succession import last_of
 
 if TYPE_CHECKING:
     from squall.server.dispatch import Dispatch
@@ -78,6 +90,25 @@ class Adoption:
         while len(self.lost) > KEPT_LIMIT:
             del self.lost[next(iter(self.lost))]
 
+    def recall(
+        self, now: float, container_id: str, old_id: str, options: FunctionOptions, new_id: str, reason: str
+    ) -> Instructions:
+        """A container has come back whose function, `old_id`, was superseded by `new_id` before the restart."""
+        dispatch = self.dispatch
+        new = dispatch.functions.get(new_id)
+        old = dispatch.functions.get(old_id)
+        if new is None or new.closed or container_id in dispatch.containers:
+            return [KillContainer(container_id, "its function has ended")]
+        if old is None:
+            old = dispatch.functions[old_id] = Function(old_id, options, now)
+            old.closed, old.successor = reason or "superseded", new
+        container = dispatch.containers[container_id] = Container(container_id, old, now)
+        old.containers[container_id] = container
+        old.starting[container] = None
+        if not old.start_timer:
+            dispatch._arm_starts(old)
+        return []
+
     def adopt(self, now: float, back: Iterable[Back]) -> Instructions:
         """`container_ready` of those that have come back, with what they hold. Of all of them first: what one holds
         must not be given to another that has room."""
@@ -103,6 +134,12 @@ class Adoption:
         if len(container.running) > (1 if single_use else slots or function.options.concurrency):
             dispatch._kill(now, container, "it says it holds more inputs than it has slots", out)
             return
+        if function.closed:
+            dispatch._begin_drain(container, function.closed)
+            if not container.running:
+                dispatch._stop(container, out)
+            self._watch(now, container, out)
+            return
         if single_use and not container.running:
             out += dispatch.drain(now, container.container_id, "it may have been used once")
             return
@@ -112,6 +149,10 @@ class Adoption:
         if single_use:
             container.open_slots = 0
             function.free.pop(container, None)
+        self._watch(now, container, out)
+
+    def _watch(self, now: float, container: Container, out: Instructions) -> None:
+        dispatch, function = self.dispatch, container.function
         for input_ in list(container.running):
             if input_.call.kind == STAND_IN and self.claims.get(_key(input_)) is not input_:
                 dispatch._cancel_one(now, input_, "nobody can use what comes of it any more", False, out)
@@ -123,13 +164,15 @@ class Adoption:
         input_ = call.inputs.get(one.idx) if call is not None else None
         is_queued = input_ is not None and input_.state == "queued" and not input_.alone
         if input_ is not None and is_queued and self._is_same(input_, container, one.attempt) and not one.is_broken:
-            self.dispatch._leave(input_, "running")
             input_.call.function.queue.remove(input_)
+            self.dispatch._leave(input_, "running")
         else:
             stand_in = self._stand_in(now, container, one)
             key = one.call_id, one.idx
             is_over = (call is not None and call.is_done(one.idx)) or key in self.lost
-            if input_ is None and not is_over and not one.is_broken and key not in self.claims:
+            claim = self.claims.get(key)
+            is_newest = claim is None or (isinstance(claim, Kept) and claim.attempt < one.attempt)
+            if input_ is None and not is_over and not one.is_broken and is_newest:
                 self.claims[key] = stand_in
             input_ = stand_in
         self._run(now, container, input_, one.attempt)
@@ -153,7 +196,7 @@ class Adoption:
         is_current = input_.attempt <= attempt
         if not is_current and input_.attempt == attempt + 1:
             is_current = self.lost.get(_key(input_)) == (container.container_id, attempt)
-        return is_current and input_.call.function is container.function and not input_.cancelling
+        return is_current and input_.call.function is last_of(container.function) and not input_.cancelling
 
     def outputs_again(self, now: float, container_id: str, results: Iterable[Result]) -> Instructions:
         """Ends of attempts that a container has told an earlier server, which may not have heard."""
@@ -193,7 +236,7 @@ class Adoption:
         if claim is None:
             return False
         if isinstance(claim, Kept):
-            if claim.function is not input_.call.function:
+            if last_of(claim.function) is not input_.call.function:
                 return False
             del self.claims[_key(input_)]
             return claim.attempt >= input_.attempt and self._give(now, input_, claim, out)

@@ -34,7 +34,7 @@ TINY_SHARE = 1.0
 """Seconds of tiny inputs that must be waiting for each container, so that one more pays."""
 TINY_RATE = 5_000.0
 """Tiny inputs a second above which more containers only share the same CPUs and the server's time."""
-FIRST_STARTS = 4
+FIRST_STARTS = 6
 """Containers as long as it may still turn out that the inputs are tiny and these few are enough."""
 PROBE_S = 0.25
 """Seconds from the first start that the others wait for it at most: a cold start without a zygote."""
@@ -104,7 +104,11 @@ def _useful(demand: Demand, alive: int) -> int:
     """
     if demand.exec_time is None or not demand.backlog:
         return CONTAINER_LIMIT
-    exec_time = max(demand.exec_time, demand.stalled_for, 1e-6)
+    if alive > demand.crowd:
+        return demand.crowd
+    exec_time = max(demand.exec_time, 1e-6)
+    if demand.stalled_for >= START_CPU:  # less says nothing: the server, too, may have waited for a processor
+        exec_time = max(exec_time, demand.stalled_for)
     share = max(demand.cold_start or COLD_START, 1e-3)
     if exec_time < START_CPU:
         if alive * demand.slots / exec_time >= TINY_RATE:

@@ -29,8 +29,9 @@ from squall.server.database import Database
 from squall.server.dispatch import Call, Dispatch, Finish, Input
 from squall.server.durable import Cancel, Durable
 from squall.server.inputs import Retried
-from squall.server.journal import RESULT_DAYS, Added, Entry, Journal, KeptCall, Payload, Row
+from squall.server.journal import RESULT_DAYS, Added, Entry, Journal, KeptCall, Payload, Row, Wanted
 from squall.server.objects import MAIN, FunctionRecord, Objects, has_ended
+from squall.server.outputs import Outputs
 from squall.server.timelines import InputTimeline, Timelines, parse_call
 from squall.server.wire import check_id, output_head
 from squall.storage.blobs import check_digest
@@ -86,11 +87,14 @@ class Calls:
         """Set by `main`: carries out dispatch's instructions."""
         self.why_waiting: Callable[[FunctionRecord], str] = lambda function: ""
         """Set by `main`: what keeps containers of a function from starting."""
+        self.open_former: Callable[[FunctionRecord], None]
+        """Set by `main`: has a function that is not in the current version end what was asked of it."""
         self.offset = time.time() - time.monotonic()
         """Added to a brain's monotonic moment it gives wall-clock time."""
         self.pending_limit = 25_000
         """Inputs of one function that may wait, beside those of maps and those on disk."""
         self.durable = Durable(dispatch, Journal(database), self, SystemClock(), asyncio.get_running_loop())
+        self.outputs = Outputs(database)
         self._waiting: dict[tuple[str, int], list[asyncio.Future[Row]]] = {}
 
     # -- in
@@ -246,11 +250,21 @@ class Calls:
     # -- spawned calls: what `durable` asks
 
     def pool_of(self, call: KeptCall) -> str:
-        function = self.objects.find_function(call.function_id)
+        function = self._pool_of(call)
         return "" if function is None else function.function_id
 
-    def describe(self, call: KeptCall) -> CallInfo:
+    def _pool_of(self, call: KeptCall) -> FunctionRecord | None:
+        """Of a function that the current version has not got, what is left of it takes what was asked before."""
         function = self.objects.find_function(call.function_id)
+        if function is not None:
+            return function
+        retired = self.objects.retired(call.function_id)
+        if retired is not None and retired.function_id not in self.dispatch.functions:
+            self.open_former(retired)
+        return retired
+
+    def describe(self, call: KeptCall) -> CallInfo:
+        function = self._pool_of(call)
         return CallInfo(function, call.function_id, call.created_at, call.parent, call.method)
 
     def stored(self, rows: Sequence[Row]) -> None:
@@ -271,7 +285,9 @@ class Calls:
         waiter: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(key, []).append(waiter)
         try:
-            found = await self._read_output(*key, peer.scope.workspace)
+            found = None
+            if not self._is_under_way(*key, peer.scope.workspace):
+                found = await self._read_output(*key, peer.scope.workspace)
             if found is None and message.timeout != 0:
                 await asyncio.wait([waiter], timeout=min(message.timeout, WAIT_LIMIT) if message.timeout > 0 else None)
             if found is None and waiter.done():
@@ -283,6 +299,12 @@ class Calls:
             peer.reply(message.id, {"ready": False, "waits": self._why(message)})
         else:
             peer.reply(message.id, {"ready": True, "item": message_dict(found[0])}, found[1])
+
+    def _is_under_way(self, call_id: str, idx: int, workspace: str) -> bool:
+        """Whether a spawned input has not ended for sure, which needs no look at the disk. One that has is in dispatch
+        no more, and its end, if it is not on disk yet, is before any look."""
+        call = self.dispatch.calls.get(call_id)
+        return call is not None and call.kind == "spawn" and idx in call.inputs and _workspace_of(call) == workspace
 
     def _why(self, message: GetOutput) -> str:
         """What an input waits for that no container has; empty when that is just its turn."""
@@ -301,7 +323,7 @@ class Calls:
                 del self._waiting[key]
 
     async def _read_output(self, call_id: str, idx: int, workspace: str) -> tuple[OutputItem, bytes] | None:
-        row = await self.database.read(lambda connection: journal.find_output(connection, call_id, idx, workspace))
+        row = await self.outputs.find(Wanted(call_id, idx, workspace))
         if row is False:
             raise NotFoundError(f"no spawned call `{call_id}`", hint=f"results are kept for {RESULT_DAYS} days")
         if row is None:

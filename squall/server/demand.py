@@ -6,10 +6,14 @@ Tested with dispatch and the autoscaler.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from squall.server.inputs import Function
+
+LAG_SEEN = 16
+"""Inputs that must have ended before the way there and back counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,9 @@ class Demand:
     idle: tuple[tuple[str, float], ...] = ()
     """(container_id, idle since) of ready containers without an input, longest idle first."""
     exec_time: float | None = None
-    """Seconds an input takes, as far as those that ended tell (a moving average)."""
+    """Seconds an input takes with its way there and back, as far as those that ended tell (a moving average)."""
+    crowd: int = sys.maxsize
+    """More containers than this would not be filled at once, see there."""
     stalled_for: float = 0.0
     """Seconds that something has been running and nothing ended: a lower bound of how long inputs take now."""
     cold_start: float | None = None
@@ -62,7 +68,8 @@ def demand_of(function: Function, now: float) -> Demand:
         headroom=sum(max(0, c.open_slots - len(c.running)) for c in ready),
         slots=1 if function.options.single_use else function.options.target or function.options.concurrency,
         idle=tuple((container_id, since) for since, container_id in idle),
-        exec_time=function.exec_time,
+        exec_time=_exec_time(function),
+        crowd=function.crowd,
         stalled_for=_stalled_for(function, now),
         cold_start=function.cold_start,
         oldest=min(alive, default=None),
@@ -72,6 +79,13 @@ def demand_of(function: Function, now: float) -> Demand:
         start_failures=function.start_failures,
         closed=bool(function.closed),
     )
+
+
+def _exec_time(function: Function) -> float | None:
+    """In the first moments what is measured of the way is mostly the server taking in the flood that made it start."""
+    if function.exec_time is None or function.finished < LAG_SEEN:
+        return function.exec_time
+    return function.exec_time + function.lag
 
 
 def surplus_of(functions: Iterable[Function]) -> Iterator[str]:

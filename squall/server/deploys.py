@@ -40,6 +40,7 @@ from squall.server.objects import (
     options_of,
 )
 from squall.server.reconciler import Reconciler
+from squall.server.takeover import RECREATE_GRACE_S
 from squall.server.versions import Kind, Version, changes_between
 
 log = Logger("server")
@@ -55,8 +56,6 @@ ROOM_PATIENCE_S = 5.0
 """Without room for that long, a function is deployed without a trial."""
 START_PATIENCE_S = 10.0
 """Added to `startup_timeout` for what comes before a container starts."""
-RECREATE_GRACE_S = 10.0
-"""What an old container may take to end what it runs, when it is to be replaced come what may."""
 PIN_IDLE_S = 600.0
 """A pool of those who call a version by its number is forgotten when nothing was asked of it for that long."""
 FUNCTIONS_LIMIT = 1000
@@ -374,6 +373,7 @@ class Deploys:
             for pool in app.pools() if app.state == "running" else ():
                 self.reconciler.apply(self.dispatch.add_function(now, pool.function_id, options_of(pool)))
                 self.resumed(pool)
+                self.reconciler.takeover.function_opened(pool.function_id)
             self.switched(app)
 
 

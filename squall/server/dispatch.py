@@ -30,7 +30,8 @@ Rules, checked by `squall.testing.check_dispatch`:
 - A container never holds more inputs than its slots, and none before it is ready or once it drains.
 - The lease of a running input is (container, attempt): any other output is ignored and counted (`stale_outputs`).
 - FIFO per function. Infrastructure retries go back to the head of the queue, retries that cost something to the tail.
-- Of several containers with room the most recently used one is filled, so that surplus ones grow idle and age out.
+- Of several containers with room the most recently used one is filled, so that surplus ones grow idle and age out;
+  no more than make sense where inputs are tiny: see `crowd`.
 
 Retries. `error` and `timeout` cost one of the user's `max_retries`, after the policy's delay. What the platform did
 (`fault="infra"`: node lost, agent restarted, container evicted) costs nothing and is repeated at once, up to
@@ -38,8 +39,7 @@ INFRA_RETRIES times. A container that died of itself while an input ran alone in
 out of memory) is that input's failure: it has `max_retries` further tries, and CRASH_RETRIES where the user gave none
 (one spare try separates a freak from a function that kills its container, at the price of one more container). When
 several inputs ran in it nobody is blamed yet: each is tried again *alone* in a container, so that one poisonous input
-cannot take its neighbours down with it. A generator that has yielded is never tried again, as its consumer has seen
-part of a run.
+cannot take its neighbours down with it. A generator that has yielded is never tried again: its consumer saw it.
 
 Starts that fail delay the next one, and end what cannot wait for it: see `starts`.
 
@@ -61,6 +61,7 @@ from squall.protocol.states import InputState
 from squall.server import attempts
 from squall.server.adoption import STAND_IN, Adoption
 from squall.server.attempts import CRASH_RETRIES, INFRA_RETRIES
+from squall.server.crowd import Crowd
 from squall.server.demand import Demand, demand_of, surplus_of
 from squall.server.inputs import (
     Call,
@@ -107,6 +108,7 @@ class Dispatch:
         self._timer_seq = 0
         self._unsettled: dict[Function, None] = {}
         self.adoption = Adoption(self)
+        self.crowd = Crowd(self)
         self.starts = Starts(self)
 
     # ---- functions ----------------------------------------------------------------------------------------------
@@ -134,7 +136,8 @@ class Dispatch:
             return out
         function.closed, function.successor = reason or "closed", None
         message = f"the function was stopped: {function.closed}"
-        for input_ in [*function.running, *function.suspects, *function.queue, *self._inputs_in_backoff(function)]:
+        waiting = in_backoff(function, (timer[3] for timer in self._timers))
+        for input_ in [*function.running, *function.suspects, *function.queue, *waiting]:
             if input_.state != "done":
                 input_.call.last = True
                 self._finish(now, input_, "cancelled", message, "", None, out)
@@ -152,7 +155,7 @@ class Dispatch:
         old, new = self.functions.get(old_id), self.functions.get(new_id)
         if old is None or new is None or old is new or old.closed or new.closed:
             return out
-        move_waiting(old, new, self._inputs_in_backoff(old))
+        move_waiting(old, new, in_backoff(old, (timer[3] for timer in self._timers)))
         old.closed, old.successor = reason or "superseded", new
         for container in list(old.containers.values()):
             self._begin_drain(container, old.closed)
@@ -172,9 +175,6 @@ class Dispatch:
         for input_ in impatient(function):
             self._finish(now, input_, "rejected", message, hint, None, out)
         return out
-
-    def _inputs_in_backoff(self, function: Function) -> list[Input]:
-        return in_backoff(function, (timer[3] for timer in self._timers))
 
     # ---- inputs -------------------------------------------------------------------------------------------------
 
@@ -202,8 +202,9 @@ class Dispatch:
             call = self.calls[call_id] = Call(call_id, function, kind, owner, data)
             if owner is not None:
                 self.owners.setdefault(owner, {})[call] = None
+        call.last = False  # until all are in: one of them may end at once, and is not the last
         self._enqueue(now, call, items, out)
-        call.last = last  # only now: one of the inputs may have ended at once, and was not the last
+        call.last = last
         if function.free:
             self._pump(now, function, out)
         if function.queued:
@@ -215,13 +216,13 @@ class Dispatch:
     def resume(
         self, now: float, call_id: str, function_id: str, item: tuple[int, Any], history: History, data: Any = None
     ) -> Instructions:
-        """Queue a spawned input that an earlier server has tried: `submit` with what was left of its budget and its
-        delay. The function must be there."""
+        """`submit` of a spawned input that an earlier server has tried: what is left of its budget and delay counts."""
         out: Instructions = []
         call = self.calls.get(call_id)
         if call is None:
             call = self.calls[call_id] = Call(call_id, self.functions[function_id], "spawn", None, data)
             call.last = True
+        home_of(call)
         delay = min(history.delay, call.function.options.max_delay)
         input_ = attempts.resumed(now, call, item, history)
         if self.adoption.take(now, input_, out):
@@ -253,7 +254,7 @@ class Dispatch:
             if room <= 0 and not failing and function.free:
                 self._pump(now, function, out)
                 room = function.options.max_pending - function.pending()
-            if room <= 0 and not function.free:
+            if room <= 0 and (function.queued or not function.free):
                 self._turn_away(now, input_, failing, out)
                 continue
             function.queue.append(input_)
@@ -265,13 +266,12 @@ class Dispatch:
         if failing:
             self.starts.finish_failing(now, input_, out)
             return
-        limit = input_.call.function.options.max_pending
-        hint = "submit fewer at a time, or let more containers work"
-        self._finish(now, input_, "rejected", f"{limit} inputs of the function are waiting already", hint, None, out)
+        message = f"{input_.call.function.options.max_pending} inputs of the function are waiting already"
+        self._finish(now, input_, "rejected", message, "submit fewer at a time, or let more containers work", None, out)
 
-    def outputs(self, now: float, container_id: str, results: Iterable[Result]) -> Instructions:
+    def outputs(self, now: float, container_id: str, results: Iterable[Result], took: float = -1.0) -> Instructions:
         """A container's results, `(call_id, idx, status, attempt, output)` each, and what it shall run next. Those
-        it has no lease for are ignored."""
+        it has no lease for are ignored. `took`: seconds that it says each of them took, if it does."""
         out: Instructions = []
         container = self.containers.get(container_id)
         for result in results:
@@ -282,7 +282,7 @@ class Dispatch:
                 self.stale_outputs += not self.adoption.settle(now, container, result, out)
                 continue
             function = container.function
-            function.exec_time = attempts.average(function.exec_time, now - input_.pushed_at)
+            self.crowd.note(function, now - input_.pushed_at, took)
             if status == "ok":
                 self._finish(now, input_, "ok", "", "", output, out)
             else:
@@ -468,7 +468,7 @@ class Dispatch:
         while function.suspected and function.reserved is None and free:
             # The least recently used one is the likeliest to be empty. This either gives it a suspect or reserves it.
             self._isolate(now, next(iter(free)), out)
-        while function.queued and free:
+        while function.queued and free and self.crowd.has_room(now, function):
             # Taken out even if it stays: only `popitem` leaves no holes at a dict's end that the next search must pass.
             self._fill(now, free.popitem()[0], out)
 
@@ -494,7 +494,7 @@ class Dispatch:
             return
         if function.reserved is container:
             function.reserved = None
-        if function.queued:
+        if function.queued and self.crowd.has_room(now, function):
             self._fill(now, container, out)
         elif len(container.running) < container.open_slots:
             function.free.pop(container, None)

@@ -7,6 +7,7 @@ bytes with its place in the queue and in its call) and not dataclasses. Tested w
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -215,6 +216,8 @@ class Function:
         "closed",
         "cold_start",
         "containers",
+        "crowd",
+        "crowd_timer",
         "early_ends",
         "exec_time",
         "failed",
@@ -224,6 +227,7 @@ class Function:
         "free",
         "function_id",
         "hurries",
+        "lag",
         "options",
         "queue",
         "queued",
@@ -233,10 +237,12 @@ class Function:
         "start_failures",
         "start_timer",
         "starting",
+        "stuck",
         "successor",
         "suspected",
         "suspects",
         "timeout_timer",
+        "typical",
         "waiting",
     )
 
@@ -279,6 +285,14 @@ class Function:
         self.blocked_reason = ""
         self.failing: StartFailure | None = None
         self.exec_time: float | None = None
+        """Seconds an input takes in its container."""
+        # What `crowd` knows: how long the tiny inputs take there, the least that the way there and back adds, how many
+        # run for longer, and of all that how many may run at once.
+        self.typical = 0.0
+        self.lag = float("inf")
+        self.stuck = 0
+        self.crowd = sys.maxsize
+        self.crowd_timer = False
         self.cold_start: float | None = None
         self.active_at = now
         """When an input arrived last."""

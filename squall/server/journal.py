@@ -10,6 +10,7 @@ failed. Rows of a call that are there already are left as they are: repeating an
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from squall.exception import ConflictError, Error, InvalidError
@@ -101,6 +102,14 @@ class KeptCall(NamedTuple):
     parent: str
     created_at: float
     cancelled: bool
+
+
+class Wanted(NamedTuple):
+    """An input whose end is asked for, and the workspace in which its call must be."""
+
+    call_id: str
+    idx: int
+    workspace: str
 
 
 class Window(NamedTuple):
@@ -417,14 +426,49 @@ def find_call(connection: Any, call_id: str, workspace: str) -> Any:
     return connection.execute(table.select().where(mine)).first()
 
 
-def find_output(connection: Any, call_id: str, idx: int, workspace: str) -> Any:
-    """The row of an input; None when the call has no such input, False when there is no such call."""
+def find_outputs(connection: Any, wanted: Sequence[Wanted]) -> list[Any]:
+    """Of each the row of its input; None when the call has no such input, False when there is no such call."""
+    rows: dict[tuple[str, int], Any] = {}
+    for some in _alike(wanted):
+        names = {"call_ids": list({one.call_id for one in some}), "idxs": list({one.idx for one in some})}
+        for row in connection.execute(_outputs(), names):
+            rows[row.call_id, row.idx] = row
+    return [_seen(connection, one, rows.get((one.call_id, one.idx))) for one in wanted]
+
+
+def _alike(wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:
+    """Parts that one query finds and nothing else: several inputs of a call, or one input each of several calls."""
+    by_call: dict[str, list[Wanted]] = {}
+    for one in wanted:
+        by_call.setdefault(one.call_id, []).append(one)
+    by_idx: dict[int, list[Wanted]] = {}
+    for mine in by_call.values():
+        if len(mine) == 1:
+            by_idx.setdefault(mine[0].idx, []).append(mine[0])
+        else:
+            yield from _portions(mine)
+    for mine in by_idx.values():
+        yield from _portions(mine)
+
+
+@cache
+def _outputs() -> Any:
+    import sqlalchemy as sa
+
     from squall.server import tables
 
-    if find_call(connection, call_id, workspace) is None:
-        return False
-    t = tables.inputs
-    return connection.execute(t.select().where((t.c.call_id == call_id) & (t.c.idx == idx))).first()
+    inputs, calls = tables.inputs.c, tables.calls.c
+    columns = (inputs.call_id, inputs.idx, inputs.status, inputs.result, inputs.result_blob)
+    query = sa.select(*columns, inputs.message, inputs.hint, calls.workspace)
+    query = query.join(tables.calls, calls.call_id == inputs.call_id)
+    mine = inputs.call_id.in_(sa.bindparam("call_ids", expanding=True))
+    return query.where(mine & inputs.idx.in_(sa.bindparam("idxs", expanding=True)))
+
+
+def _seen(connection: Any, one: Wanted, row: Any) -> Any:
+    if row is not None and row.workspace == one.workspace:
+        return row
+    return False if find_call(connection, one.call_id, one.workspace) is None else None
 
 
 def find_inputs(connection: Any, call_ids: list[str], limit: int) -> list[Any]:

@@ -153,6 +153,7 @@ class Server:
         self.deploys.resumed = self.backoffs.resume
         self._drainer: asyncio.Task[None] | None = None
         self.calls.apply = self.backoffs.apply = self.reconciler.apply
+        self.calls.open_former = self.reconciler.takeover.open_former
         self.calls.why_waiting = self.reconciler.why_waiting
         self.reconciler.on_backoff = self.backoffs.changed
         self.backoffs.tell = self._log_of_app
@@ -174,19 +175,20 @@ class Server:
         self.loop.add_signal_handler(signal.SIGHUP, self.access.door.reload)
         if self.stays and self.config.listen:
             self.access.bind()
-        has_apps = has_any(self.config.state_dir / "squall.db") or self.database.backend.has_deployed_apps()
-        if self.stays or has_apps:
-            await self.database.ready()  # what else can be wrong with it must be said before serving
         self.metering.close_stale(self.started_at, time.time())
         self.nodes.listen(self.config.run_dir / "handoff.sock")
-        self.provider.start()
-        if has_apps:
-            await self._restore()
+        self.provider.start()  # it needs as long as the Store does, and both are waited for after a restart
+        try:
+            await self._prepare()
+        except BaseException:
+            await self.provider.withdraw()
+            raise
         if self.stays:
             self._claim.touch(0o600)
         else:
             self._claim.unlink(missing_ok=True)
         await self._listen()
+        self.provider.listening()
         bodies = [self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune()]
         bodies += [self.access.watch(), self.firings.rounds()]
         rounds = [self.loop.create_task(body) for body in bodies]
@@ -200,6 +202,14 @@ class Server:
             for task in rounds:
                 task.cancel()
             await self._close()
+
+    async def _prepare(self) -> None:
+        """What has to be there before anybody is let in."""
+        has_apps = has_any(self.config.state_dir / "squall.db") or self.database.backend.has_deployed_apps()
+        if self.stays or has_apps:
+            await self.database.ready()  # what else can be wrong with it must be said before serving
+        if has_apps:
+            await self._restore()
 
     async def _restore(self) -> None:
         """Take up the apps that were running, before any client is let in; then, little by little, their inputs."""

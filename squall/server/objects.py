@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -166,6 +166,8 @@ class Objects:
         """By what callers name: the pool that takes their inputs now."""
         self._pins: dict[str, tuple[AppRecord, int, str]] = {}
         """By what callers of one version name: the app, the version and the function's tag."""
+        self._former: dict[str, tuple[AppRecord, int, str, str]] | None = None
+        """Pools of kept versions that are not current: the app, version, tag and, of a variant, its stable id."""
         self._recalled = False
 
     def create_app(self, message: CreateApp, owner: Any, now_wall: float, scope: Scope = MAIN) -> AppRecord:
@@ -293,6 +295,7 @@ class Objects:
     def keep(self, app: AppRecord, version: Version) -> None:
         """Remember a version, so that it can be called by number; the oldest is let go for it."""
         app.versions[version.number] = version
+        self._former = None
         for tag in version.tags:
             self._pins[pin_id_of(app.app_id, tag, version.number)] = (app, version.number, tag)
         for number in sorted(app.versions)[:-KEPT_VERSIONS]:
@@ -301,6 +304,41 @@ class Objects:
                 self._pins.pop(pin_id_of(app.app_id, tag, number), None)
             old.specs, old.is_kept = [], False
             del app.versions[number]
+
+    # -- versions of before a restart
+
+    def former(self, pool_id: str) -> FunctionRecord | None:
+        """The pool of a version that was replaced before a restart, for what is left of it: nobody can call it."""
+        if self._former is None:
+            self._former = {pool: place for app in self.apps.values() for pool, place in _former_pools(app)}
+        if pool_id in self.functions or pool_id not in self._former:
+            return self.functions.get(pool_id)
+        app, number, tag, variant_id = self._former[pool_id]
+        version = app.versions[number]
+        spec, variant = version.spec(tag), app.variants.get(variant_id)
+        if app.state != "running" or number == app.version or spec is None:
+            return None
+        family = family_of(version.specs, lambda other: stable_id_of(app.app_id, other))
+        pool = FunctionRecord(pool_id, app, spec, stable_id_of(app.app_id, tag), family, number)
+        if variant is not None:
+            try:
+                varied = variant_spec(spec, variant.options)
+            except InvalidError:
+                return None
+            pool = FunctionRecord(pool_id, app, varied, variant_id, family, number)
+            pool.root, pool.options, pool.parameters = variant.root, variant.options, variant.parameters
+        self.functions[pool_id] = app.others[pool_id] = pool
+        return pool
+
+    def retired(self, stable_id: str) -> FunctionRecord | None:
+        """The pool of a function that the current version has not got, as it was in the newest that had it: for what
+        was spawned before."""
+        for app in self.apps.values():
+            for number in sorted(app.versions, reverse=True) if app.deployed and app.state == "running" else ():
+                for tag in app.versions[number].tags:
+                    if stable_id_of(app.app_id, tag) == stable_id:
+                        return self.former(pool_id_of(app, app.versions[number], tag))
+        return None
 
     def _pinned(self, function_id: str) -> FunctionRecord | None:
         """The pool for those who call one version by its number, made when there is none."""
@@ -512,6 +550,19 @@ def pool_id_of(app: AppRecord, version: Version, tag: str) -> str:
     """The pool of a version: no other candidate's, and the same after a restart, as its containers outlive the server
     and are to be known again."""
     return _function_id(version.pool_seed or f"{app.app_id}:{version.number}", tag)
+
+
+def _former_pools(app: AppRecord) -> Iterator[tuple[str, tuple[AppRecord, int, str, str]]]:
+    for number, version in app.versions.items() if app.deployed else ():
+        if number == app.version:
+            continue
+        for tag in version.tags:
+            yield pool_id_of(app, version, tag), (app, number, tag, "")
+        for variant in app.variants.values():
+            if variant.root is not None and variant.stable_id != variant.function_id:
+                root_id = pool_id_of(app, version, variant.root.spec.tag)
+                place = app, number, variant.root.spec.tag, variant.stable_id
+                yield _function_id(root_id, variant.stable_id), place
 
 
 def pin_id_of(app_id: str, tag: str, version: int) -> str:

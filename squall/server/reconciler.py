@@ -521,7 +521,9 @@ class Reconciler:
         self.loop.call_later(STREAM_GRACE, self._give_up, record)  # it ends by itself, unless it is hostile
 
     def runner_outputs(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> None:
-        results = []
+        if self.takeover.keep_early(record, items, parts):
+            return
+        results, took = [], 0.0
         for item, part in zip(items, parts, strict=True):
             data: bytes | str = check_digest(item.blob) if item.blob else part
             if item.status == "yield":
@@ -533,8 +535,10 @@ class Reconciler:
                 continue  # the other ends are not a runner's to declare
             result = Result(data, record.container_id, item.started_at, item.finished_at)
             results.append((item.call_id, item.idx, item.status, item.attempt, result))
+            took += item.finished_at - item.started_at
         if results:
-            self.apply(self.dispatch.outputs(time.monotonic(), record.container_id, results))
+            took /= len(results)
+            self.apply(self.dispatch.outputs(time.monotonic(), record.container_id, results, took))
 
     def _may_yield(self, record: ContainerRecord, input_: Input) -> bool:
         """Count a value that nobody took yet. The window is kept by the runner, which is the tenant's: one that does

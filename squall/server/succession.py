@@ -13,10 +13,14 @@ from squall.server.inputs import Call, Function, Input
 
 def home_of(call: Call) -> Function:
     """The pool that takes what is to run of a call. A call without waiting inputs learns of successors only here."""
-    function = call.function
+    function = call.function = last_of(call.function)
+    return function
+
+
+def last_of(function: Function) -> Function:
+    """The pool at the end of the line: itself where nothing has taken over."""
     while function.successor is not None:
         function = function.successor
-    call.function = function
     return function
 
 

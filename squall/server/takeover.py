@@ -2,7 +2,8 @@
 have to say.
 
 The agent registers with what it has. A container whose function is here is taken over: it keeps its room, and runs what
-comes as any other once its runner has said what it holds. One whose function is not here yet is parked, with its
+comes as any other once its runner has said what it holds. One of a version that was replaced ends what it holds, and
+gets nothing more. One whose function is not here yet is parked, with its
 runner's socket and its latest output, until its app comes back with its client, or RESUME_GRACE is over. All others are
 ended. Until those that come back have spoken no container is started, as what waits may be what they run. It decides
 nothing about inputs: `adoption` does. Tested in `tests/integration/test_reattach.py`.
@@ -10,6 +11,7 @@ nothing about inputs: `adoption` does. Tested in `tests/integration/test_reattac
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import time
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from squall.server.adoption import RESUME_GRACE, Back, HeldInput
 from squall.server.calls import Result
 from squall.server.containers import ContainerRecord
 from squall.server.nodes import Node
-from squall.server.objects import slots_of
+from squall.server.objects import FunctionRecord, options_of, slots_of
 from squall.server.scheduler import Request
 from squall.server.wire import check_id
 from squall.storage.blobs import check_digest
@@ -37,6 +39,8 @@ RETURN_TIMEOUT = 1.0
 AGAIN_LIMIT_BYTES = 256 << 20
 """Results that are taken a second time, in a server's life."""
 PARKED_OUTPUT_BYTES = 256 << 10
+RECREATE_GRACE_S = 10.0
+"""What an old container may take to end what it runs, when it is to be replaced come what may."""
 
 
 class Parked:
@@ -58,6 +62,8 @@ class Takeover:
         """Containers whose runner has not spoken yet."""
         self._back: list[tuple[ContainerRecord, Back]] = []
         """Those that have, while others have not."""
+        self._early: dict[str, list[tuple[list[OutputItem], list[bytes]]]] = {}
+        """What their containers sent since then. Their inputs are not leased to them again yet."""
         self._again_bytes = 0
 
     # -- containers
@@ -74,13 +80,17 @@ class Takeover:
         reconciler, spec = self.reconciler, held.spec
         known = reconciler.history.get(spec.container_id)
         is_new = spec.container_id not in reconciler.containers and (known is None or known.was_given_up)
+        function = reconciler.objects.functions.get(spec.function_id)
+        state = reconciler.dispatch.functions.get(spec.function_id)
         request = Request(spec.cpu, spec.memory_mib)
         if not is_new or not reconciler.scheduler.restore(
             spec.container_id, node.node_id, request, spec.function_id, spec.gpus
         ):
             self._end(node, spec.container_id, "there is no place for it on the server that is here now")
-        elif spec.function_id in reconciler.objects.functions and spec.function_id in reconciler.dispatch.functions:
-            self._adopt(node, held)
+        elif function is not None and state is not None and not state.closed:
+            self._adopt(node, held, function)
+        elif (former := reconciler.objects.former(spec.function_id)) is not None:
+            self._adopt_former(node, held, former)
         else:
             self.parked[spec.container_id] = Parked(node, held)
             reconciler.loop.call_later(RESUME_GRACE, self._unpark, spec.container_id)
@@ -89,22 +99,50 @@ class Takeover:
         self.reconciler.scheduler.release(container_id)
         node.send(StopContainer(container_id, 0.0, reason))
 
-    def _adopt(self, node: Node, held: HeldContainer) -> ContainerRecord | None:
+    def _adopt_former(self, node: Node, held: HeldContainer, former: FunctionRecord) -> None:
+        """One of a version that was replaced. Where the current one has no such function, it goes on until all that was
+        asked of it is done."""
+        reconciler = self.reconciler
+        successor = reconciler.objects.find_function(former.stable_id)
+        if successor is None:
+            self.open_former(former)
+            self._adopt(node, held, former)
+        elif not held.stands or reconciler.is_held:
+            self._end(node, held.spec.container_id, "its version was replaced")
+        else:
+            reason = f"version {former.app.version} of `{former.app.name}` took over"
+            names = held.spec.container_id, former.function_id, options_of(former), successor.function_id, reason
+            reconciler.apply(reconciler.dispatch.adoption.recall(time.monotonic(), *names))
+            if held.spec.container_id in reconciler.dispatch.containers:
+                self._record(node, held, former)
+            else:
+                self._end(node, held.spec.container_id, "its function has ended")
+
+    def open_former(self, former: FunctionRecord) -> None:
+        """Have a function that is not in the current version end what was asked of it."""
+        options = dataclasses.replace(options_of(former), min_containers=0, buffer_containers=0)
+        self.reconciler.apply(self.reconciler.dispatch.add_function(time.monotonic(), former.function_id, options))
+
+    def _adopt(self, node: Node, held: HeldContainer, function: FunctionRecord) -> ContainerRecord | None:
         """Its room is reserved already."""
         reconciler, spec = self.reconciler, held.spec
-        function = reconciler.objects.functions[spec.function_id]
         state = reconciler.dispatch.functions.get(spec.function_id)
         if state is None or state.closed or reconciler.is_held:
             self._end(node, spec.container_id, "its function has ended")
             return None
+        now = time.monotonic()
+        reconciler.apply(reconciler.dispatch.container_starting(now, spec.container_id, spec.function_id))
+        return self._record(node, held, function)
+
+    def _record(self, node: Node, held: HeldContainer, function: FunctionRecord) -> ContainerRecord:
+        """What dispatch knows already is here again."""
+        reconciler, spec = self.reconciler, held.spec
         reconciler.history.pop(spec.container_id, None)  # it was given up with its node
         record = ContainerRecord(spec.container_id, function, node, list(spec.gpus), held.requested_at)
         record.is_adopted = True
         record.move("creating")
         reconciler.containers[record.container_id] = record
         node.containers.add(record.container_id)
-        now = time.monotonic()
-        reconciler.apply(reconciler.dispatch.container_starting(now, record.container_id, spec.function_id))
         reconciler.metering.resumed(record.container_id)
         if held.stands and record.move("starting"):
             record.timeline.stood_at = held.requested_at
@@ -141,7 +179,7 @@ class Takeover:
             if parked.held.spec.function_id != function_id:
                 continue
             del self.parked[container_id]
-            record = self._adopt(parked.node, parked.held)
+            record = self._adopt(parked.node, parked.held, self.reconciler.objects.functions[function_id])
             if parked.runner is not None:
                 self.reconciler.nodes.on_runner(container_id, parked.runner)
             for message, data in parked.output if record is not None else ():
@@ -186,6 +224,9 @@ class Takeover:
                 for one in message.inputs[: slots + 1]
             ]
             self._back.append((record, (record.container_id, slots, held)))
+            self._early[record.container_id] = []
+        elif self._is_replaced(record):
+            self.reconciler.stop_container(record.container_id, 0.0, "its version was replaced")
         else:
             self.reconciler.runner_hello(record)
         if not self.awaited:
@@ -195,12 +236,36 @@ class Takeover:
         """All have spoken, or have had their time: now it is known what waits and does not run."""
         reconciler = self.reconciler
         back, self._back = self._back, []
+        early, self._early = self._early, {}
         for record, _ in back:
             if record.move("ready"):
                 reconciler.tell(record)
         ready = [words for record, words in back if record.state == "ready"]
         reconciler.apply(reconciler.dispatch.adoption.adopt(time.monotonic(), ready))
+        for record, _ in back:
+            for items, parts in early[record.container_id]:
+                reconciler.runner_outputs(record, items, parts)
+            version = record.function.app.current
+            if self._is_replaced(record) and version is not None and version.strategy == "recreate":
+                grace = max(RECREATE_GRACE_S, record.function.spec.exit_grace)
+                reason = f"version {version.number} of `{record.function.app.name}` took over"
+                reconciler.stop_container(record.container_id, grace, reason, by_operator=True)
         reconciler.ask_all()
+
+    def keep_early(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> bool:
+        """Whether these outputs must wait until all have spoken. They are few: an end for each input that it has."""
+        waiting = self._early.get(record.container_id)
+        if waiting is None:
+            return False
+        if sum(len(kept) for kept, _ in waiting) + len(items) > 2 * slots_of(record.function.spec) + 2:
+            self.reconciler.stop_container(record.container_id, 0.0, "its runner sent more results than it has inputs")
+        else:
+            waiting.append((items, [bytes(part) for part in parts]))
+        return True
+
+    def _is_replaced(self, record: ContainerRecord) -> bool:
+        state = self.reconciler.dispatch.functions.get(record.function.function_id)
+        return state is not None and bool(state.closed)
 
     def outputs_again(self, record: ContainerRecord, items: list[OutputItem], parts: list[bytes]) -> None:
         """Results that the server before may have lost. Beyond a bound they are: what they are of is run again."""

@@ -83,7 +83,7 @@ def test_versions_follow_each_other_and_come_back(here: Path) -> None:
     write(here, "return 'third'\n\n\nif not squall.is_local():\n    raise RuntimeError('no such weights')")
     code, _, err = squall(here, "deploy", "numbers_app.py")
     assert code == 1 and "no such weights" in err and "version 2 goes on serving" in err
-    assert "numbers_app.py\", line" in err and "raise RuntimeError('no such weights')" in err
+    assert 'numbers_app.py", line' in err and "raise RuntimeError('no such weights')" in err
     assert call(here) == "second"
     code, out, _ = squall(here, "app", "rollback", "numbers")
     assert (code, out.splitlines()[0]) == (0, "deployed `numbers` version 3") and call(here) == "first"

@@ -19,6 +19,7 @@ from squall.protocol.messages import (
     StartExec,
     StopApp,
     StopContainer,
+    encode,
 )
 from squall.protocol.requests import GetTrace, ListObjects, ReadLogs, StopServer
 
@@ -64,6 +65,15 @@ def slip() -> None:
     item = OutputItem(squall.current_function_call_id() or "", 0, "ok")
     item.blob = '","status":"ok","x":"'
     link().send(Outputs([item]))
+
+
+@app.function()
+def trail() -> None:
+    """Send a large result as it should be, and in the same breath what is no message."""
+    result = bytes(100_000)
+    item = OutputItem(squall.current_function_call_id() or "", 0, "ok", len(result))
+    link().sock.send(encode(Outputs([item]), result) + b"\xff" * 10_000)
+    time.sleep(600)
 
 
 @app.function()

@@ -11,8 +11,10 @@ import textwrap
 import threading
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -120,6 +122,17 @@ def inside():
 @app.function()
 def length(data):
     return len(data), data[:1] * (2 << 20)
+
+
+class Tagged(bytes):
+    pass
+
+
+@app.function()
+def mirror(value):
+    if isinstance(value, bytearray) and value:
+        value[0] = value[0]  # what came is the container's own, and may be written
+    return value, os.getpid()
 
 
 @app.function(timeout=1)
@@ -273,6 +286,28 @@ def test_large_values_travel_both_ways(program: ModuleType) -> None:
     data = b"z" * (5 << 20)
     assert program.length.remote(data) == (5 << 20, b"z" * (2 << 20))
     assert [n for n, _ in program.length.map([data, b"small"])] == [5 << 20, 5]
+
+
+def test_values_of_any_size_and_kind_come_back_from_a_map_as_they_went(program: ModuleType) -> None:
+    sizes = [0, 1, 4096, 65_535, 65_536, 65_537, 100_000, 300_000, (1 << 20) - 60, 1 << 20, (1 << 20) + 1, 3 << 20]
+    values: list[Any] = [os.urandom(size) for size in sizes] * 3
+    values += [bytearray(os.urandom(size)) for size in sizes]
+    values += [program.Tagged(os.urandom(100_000)) for _ in range(20)]
+    kept = [bytes(value) for value in values]
+    back = [value for value, _ in program.mirror.map(values)]
+    assert [type(value) for value in back] == [type(value) for value in values]
+    assert [bytes(value) for value in back] == kept
+    assert [bytes(value) for value in values] == kept
+    changed = back[-21]
+    changed[:] = bytes(len(changed))  # the program's own, too
+
+
+def test_large_results_of_many_calls_at_once_are_not_mixed_up(program: ModuleType) -> None:
+    values = [bytes([number % 256]) * 150_000 for number in range(300)]
+    with ThreadPoolExecutor(4) as threads:
+        found = threads.map(lambda at: list(program.mirror.map(values[at::4])), range(4))
+        assert [[value for value, _ in part] for part in found] == [values[at::4] for at in range(4)]
+    assert program.mirror.remote(values[7])[0] == values[7]
 
 
 def test_function_that_takes_too_long_is_ended(program: ModuleType) -> None:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from squall import Function, FunctionCall
+from squall import App, Function, FunctionCall
 from squall.client import Client
+from squall.exception import NotFoundError
 from tests.conftest import leftovers, wait_until
 from tests.integration import durable
 from tests.integration.support import Kept, Outcome, containers_of, inits, is_alive, kept_logs, pid_of, rows
@@ -146,3 +148,57 @@ def test_down_ends_what_waits_for_another_server(home: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "which waited for another, were ended" in done.stderr
     wait_until(lambda: not leftovers(home), lambda: f"these are gone: {leftovers(home)}", 20)
+
+
+# ---- while a version takes over -----------------------------------------------------------------------------------
+
+
+def busy() -> list[dict[str, Any]]:
+    return [row for row in containers_of("step") if row["running"]]
+
+
+def replace_while_it_runs(home: Path, seconds: float) -> tuple[FunctionCall[int], Outcome]:
+    """A deployed app is replaced while two containers run a spawned and a waited-for input, and the server killed."""
+    durable.app.deploy(output=Kept())
+    step = Function.from_name("durable", "step")
+    spawned = step.spawn(seconds, 1)
+    called = Outcome(lambda: step.remote(seconds, 2))
+    wait_until(lambda: sorted(runs()) == [1, 2], "both run")
+    durable.app.deploy(output=Kept())
+    kill_server(home)
+    return spawned, called
+
+
+def test_containers_of_a_replaced_version_end_what_they_run_after_the_server_was_killed(home: Path) -> None:
+    spawned, called = replace_while_it_runs(home, 6.0)
+    another_server(home)
+    wait_until(lambda: len(busy()) == 2, "the containers of the version before are here again, with what they run")
+    old = {row["container_id"] for row in busy()}
+    assert (spawned.get(timeout=60), called.result()) == (1, 2)
+    assert sorted(runs()) == [1, 2], "nothing was run again"
+    assert Function.from_name("durable", "step").remote(0.0, 3) == 3
+    wait_until(lambda: not old & {row["container_id"] for row in containers_of("step")}, "they have ended")
+    assert spawned.get(timeout=0) == 1
+
+
+def test_what_a_replaced_version_ran_goes_to_the_new_one_when_its_containers_died_too(home: Path) -> None:
+    spawned, called = replace_while_it_runs(home, 6.0)
+    for pid in inits(home).values():
+        os.kill(pid, signal.SIGKILL)
+    assert (spawned.get(timeout=60), called.result()) == (1, 2)
+    assert sorted(runs()) == [1, 1, 2, 2]
+
+
+def test_function_that_the_new_version_has_not_got_ends_what_was_asked_of_it_after_a_restart(home: Path) -> None:
+    durable.app.deploy(output=Kept())
+    last = Function.from_name("durable", "one_by_one")
+    running, waiting = last.spawn(4.0, 1), last.spawn(0.0, 2)
+    wait_until(lambda: runs() == [1], "the first runs")
+    smaller = App("durable")
+    smaller.function(serialized=True, name="other")(lambda: 1)
+    smaller.deploy(output=Kept())
+    kill_server(home)
+    assert (running.get(timeout=60), waiting.get(timeout=60)) == (1, 2)
+    assert runs() == [1, 2]
+    with pytest.raises(NotFoundError, match="has no function `one_by_one`"):
+        last.remote(0.0, 3)

@@ -298,6 +298,13 @@ def test_code_in_a_container_cannot_slip_text_into_the_header_of_a_result() -> N
         call.get(timeout=30)
 
 
+def test_garbage_behind_a_large_result_ends_that_container_only() -> None:
+    with pytest.raises(ContainerLostError):
+        hostile.trail.remote()
+    wait_until(lambda: not containers_of("trail"), "the container is gone")
+    assert workload.nap.remote(0.0, 4) == 4
+
+
 def test_a_generator_that_sends_what_nobody_asked_for_is_ended() -> None:
     with Wire() as wire:
         assert hostile.app._running is not None

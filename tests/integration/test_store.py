@@ -15,7 +15,7 @@ from squall import FunctionCall
 from squall.exception import ResourceExhaustedError, ServiceError
 from tests.conftest import wait_until
 from tests.integration import durable, workload
-from tests.integration.support import Kept
+from tests.integration.support import Kept, inits, pid_of
 from tests.integration.test_restarts import kill_server
 from tests.stores import Cluster, small_disk_at
 
@@ -61,6 +61,26 @@ def test_spawned_inputs_in_postgresql_run_after_the_server_was_killed(home: Path
         kill_server(home)
         assert [call.get(timeout=60, index=i) for i in range(40)] == list(range(40))
         assert single.get(timeout=20) == 100
+
+
+def test_server_that_cannot_open_its_store_leaves_no_agent_and_ends_none_that_was_there(
+    home: Path, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQUALL_DATABASE_URL", postgres.replace("?", "-is-not-there?"))
+    refused = cli("up")
+    assert refused.returncode == 1 and "does not exist" in refused.stderr
+    wait_until(lambda: not pid_of(home, "node"), "its agent has ended")
+    monkeypatch.setenv("SQUALL_DATABASE_URL", postgres)
+    with durable.app.run(detach=True, output=Kept()):
+        call = durable.step.spawn(8.0, 1)
+        wait_until(lambda: inits(home), "it runs")
+        before = inits(home)
+        monkeypatch.setenv("SQUALL_DATABASE_URL", postgres.replace("?", "-is-not-there?"))
+        kill_server(home)
+        assert cli("up").returncode == 1
+        assert inits(home) == before
+        monkeypatch.setenv("SQUALL_DATABASE_URL", postgres)
+        assert call.get(timeout=60) == 1
 
 
 def test_password_of_the_database_reaches_neither_agent_nor_container(home: Path, postgres: str) -> None:

@@ -24,6 +24,8 @@ from squall.testing import check_dispatch
 
 FN = "fu-1"
 OTHER = "fu-2"
+OLD = "fu-0"
+"""A version of `FN` that was replaced before the restart."""
 
 
 class Hand:
@@ -54,9 +56,19 @@ class Hand:
         self.do(self.dispatch.container_starting(self.now, container_id, function_id))
         return self.do(self.dispatch.adoption.adopt(self.now, [(container_id, slots, held)]))
 
+    def former(self, container_id: str, *held: HeldInput, slots: int = 1, **options: Any) -> Hand:
+        """A container of the version before comes back."""
+        self.recall(container_id, **options)
+        return self.do(self.dispatch.adoption.adopt(self.now, [(container_id, slots, held)]))
+
+    def recall(self, container_id: str, **options: Any) -> None:
+        made = FunctionOptions(**options)
+        self.do(self.dispatch.adoption.recall(self.now, container_id, OLD, made, FN, "version 2 took over"))
+
     def again(self, container_id: str, *results: tuple[str, int, str, int]) -> Hand:
         """A container that comes back sends results, before it says what it holds."""
-        self.do(self.dispatch.container_starting(self.now, container_id, FN))
+        if container_id not in self.dispatch.containers:
+            self.do(self.dispatch.container_starting(self.now, container_id, FN))
         told = [(*result, f"again {result[1]}") for result in results]
         return self.do(self.dispatch.adoption.outputs_again(self.now, container_id, told))
 
@@ -99,6 +111,20 @@ def test_a_result_that_comes_before_its_caller_is_given_to_it() -> None:
     hand.submit(0)
     assert hand.end() == ("ok", "result 0")
     assert hand.pushed == []
+
+
+def test_a_result_that_is_there_already_does_not_end_the_call_of_those_behind_it() -> None:
+    hand = Hand().back("co-1", HeldInput("fc-1", 0, 0)).output("co-1").submit(0, 1, 2, last=True)
+    assert hand.end() == ("ok", "result 0")
+    assert hand.output("co-1", 1).end(1) == ("ok", "result 1") and hand.output("co-1", 2).end(2) == ("ok", "result 2")
+
+
+def test_a_result_of_an_earlier_attempt_does_not_hide_the_attempt_that_runs() -> None:
+    hand = Hand(max_retries=1, initial_delay=0.0).again("co-1", ("fc-1", 0, "error", 0))
+    hand.do(hand.dispatch.adoption.adopt(hand.now, [("co-1", 1, [HeldInput("fc-1", 0, 1)])]))
+    hand.do(hand.dispatch.resume(0.0, "fc-1", FN, (0, "payload"), History(1, 1, 0, 0.0)))
+    assert hand.back("co-2").pushed == []
+    assert hand.output("co-1", attempt=1).end() == ("ok", "result 0")
 
 
 def test_a_container_that_holds_an_input_takes_no_other() -> None:
@@ -280,6 +306,81 @@ def test_an_app_that_stops_ends_what_is_claimed() -> None:
     assert FN not in hand.dispatch.functions
 
 
+# ---- containers of a version that was replaced ------------------------------------------------------------------
+
+
+def test_container_of_a_replaced_version_ends_what_it_has_and_gets_nothing_more() -> None:
+    hand = Hand().submit(0, 1).former("co-1", HeldInput("fc-1", 0, 0))
+    assert hand.pushed == []
+    assert hand.output("co-1").end() == ("ok", "result 0")
+    assert hand.pushed == [] and [stop.container_id for stop in hand.of(StopContainer)] == ["co-1"]
+    hand.do(hand.dispatch.container_gone(0.0, "co-1", "exited"))
+    assert OLD not in hand.dispatch.functions
+    assert hand.back("co-2").pushed == [("co-2", "fc-1", 1)]
+
+
+def test_container_of_a_replaced_version_without_work_is_stopped() -> None:
+    hand = Hand().former("co-1")
+    assert [stop.container_id for stop in hand.of(StopContainer)] == ["co-1"]
+
+
+@pytest.mark.parametrize("answers_first", [False, True])
+def test_what_a_replaced_version_runs_is_for_the_caller_who_names_the_new_one(answers_first: bool) -> None:
+    hand = Hand().former("co-1", HeldInput("fc-1", 0, 0))
+    if answers_first:
+        hand.output("co-1").submit(0)
+    else:
+        hand.submit(0).output("co-1")
+    assert hand.end() == ("ok", "result 0") and hand.pushed == []
+
+
+def test_result_of_a_replaced_version_that_the_server_lost_is_taken() -> None:
+    hand = Hand().submit(0)
+    hand.recall("co-1")
+    hand.do(hand.dispatch.adoption.outputs_again(hand.now, "co-1", [("fc-1", 0, "ok", 0, "again")]))
+    assert hand.end() == ("ok", "again")
+    hand.do(hand.dispatch.adoption.outputs_again(hand.now, "co-1", [("fc-2", 0, "ok", 0, "early")]))
+    assert hand.submit(0, call_id="fc-2").end(0, "fc-2") == ("ok", "early")
+
+
+def test_what_a_replaced_version_fails_at_is_tried_again_by_the_new_one() -> None:
+    hand = Hand(max_retries=1, initial_delay=0.0).submit(0).former("co-1", HeldInput("fc-1", 0, 0)).back("co-2")
+    hand.output("co-1", status="error")
+    assert hand.pushed == [("co-2", "fc-1", 0)]
+    assert hand.output("co-2", attempt=1).end() == ("ok", "result 0")
+
+
+def test_what_a_replaced_version_runs_goes_to_the_new_one_when_its_container_is_gone() -> None:
+    hand = Hand().submit(0).former("co-1", HeldInput("fc-1", 0, 0)).back("co-2")
+    hand.do(hand.dispatch.container_gone(hand.now, "co-1", "was lost", fault="infra"))
+    assert hand.pushed == [("co-2", "fc-1", 0)] and OLD not in hand.dispatch.functions
+
+
+def test_a_deploy_after_the_restart_leaves_what_the_version_before_last_runs() -> None:
+    hand = Hand().submit(0).former("co-1", HeldInput("fc-1", 0, 0))
+    hand.do(hand.dispatch.supersede(hand.now, FN, OTHER, "version 3 took over"))
+    assert hand.output("co-1").end() == ("ok", "result 0")
+
+
+def test_timeout_of_a_replaced_version_holds_on() -> None:
+    hand = Hand().submit(0).former("co-1", HeldInput("fc-1", 0, 0), timeout=5.0)
+    assert hand.at(4.9).of(KillContainer) == [] and hand.at(5.1).of(KillContainer)
+    assert hand.end()[0] == "timeout"
+
+
+def test_app_that_stops_ends_what_a_replaced_version_runs() -> None:
+    hand = Hand().submit(0).former("co-1", HeldInput("fc-1", 0, 0))
+    hand.do(hand.dispatch.close_function(0.0, FN, "stopped"))
+    assert hand.end()[0] == "cancelled"
+
+
+def test_container_of_a_replaced_version_whose_app_has_ended_is_killed() -> None:
+    hand = Hand()
+    hand.do(hand.dispatch.close_function(0.0, FN, "stopped"))
+    hand.recall("co-1")
+    assert hand.of(KillContainer) and OLD not in hand.dispatch.functions
+
+
 @pytest.mark.parametrize("seed", range(300))
 def test_in_any_order_of_events_nothing_that_runs_is_run_again(seed: int) -> None:
     """Containers come back with inputs that run or have ended, callers with theirs, in any order; each ends once."""
@@ -297,6 +398,9 @@ def test_in_any_order_of_events_nothing_that_runs_is_run_again(seed: int) -> Non
     cut = rng.randint(0, len(early))
     for event in early[:cut]:
         event()
+    replaced = {container_id for container_id in held if rng.random() < rng.choice([0.0, 0.5, 1.0])}
+    for container_id in replaced:
+        hand.recall(container_id, concurrency=slots)
     for container_id in held:
         hand.again(container_id, *[(*key, "ok", 0) for key in ended[container_id]])
     back = [(container_id, slots, [HeldInput(*key, 0) for key in keys]) for container_id, keys in held.items()]
@@ -310,10 +414,12 @@ def test_in_any_order_of_events_nothing_that_runs_is_run_again(seed: int) -> Non
         hand.at(hand.now + rng.random() * 0.3)
     running = {key for some in held.values() for key in some}
     finished = {key for some in ended.values() for key in some}
+    hand.back("co-new", slots=slots)
     _drain(hand, rng)
     assert set(hand.finished) == set(everything)
     again = {(call_id, idx) for _, call_id, idx in hand.pushed} & (running | finished)
     assert not again, "run again"
+    assert not replaced & {container_id for container_id, _, _ in hand.pushed}, "a replaced version got something"
 
 
 def _drain(hand: Hand, rng: random.Random) -> None:

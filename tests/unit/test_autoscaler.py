@@ -96,11 +96,19 @@ def test_starts_under_way_are_bounded_until_something_is_known() -> None:
 def test_a_flood_gets_a_few_containers_first_and_the_others_as_soon_as_it_may_not_be_tiny() -> None:
     first = asked(backlog=10_000)
     assert (first.start, first.again) == (FIRST_STARTS, PROBE_S)
-    starting = asked(now=100.0, backlog=10_000, starting=4, oldest=100.0 - PROBE_S / 2)
+    starting = asked(now=100.0, backlog=10_000, starting=FIRST_STARTS, oldest=100.0 - PROBE_S / 2)
     assert starting.start == 0 and 0 < starting.again <= PROBE_S and "how long an input takes" in starting.reason
-    late = asked(now=100.0, backlog=10_000, starting=4, oldest=99.0)
-    assert late.start == EAGER_STARTS - 4 and late.again == 0
-    began = asked(now=100.0, backlog=9_999, running=1, ready=1, starting=3, oldest=99.0, stalled_for=PROBE_RUN_S / 2)
+    late = asked(now=100.0, backlog=10_000, starting=FIRST_STARTS, oldest=99.0)
+    assert late.start == EAGER_STARTS - FIRST_STARTS and late.again == 0
+    began = asked(
+        now=100.0,
+        backlog=9_999,
+        running=1,
+        ready=1,
+        starting=FIRST_STARTS - 1,
+        oldest=99.0,
+        stalled_for=PROBE_RUN_S / 2,
+    )
     assert began.start == 0 and 0 < began.again <= PROBE_RUN_S
     is_long = asked(now=100.0, backlog=9_999, running=1, ready=1, starting=3, oldest=99.9, stalled_for=PROBE_RUN_S)
     assert is_long.start > 1_000 and is_long.again == 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from squall.cli import manage
+from squall.cli import main, manage
 from squall.exception import InvalidError, NotFoundError
 from squall.protocol.messages import Reply, decode, encode
 from squall.protocol.requests import ListObjects
@@ -83,6 +83,17 @@ def test_text_of_a_row_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]
 def test_age_is_said_in_the_unit_that_fits(seconds: float, said: str) -> None:
     assert manage.ago(1000.0, now=1000.0 + seconds) == said
     assert manage.ago(0) == ""
+
+
+def test_listing_of_a_server_that_cannot_be_reached_is_an_error(
+    home: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SQUALL_SERVER", "http://127.0.0.1:9")
+    monkeypatch.setenv("SQUALL_TOKEN_ID", "tk-1")
+    monkeypatch.setenv("SQUALL_TOKEN_SECRET", "ts-1")
+    assert main.execute(["app", "list"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, "cannot connect to the server at `http://127.0.0.1:9`" in err) == ("", True)
 
 
 def test_listing_without_a_server_is_empty_and_starts_none(home: Any, capsys: pytest.CaptureFixture[str]) -> None:

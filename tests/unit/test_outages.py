@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from squall.outages import Plan, Rehearsal, main, rehearse
+from squall.server.adoption import Adoption
 from squall.server.durable import Durable
-from squall.server.inputs import Function, Instructions
+from squall.server.inputs import Container, Function, Input, Instructions
 from squall.server.journal import Added, Entry, Row
 from squall.server.starts import Backoff, Starts
 from squall.testing import InvariantError
@@ -107,9 +108,28 @@ def test_broken_backoff_is_found(monkeypatch: pytest.MonkeyPatch, method: str, m
         rehearse_all(100)
 
 
-def rehearse_all(seeds: int) -> None:
+def runs_again_what_runs(self: Adoption, now: float, input_: Input, out: Instructions) -> bool:
+    return False
+
+
+def knows_only_its_own_version(self: Adoption, input_: Input, container: Container, attempt: int) -> bool:
+    return input_.attempt <= attempt and input_.call.function is container.function and not input_.cancelling
+
+
+@pytest.mark.parametrize(
+    ("method", "mutant"), [("take", runs_again_what_runs), ("_is_same", knows_only_its_own_version)]
+)
+def test_broken_adoption_is_found(monkeypatch: pytest.MonkeyPatch, method: str, mutant: Callable[..., Any]) -> None:
+    busy = Plan(calls=12, cuts=6, versions=20, survival=1.0, outage_odds=0.0, cancels=0)
+    rehearse(0, busy)
+    monkeypatch.setattr(Adoption, method, mutant)
+    with pytest.raises(InvariantError, match=r"replay: python -m squall.outages --seed \d+"):
+        rehearse_all(100, busy)
+
+
+def rehearse_all(seeds: int, plan: Plan | None = None) -> None:
     for seed in range(seeds):
-        rehearse(seed)
+        rehearse(seed, plan)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import pytest
 
 from squall.exception import FunctionTimeoutError, RemoteError, SerializationError
 from squall.protocol import payload
+from squall.protocol.frames import Pieces
 
 
 @dataclasses.dataclass
@@ -347,3 +348,105 @@ def test_traceback_marks_the_same_columns_as_the_original() -> None:
     original = caught(lambda: divide(1, 0))
     marks = [line for line in printed(original).splitlines() if set(line.strip()) & {"^"}]
     assert marks and marks[-1] in printed(through(original))
+
+
+# ---- large values -------------------------------------------------------------------------------------------------
+
+
+class Tagged(bytes):
+    pass
+
+
+@dataclasses.dataclass
+class Holder:
+    data: bytes
+
+
+LARGE = bytes(range(256)) * 400
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        LARGE,
+        bytearray(LARGE),
+        LARGE.decode("latin-1"),
+        Tagged(LARGE),
+        Holder(LARGE),
+        [LARGE, LARGE, b"small"],
+        {"a": LARGE, "b": (1, LARGE)},
+        ([[LARGE]],),
+        pickle.PickleBuffer(LARGE),
+        [pickle.PickleBuffer(bytearray(LARGE)), LARGE],
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_large_values_in_pieces_are_the_pickle_that_they_are_whole(value: Any) -> None:
+    data = bytes(payload.pack_in_pieces(value, "it"))
+    assert data == pickle.dumps(value, 5) == payload.pack(value, "it")
+    same = payload.unpack(data, "it")
+    assert type(same) is type(pickle.loads(pickle.dumps(value, 5)))
+    assert same == pickle.loads(pickle.dumps(value, 5))
+
+
+def test_large_bytes_are_sent_as_they_are_and_small_ones_in_one_piece() -> None:
+    large = payload.pack_call_in_pieces((1, LARGE), {"key": [LARGE]}, "f")
+    assert type(large) is Pieces
+    assert sum(part is LARGE for part in large.parts) == 1  # the second is the first, to pickle
+    assert payload.unpack_call(bytes(large), "f") == ((1, LARGE), {"key": [LARGE]})
+    assert type(payload.pack_call_in_pieces((1, b"small"), {}, "f")) is bytes
+    assert type(payload.pack_in_pieces(b"small", "it")) is bytes
+
+
+def test_what_may_change_later_is_copied_when_it_is_packed() -> None:
+    changing, view = bytearray(LARGE), bytearray(LARGE)
+    packed = payload.pack_in_pieces([changing, pickle.PickleBuffer(view)], "it")
+    changing[:] = view[:] = bytes(len(LARGE))
+    assert payload.unpack(bytes(packed), "it") == [LARGE, LARGE]
+
+
+def test_what_comes_out_of_a_reused_buffer_is_a_copy_that_is_writable_as_before() -> None:
+    buffer = bytearray(payload.pack([LARGE, bytearray(LARGE)], "it"))
+    fixed, changing = payload.unpack(memoryview(buffer).toreadonly(), "it")
+    buffer[:] = bytes(len(buffer))
+    assert (fixed, changing) == (LARGE, LARGE)
+    assert type(fixed) is bytes
+    changing[0] = 1
+
+
+def test_a_numpy_array_travels_in_pieces_whatever_its_order() -> None:
+    numpy = pytest.importorskip("numpy")
+    for array in (
+        numpy.arange(30_000.0).reshape(100, 300),
+        numpy.asfortranarray(numpy.arange(30_000.0).reshape(100, 300)),
+        numpy.arange(60_000.0)[::2],
+        numpy.frombuffer(LARGE, dtype="u1"),
+    ):
+        packed = payload.pack_call_in_pieces((array,), {}, "f")
+        assert type(packed) is Pieces
+        before = array.copy()
+        if array.flags.writeable:
+            array[:] = 0
+        ((same,), _) = payload.unpack_call(bytes(packed), "f")
+        assert (same == before).all()
+        assert same.flags.writeable == array.flags.writeable
+
+
+def test_a_large_value_that_names_main_goes_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Holder, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "Holder", Holder, raising=False)
+    packed = payload.pack_in_pieces([Holder(b"small"), LARGE], "it")
+    assert type(packed) is bytes
+    assert packed[:1] == payload.BY_VALUE
+
+
+def test_looking_for_large_members_runs_no_code_of_the_users() -> None:
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError(name)
+
+        def __len__(self) -> int:
+            raise AssertionError("len")
+
+    assert not payload._is_large(Watched())
+    assert not payload._is_large([Watched()])

@@ -8,12 +8,13 @@ import random
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from squall._blocking import both, run
 from squall.exception import NotFoundError, OutputTimeoutError, ServiceError
-from squall.protocol.frames import CHUNK_LIMIT, FrameReader
+from squall.protocol.frames import CHUNK_LIMIT, KEPT_BYTES, PEEK_BYTES, Buffers, FrameReader, Pieces
 from squall.protocol.messages import Failure, InputItem, Message, Notice, Ping, Reply, StopApp, encode, split_payload
 from squall.protocol.transport import FrameStream, Link, Pending
 
@@ -205,6 +206,122 @@ def test_large_payloads_received_in_place_are_the_same_bytes(seed: int) -> None:
     assert [bytes(payload) for _, payload in got] == sent
 
 
+def test_what_comes_behind_a_large_payload_is_not_shown_with_it() -> None:
+    """A buffer is larger than its payload, and is used again with what it held before."""
+    first, second = b"1" * 100_000, b"2" * 70_000
+    reader = FrameReader()
+    got: list[Any] = []
+    stream = encode(Ping(id=1), first) + encode(Ping(id=2), b"small") + encode(Ping(id=3), second)
+    got += reader.feed_view(memoryview(stream)[:65_536])
+    stream = stream[65_536:]
+    while stream:
+        room = reader.room()
+        assert room is not None
+        count = min(len(room), len(stream))
+        room[:count] = stream[:count]
+        stream = stream[count:]
+        got += reader.filled(count)
+    assert [bytes(payload) for _, payload in got] == [first, b"small", second]
+    assert got[0][1].readonly
+
+
+def test_garbage_behind_a_large_payload_is_refused() -> None:
+    reader = FrameReader()
+    reader.feed(encode(Ping(id=1), bytes(100_000))[:50_000])
+    room = reader.room()
+    assert room is not None
+    room[:] = b"\xff" * len(room)
+    with pytest.raises(ValueError, match="announces"):
+        reader.filled(len(room))
+
+
+def test_a_buffer_is_used_again_when_no_view_of_it_is_left() -> None:
+    buffers = Buffers()
+    view = buffers.take(100_000)
+    part = view[10:20].toreadonly()
+    first = view.obj
+    assert buffers.take(100_000).obj is not first
+    del view
+    assert buffers.take(100_000).obj is not first
+    del part
+    assert first in [buffers.take(100_000).obj for _ in range(2)]
+
+
+def test_few_buffers_are_kept_and_none_that_is_very_large() -> None:
+    buffers = Buffers()
+    views = [buffers.take(200_000) for _ in range(200)]
+    assert len({id(view.obj) for view in views}) == 200
+    assert sum(map(len, buffers._kept)) == buffers._kept_bytes <= KEPT_BYTES
+    before = list(map(id, buffers._kept))
+    assert len(buffers.take(50 << 20)) == 50 << 20
+    assert list(map(id, buffers._kept)) == before
+
+
+def test_threads_that_take_buffers_at_once_never_share_one() -> None:
+    buffers, problems = Buffers(), []
+
+    def work(mark: int) -> None:
+        for _ in range(300):
+            view = buffers.take(70_000)
+            view[:8] = mark.to_bytes(8, "little")
+            if bytes(view[:8]) != mark.to_bytes(8, "little"):
+                problems.append(mark)
+
+    threads = [threading.Thread(target=work, args=(mark,)) for mark in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    assert problems == []
+
+
+def test_a_stream_reads_little_where_large_frames_are_likely_and_ends_on_garbage_behind_one() -> None:
+    got: list[Any] = []
+    loop = asyncio.new_event_loop()
+    loop.close()  # it has nothing to do here
+    stream = FrameStream(loop, lambda _, header, payload: got.append(payload), lambda *_: None)
+    stream.connection_made(Transport())
+
+    def receive(data: bytes) -> None:
+        while data:
+            buffer = stream.get_buffer(0)
+            count = min(len(buffer), len(data))
+            buffer[:count] = data[:count]
+            data = data[count:]
+            stream.buffer_updated(count)
+
+    assert len(stream.get_buffer(0)) > PEEK_BYTES
+    receive(encode(Ping(id=1), b"1" * 100_000))
+    assert len(stream.get_buffer(0)) == PEEK_BYTES
+    receive(encode(Ping(id=2), b"2" * 100_000))
+    receive(encode(Ping(id=3), b"3"))
+    assert len(stream.get_buffer(0)) > PEEK_BYTES
+    assert [bytes(payload) for payload in got] == [b"1" * 100_000, b"2" * 100_000, b"3"]
+    receive(encode(Ping(id=4), b"4" * 100_000)[:80_000])
+    receive(b"\xff" * 30_000)
+    assert "garbage" in stream.closing
+
+
+def test_a_payload_in_pieces_arrives_whole() -> None:
+    ours, theirs = socket.socketpair()
+    link = Link(ours, lambda *_: None, background=False)
+    large, pieces = os.urandom(200_000), Pieces()
+    for part in (b"head", large, b"tail"):
+        pieces.write(part)
+    thread = threading.Thread(target=lambda: link.send_raw(b'{"t":"ping"}', b"one", pieces, b"two"))
+    thread.start()
+    reader = FrameReader()
+    got: list[Any] = []
+    theirs.settimeout(WAIT)
+    while not got:
+        got += reader.feed(theirs.recv(1 << 18))
+    thread.join(WAIT)
+    assert bytes(got[0][1]) == b"onehead" + large + b"tailtwo"
+    assert pieces.parts[1] is large
+    link.close()
+    theirs.close()
+
+
 def test_small_items_of_a_large_payload_do_not_keep_it_alive() -> None:
     payload = memoryview(bytes(200_000))
     small, large = split_payload([InputItem(0, 10), InputItem(1, 199_990)], payload)
@@ -298,6 +415,9 @@ class Transport:
 
     def resume_reading(self) -> None:
         self.is_reading = True
+
+    def abort(self) -> None:
+        self.is_reading = False
 
 
 def answering_stream(loop: asyncio.AbstractEventLoop, answer: bytes) -> tuple[FrameStream, Transport]:
