@@ -57,6 +57,7 @@ from squall.protocol.messages import (
     Notice,
     OutputItem,
     Outputs,
+    Ping,
     PutBlob,
     Reply,
     Welcome,
@@ -162,8 +163,7 @@ class Client:
         self._follow_lock = threading.Lock()
         self.client_id = os.urandom(8).hex()
         self.received = 0
-        """Results and output of this server that have come, in frames; so that none is lost or had twice when the
-        connection breaks."""
+        """Frames of results and output that came of this server: after a break it goes on behind them."""
         self.apps: dict[str, CreateApp] = {}
         """By id, those this program runs: they are named again on another connection."""
         self.pools: dict[str, tuple[BindFunction, bytes]] = {}
@@ -228,8 +228,7 @@ class Client:
         welcome: Pending[Message] = Pending(self.link)
         self._welcome = welcome
         self.link.send(self.hello())
-        elsewhere = self._settings is not None and self._settings.server
-        answer = welcome.wait(SLOW_CONNECT_TIMEOUT if elsewhere else CONNECT_TIMEOUT)
+        answer = welcome.wait(SLOW_CONNECT_TIMEOUT)
         self._welcome = None
         if not isinstance(answer, Welcome):
             from squall.exception import from_wire
@@ -245,7 +244,9 @@ class Client:
         """A server has let this client in."""
         self.server_id, self._server_stays = welcome.server_id, welcome.stays
         self._connected_at = time.monotonic()
-        if welcome.heartbeat:
+        self.link.silence.interval = welcome.heartbeat
+        if welcome.heartbeat and self._settings is not None and self._settings.server:
+            self.link.silence.interval = 0.0
             from squall.protocol.remote import keep_alive
 
             keep_alive(self.link, welcome.heartbeat, lambda: self.received)
@@ -348,6 +349,8 @@ class Client:
             self._show(message.image_id, _as_shown(message), payload)
         elif self.terminal is not None and isinstance(message, (Interact, ExecData, ExecExit)):
             self.terminal.on_push(message, payload)
+        elif isinstance(message, Ping) and message.id:
+            self.link.send_nowait(Reply(re=message.id))
         elif getattr(self, "_welcome", None) is not None:
             self._welcome.set(message)  # type: ignore[union-attr]
 

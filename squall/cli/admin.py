@@ -183,6 +183,7 @@ def status_lines(facts: dict[str, Any]) -> list[str]:
         f"listens     {facts['listens']}" if facts["listens"] else "",
         f"workspace   {facts['workspace']}, environment {facts['environment']}",
         *(f"node        {_node_line(node)}" for node in facts["nodes"]),
+        f"silent      {facts['silent']} client(s) that do not answer: stopped, or busy" if facts.get("silent") else "",
         f"away        {facts['away']} client(s) whose connection broke" if facts.get("away") else "",
         f"apps        {facts['apps']}",
         f"containers  {facts['containers']}",

@@ -140,6 +140,8 @@ class Peer:
         """Seconds for which it tries to come back when its connection breaks."""
         self.leaving: Leaver = ""
         """What is known of why its connection will end."""
+        self.heard = (0, 0)
+        """Of one on this machine: what had come at the last beat, and for how many beats nothing more."""
         self.has_come_before = False
         """This is not its first connection."""
         self.away_since = 0.0

@@ -190,7 +190,7 @@ class Server:
         await self._listen()
         self.provider.listening()
         bodies = [self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune()]
-        bodies += [self.access.watch(), self.firings.rounds()]
+        bodies += [self.access.watch(), self.access.watch_local(), self.firings.rounds()]
         rounds = [self.loop.create_task(body) for body in bodies]
         self.loop.call_later(STORE_AFTER, self._open_store)
         log.info("serving", home=str(self.config.home), pid=os.getpid())

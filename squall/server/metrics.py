@@ -31,6 +31,7 @@ FAMILIES: dict[str, tuple[Literal["gauge", "counter"], str]] = {
     "squall_draining": ("gauge", "1 while the server is ending and takes nothing new."),
     "squall_connections": ("gauge", "Clients that are connected."),
     "squall_clients_away": ("gauge", "Clients whose connection broke and who may come back."),
+    "squall_clients_silent": ("gauge", "Clients of this machine that do not answer."),
     "squall_connections_broken_total": ("counter", "Connections that broke of clients who may come back."),
     "squall_clients_returned_total": ("counter", "Clients that came back after their connection broke."),
     "squall_nodes": ("gauge", "Machines that run containers."),
@@ -113,6 +114,7 @@ def samples_of(server: Server, scope: Scope | None = None) -> Iterator[Sample]:
     yield Sample("squall_draining", server.draining)
     yield Sample("squall_connections", len(server.peers))
     yield Sample("squall_clients_away", len(server.absences.away))
+    yield Sample("squall_clients_silent", server.access.silent())
     yield from _of_nodes(server)
     yield from _of_apps(server, scope)
     yield from _of_functions(server, scope)

@@ -1,8 +1,8 @@
 """HAND: blobs on their way in: chunk after chunk over one connection, or over several where one breaks.
 
 What has arrived of an upload whose connection ended is set aside for some time, in the workspace it belongs to. Whoever
-asks there whether the blob is missing is told how much of it is there, and goes on after that. Nothing of it is trusted:
-the digest is looked at when the last chunk has come. Tested in `tests/unit/test_uploads.py` and
+asks there whether the blob is missing is told how much of it is there, and goes on after that. Nothing of it is
+trusted: the digest is looked at when the last chunk has come. Tested in `tests/unit/test_uploads.py` and
 `tests/faults/test_slow.py`.
 """
 

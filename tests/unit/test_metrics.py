@@ -62,6 +62,7 @@ def server() -> Any:
         draining=False,
         peers={1, 2},
         absences=SimpleNamespace(away={}),
+        access=SimpleNamespace(silent=lambda: 0),
         nodes=SimpleNamespace(nodes={"no-1": node}),
         objects=SimpleNamespace(apps=apps, functions=functions),
         reconciler=SimpleNamespace(containers={}),
