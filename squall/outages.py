@@ -21,7 +21,7 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any
@@ -34,6 +34,7 @@ from squall.server.durable import Cancel, Durable
 from squall.server.inputs import (
     BackoffChanged,
     DemandChanged,
+    Dropped,
     Finish,
     FunctionOptions,
     Input,
@@ -42,7 +43,7 @@ from squall.server.inputs import (
     Retried,
     StopContainer,
 )
-from squall.server.journal import Added, Entry, Kept, KeptCall, Note, Payload, Row, Window
+from squall.server.journal import CANCELLED, Added, Entry, Kept, KeptCall, Note, Payload, Row, Window
 from squall.server.starts import Backoff, backoff_of
 from squall.testing import InvariantError, check_dispatch, require
 
@@ -78,7 +79,8 @@ class MemoryJournal:
 
     def __init__(self) -> None:
         self.calls: dict[str, Entry] = {}
-        self.cancelled: set[str] = set()
+        self.cancelled: dict[str, tuple[str, float]] = {}
+        """Call -> why and when."""
         self.keys: dict[tuple[str, str], Entry] = {}
         self.lines: dict[tuple[str, int], Line] = {}
         self.by_seq: dict[int, Line] = {}
@@ -124,18 +126,34 @@ class MemoryJournal:
             if line.end is None:
                 line.attempt, line.failures, line.infra_failures, line.not_before = row[2:]
 
-    def cancel(self, call_id: str, idxs: list[int] | None, workspace: str, now_wall: float) -> int | None:
+    def cancel(
+        self, call_id: str, idxs: list[int] | None, workspace: str, now_wall: float, counted: bool = True
+    ) -> int | None:
         call = self.calls.get(call_id)
         if call is None or call.workspace != workspace:
             return None
         mine = [line for line in self.lines.values() if line.call_id == call_id and line.end is None]
         if idxs is None:
-            self.cancelled.add(call_id)
-            return len(mine)
+            self.mark(call_id, CANCELLED, now_wall)
+            return len(mine) if counted else 0
         chosen = [line for line in mine if line.idx in set(idxs)]
         for line in chosen:
             line.cancelled = True
         return len(chosen)
+
+    def mark(self, call_id: str, reason: str, now_wall: float) -> str:
+        return self.cancelled.setdefault(call_id, (reason, now_wall))[0]
+
+    def tidy(self, call_id: str, after: int, limit: int, spared: Collection[int]) -> int | None:
+        if call_id not in self.cancelled:
+            return None
+        reason, at = self.cancelled[call_id]
+        mine = sorted(idx for known, idx in self.lines if known == call_id and idx > after)
+        for idx in mine[:limit]:
+            line = self.lines[call_id, idx]
+            if line.end is None and idx not in spared:
+                line.end = Row(call_id, idx, "cancelled", reason, "", b"", at)
+        return mine[limit - 1] if len(mine) >= limit else None
 
     def window(self, after: int, limit: int) -> Window:
         lines = [line for seq, line in sorted(self.by_seq.items()) if seq > after and line.end is None][:limit]
@@ -176,6 +194,8 @@ class Story:
     """Attempts that had failed when the server last heard of one, and when that was."""
     answers: set[str] = field(default_factory=set)
     told: Row | None = None
+    told_cancelled: str = ""
+    """With which reason callers were told that it is, before it had a row of its own."""
     cancel_acknowledged: bool = False
     cancel_asked: bool = False
     dead: bool = False
@@ -200,6 +220,9 @@ class Plan:
     held_limit: int = 64
     replay_limit: int = 7
     cancels: int = 3
+    whole: float = 0.5
+    """Odds that a cancel is of a whole call."""
+    tidy_limit: int = 3
     slots: int = 2
     broken_for: float = 0.0
     """Seconds from the beginning in which no container of the first function starts."""
@@ -224,6 +247,8 @@ class Plan:
             held_limit=rng.choice((0, 100, 10_000)),
             replay_limit=rng.choice((1, 3, 20)),
             cancels=rng.choice((0, 0, 2, 6)),
+            whole=rng.choice((0.5, 1.0)),
+            tidy_limit=rng.choice((1, 3, 20)),
             slots=rng.choice((1, 1, 4)),
             broken_for=rng.choice((0.0, 0.0, 5.0, 90.0)),
             survival=rng.choice((0.0, 0.7, 1.0)),
@@ -379,6 +404,7 @@ class Rehearsal:
             self.at(rng.uniform(0, plan.duration), self._spawn, number, life=-1)
         for _ in range(plan.cancels):
             self.at(rng.uniform(0, plan.duration), self._cancel, life=-1)
+            self.at(rng.uniform(0, plan.duration + 1.0), self._look, life=-1)
         if not plan.cut_at:
             for _ in range(plan.cuts):
                 self.at(rng.uniform(0, plan.duration), self._cut, life=-1)
@@ -394,6 +420,7 @@ class Rehearsal:
         self.disk = _Disk(self)
         self.durable = Durable(self.dispatch, self.disk, self, self.clock, self)
         self.durable.held_limit, self.durable.replay_limit = self.plan.held_limit, self.plan.replay_limit
+        self.durable.tidy_limit = self.plan.tidy_limit
         self._wake_at = float("inf")
         for number, retries in enumerate(self.plan.retries):
             delay = self.rng.choice((0.0, 1.0))
@@ -484,6 +511,9 @@ class Rehearsal:
     def pool_of(self, call: KeptCall) -> str:
         return self._pool(call.function_id)
 
+    def why_stopped(self, call: KeptCall) -> str:
+        return ""
+
     def describe(self, call: KeptCall) -> Data:
         return Data(call.function_id)
 
@@ -492,7 +522,21 @@ class Rehearsal:
             story, line = self.stories[row.call_id, row.idx], self.journal.lines[row.call_id, row.idx]
             require(line.end is not None, "nobody is told before it is written", row)
             require(story.told is None or story.told == line.end, "what was told stays", row, story.told)
+            require(not story.told_cancelled, "what was told as cancelled has no other end", row)
             story.told = line.end
+
+    def left_out(self, call_id: str, spared: Collection[int], reason: str) -> None:
+        require(call_id in self.journal.cancelled, "nobody is told before it is written", call_id)
+        for (known, idx), line in self.journal.lines.items():
+            if known == call_id and idx not in spared and line.end is None:
+                self.stories[known, idx].told_cancelled = reason
+
+    def _look(self) -> None:
+        """A caller asks for a result: an input without a row, of a cancelled call, may have ended all the same."""
+        if self._up == self.life:
+            for key, line in self.journal.lines.items():
+                if line.end is None and key[0] in self.journal.cancelled and self.durable.is_left_out(*key):
+                    self.stories[key].told_cancelled = self.journal.cancelled[key[0]][0]
 
     def apply(self, instructions: list[Any]) -> None:
         for instruction in instructions:
@@ -502,6 +546,8 @@ class Rehearsal:
                 case Finish():
                     status, message, hint = instruction.status, instruction.message, instruction.hint
                     self.durable.finish(instruction.input, status, message, hint, instruction.output or b"")
+                case Dropped():
+                    self.durable.dropped(instruction)
                 case Retried():
                     story = self.stories[instruction.input.call_id, instruction.input.idx]
                     story.spared += instruction.input.infra_failures - story.infra_failures
@@ -566,6 +612,9 @@ class Rehearsal:
         self.apply(self.dispatch.container_gone(self.now, container_id, "was killed", fault="infra"))
 
     def _push(self, push: Push) -> None:
+        for input_ in push.inputs:
+            story = self.stories[input_.call_id, input_.idx]
+            require(not story.cancel_acknowledged or input_.cancelling, "what was cancelled is not begun again", input_)
         leases = [(input_, input_.attempt) for input_ in push.inputs]
         self.durable.look_ahead(push.inputs[0])
         if any(type(input_.payload) is int for input_ in push.inputs):
@@ -654,7 +703,7 @@ class Rehearsal:
         if not self.stories:
             return
         call_id, idx = self.rng.choice(sorted(self.stories))
-        idxs = None if self.rng.random() < 0.5 else [idx]
+        idxs = None if self.rng.random() < self.plan.whole else [idx]
         for key, story in self.stories.items():
             if key[0] == call_id and (idxs is None or key[1] in idxs):
                 story.cancel_asked = True
@@ -667,10 +716,9 @@ class Rehearsal:
             if isinstance(outcome, Error):
                 self.at(0.5, self._send_cancel, what, life=-1)
             elif life == self.life:
-                for key, story in self.stories.items():
-                    on_disk = key in self.journal.lines
-                    if on_disk and key[0] == what.call_id and (what.idxs is None or key[1] in what.idxs):
-                        story.cancel_acknowledged = True
+                for key, line in self.journal.lines.items():
+                    if key[0] == what.call_id and (line.cancelled or what.call_id in self.journal.cancelled):
+                        self.stories[key].cancel_acknowledged = True
 
         if self._up == self.life:
             self.durable.cancel(what, told)
@@ -699,6 +747,8 @@ class Rehearsal:
     def _check_line(self, key: tuple[str, int], story: Story, end: Row) -> None:
         allowed = 1 + self.plan.retries[story.function] + story.lost + story.spared
         require(story.executions <= allowed, "attempts stay within their budget", key, story)
+        if story.told_cancelled:
+            require((end.status, end.message) == ("cancelled", story.told_cancelled), "what was told stays", key, end)
         if end.status == "cancelled":
             require(story.cancel_asked, "only what was cancelled is", key)
         else:

@@ -29,13 +29,16 @@ from heapq import heappop, heappush
 from typing import Any
 
 from squall.server import dispatch as brain
+from squall.server import lines
 from squall.server.autoscaler import decide
 from squall.server.dispatch import Dispatch
 from squall.server.inputs import (
     BackoffChanged,
+    Call,
     CancelRunning,
     Container,
     DemandChanged,
+    Dropped,
     Fault,
     Finish,
     Function,
@@ -77,6 +80,7 @@ def check_dispatch(dispatch: Dispatch) -> None:
             require(input_.idx == idx and input_.call is call, "a call holds its own inputs", input_)
             require(input_.state != "done", "a call holds no input that is done", input_)
         require(call.inputs or not call.last, "a call that has ended is forgotten", call.call_id)
+        _check_line(call)
     by_function: dict[Function, list[Input]] = {}
     for call in dispatch.calls.values():
         for input_ in call.inputs.values():
@@ -94,14 +98,24 @@ def check_dispatch(dispatch: Dispatch) -> None:
         require(known is container, "a container belongs to its function", container)
 
 
+def _check_line(call: Call) -> None:
+    if call.line is None:
+        return
+    in_runs = [one.idx for run in call.line.runs for one in lines.waiting([run])]
+    outside = call.line.outside
+    require(len(in_runs) == len(set(in_runs)), "an input is in one run", call.call_id)
+    require(not set(in_runs) & set(outside), "what is in a run is not outside", call.call_id)
+    require({*in_runs, *outside} == set(call.inputs), "a line knows where each input is", call.call_id)
+
+
 def _check_function(function: Function, inputs: list[Input]) -> None:
     states = Counter(input_.state for input_ in inputs)
-    queued = [input_ for input_ in function.queue if input_.state == "queued"]
+    queued = list(lines.waiting(function.queue))
     suspects = [input_ for input_ in function.suspects if input_.state == "queued"]
     name = function.function_id
     if function.closed:
-        require(not function.pending(), "a function that was stopped or superseded has nothing waiting", name)
-        require(function.containers, "and is forgotten with its last container", name)
+        require(not function.pending() or function.ending, "a function that was stopped has nothing waiting", name)
+        require(function.containers or function.ending, "and is forgotten with its last container", name)
     require(function.queued == len(queued), "`queued` counts the queue", name, function.queued, len(queued))
     require(function.suspected == len(suspects), "`suspected` counts the suspects", name)
     require(states["queued"] == len(queued) + len(suspects), "what is queued is in a queue once", name, states)
@@ -309,6 +323,7 @@ class Simulation:
         self.rng = random.Random(seed)
         self.now = 1000.0
         self.dispatch = Dispatch()
+        self.dispatch.endings.step = self.rng.choice((2, 1000))
         self.scheduler = Scheduler()
         self.records: dict[tuple[str, int], Record] = {}
         self.machines: dict[str, _Machine] = {}
@@ -322,7 +337,7 @@ class Simulation:
         self._submitted_at: dict[tuple[str, int], float] = {}
         self._closed: set[int] = set()
         self._orphans: set[str] = set()
-        """Calls whose caller is gone: it cannot send more of them."""
+        """Calls of which no more comes: their caller is gone, or the journal refuses it as they were cancelled."""
         self._starved: dict[int, float] = {}
         self._versions: dict[int, int] = {}
         """Of each function: how often it was superseded."""
@@ -428,6 +443,8 @@ class Simulation:
                     self._push(instruction)
                 case Finish():
                     self._finish(instruction)
+                case Dropped():
+                    self._drop(instruction)
                 case CancelRunning():
                     self._at(self._lag(), self._hear_cancel, instruction.container_id, _key(instruction.input))
                 case KillContainer():
@@ -485,6 +502,16 @@ class Simulation:
             require(finish.message, "a refusal has a reason", finish.status)
             waits = self.scenario.functions[record.function][0].persists and finish.input.call.kind == "spawn"
             require(finish.status != "init_error" or not waits, "what is spawned waits for a start", finish.input)
+
+    def _drop(self, dropped: Dropped) -> None:
+        self._orphans.add(dropped.call.call_id)
+        keys = [(dropped.call.call_id, idx) for idx in dropped.inputs if idx not in dropped.spared]
+        require(len(keys) == dropped.count and dropped.message, "what is dropped is counted", keys, dropped.count)
+        for key in keys:
+            record = self.records[key]
+            require(not record.status and record.cancelled, "what someone cancelled is dropped, once", key)
+            record.status, record.finished_at = "cancelled", self.now
+            self.unfinished -= 1
 
     def _is_slow(self, record: Record) -> bool:
         # A delayed push or answer counts as execution time: the server cannot tell.
@@ -798,7 +825,7 @@ def _number_of(function_id: str) -> int:
 
 def _waiting(function: Function) -> list[Input]:
     """What is queued, in its order."""
-    return [input_ for input_ in (*function.suspects, *function.queue) if input_.state == "queued"]
+    return [*(one for one in function.suspects if one.state == "queued"), *lines.waiting(function.queue)]
 
 
 def _key(input_: Input) -> tuple[str, int]:

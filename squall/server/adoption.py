@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from squall.server import lines
 from squall.server.inputs import (
     Call,
     Container,
@@ -164,7 +165,7 @@ class Adoption:
         input_ = call.inputs.get(one.idx) if call is not None else None
         is_queued = input_ is not None and input_.state == "queued" and not input_.alone
         if input_ is not None and is_queued and self._is_same(input_, container, one.attempt) and not one.is_broken:
-            input_.call.function.queue.remove(input_)
+            lines.remove(input_)
             self.dispatch._leave(input_, "running")
         else:
             stand_in = self._stand_in(now, container, one)
@@ -189,6 +190,8 @@ class Adoption:
         input_.state, input_.container, input_.attempt, input_.pushed_at = "running", container, attempt, now
         container.running[input_] = None
         container.function.running[input_] = now
+        if input_.call.line is not None:
+            input_.call.line.outside[input_.idx] = input_
 
     def _is_same(self, input_: Input, container: Container, attempt: int) -> bool:
         """Whether what a container did or does is this input's. An attempt that was given up with its node is, until
@@ -220,7 +223,10 @@ class Adoption:
 
     def _end_queued(self, now: float, input_: Input, status: str, attempt: int, output: Any, out: Instructions) -> None:
         function = input_.call.function
-        (function.suspects if input_.alone else function.queue).remove(input_)
+        if input_.alone:
+            function.suspects.remove(input_)
+        else:
+            lines.remove(input_)
         input_.attempt = attempt
         if status == "ok":
             self.dispatch._finish(now, input_, "ok", "", "", output, out)

@@ -25,6 +25,8 @@ def resumed(now: float, call: Call, item: tuple[int, Any], history: History) -> 
     """An input that an earlier server has tried, in its call."""
     idx, payload = item
     input_ = call.inputs[idx] = Input(call, idx, payload, now)
+    if call.line is not None:
+        call.line.outside[idx] = input_
     call.submitted += 1
     input_.attempt, input_.failures, input_.infra_failures = history[:3]
     return input_
@@ -33,7 +35,7 @@ def resumed(now: float, call: Call, item: tuple[int, Any], history: History) -> 
 def turn_all_away(now: float, call: Call, items: Iterable[tuple[int, Any]], out: Instructions) -> None:
     """End the inputs of a function that is not there (any more)."""
     for idx, payload in items:
-        if call.is_done(idx):
+        if call.is_done(idx) or idx in call.inputs:
             continue
         call.mark_done(idx)
         input_ = Input(call, idx, payload, now)

@@ -8,7 +8,8 @@ Tested in `tests/contract/test_bulk.py` over each backend that is present.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,7 +21,7 @@ def insert_rows(connection: Any, table: Any, rows: Rows) -> None:
     if not rows:
         return
     if connection.dialect.name != "postgresql":
-        connection.execute(table.insert(), rows)
+        connection.execute(_insert(table), rows)
         return
     names = tuple(rows[0])
     statement = f"INSERT INTO {table.name} ({', '.join(names)}) SELECT * FROM {_arrays(table, names)}"
@@ -45,6 +46,12 @@ def update_rows(
 
 
 @cache
+def _insert(table: Any) -> Any:
+    """Made once: to make a statement costs as much as to run it."""
+    return table.insert()
+
+
+@cache
 def _joined_update(table: Any, names: tuple[str, ...], by: tuple[str, ...], unset: str, clear: tuple[str, ...]) -> str:
     """Each row is looked up by the index of `by`, whatever the planner believes: its statistics of a table that is
     being filled are of a moment when nearly nothing was in it, and a plan of that moment reads all unfinished rows for
@@ -58,6 +65,33 @@ def _joined_update(table: Any, names: tuple[str, ...], by: tuple[str, ...], unse
     return (
         f"UPDATE {table.name} SET {', '.join(settings)} FROM ({found}) AS found WHERE {table.name}.ctid = found.place"
     )
+
+
+def are_found(connection: Any, table: Any, key: Any, query: Any) -> Any:
+    """The condition of a statement that changes the rows which a select of `table` finds, whatever columns it names;
+    `key` is the table's. They are found first and then looked up one by one, whatever the planner of PostgreSQL
+    believes of a table that is being filled: a step that changes a thousand rows must not read a million."""
+    import sqlalchemy as sa
+
+    if connection.dialect.name != "postgresql":
+        return key.in_(query.with_only_columns(key))
+    place: Any = sa.literal_column(f"{table.name}.ctid")
+    return place == sa.any_(sa.func.array(query.with_only_columns(place).scalar_subquery()))
+
+
+@contextlib.contextmanager
+def walking(connection: Any) -> Iterator[None]:
+    """Within it, PostgreSQL takes rows in the order of an index, and no more of them than are asked for, where it would
+    believe that reading and sorting all is as cheap. A statement that fails takes this back with all else."""
+    is_postgres = connection.dialect.name == "postgresql"
+    for setting in _SORTS if is_postgres else ():
+        connection.exec_driver_sql(f"SET LOCAL {setting} = off")
+    yield
+    for setting in _SORTS if is_postgres else ():
+        connection.exec_driver_sql(f"SET LOCAL {setting} = on")
+
+
+_SORTS = ("enable_sort", "enable_bitmapscan")
 
 
 def _one_each(rows: Rows, by: tuple[str, ...], *, first: bool) -> Rows:

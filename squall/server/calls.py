@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import islice
 from typing import Any
 
 from squall._clock import SystemClock
@@ -28,7 +29,7 @@ from squall.server import journal
 from squall.server.database import Database
 from squall.server.dispatch import Call, Dispatch, Finish, Input
 from squall.server.durable import Cancel, Durable
-from squall.server.inputs import Retried
+from squall.server.inputs import Dropped, Retried
 from squall.server.journal import RESULT_DAYS, Added, Entry, Journal, KeptCall, Payload, Row, Wanted
 from squall.server.objects import MAIN, FunctionRecord, Objects, has_ended
 from squall.server.outputs import Outputs
@@ -45,6 +46,8 @@ WAIT_LIMIT = RESULT_DAYS * 86400.0
 KEY_LIMIT = 200
 EXPIRE_LIMIT = 5000
 """Results that are deleted in one write: others wait for the Store too."""
+TOLD_LIMIT = 1000
+"""Timelines of inputs that were cancelled together."""
 MAP_LIMIT = 25_000
 """Inputs of one `map` that may be unfinished; the SDK's own window is 1,000."""
 
@@ -213,6 +216,14 @@ class Calls:
     def retried(self, instruction: Retried) -> None:
         self.durable.retried(instruction)
 
+    def dropped(self, instruction: Dropped) -> None:
+        """What waited of a spawned call was cancelled as one. Of very many, some stand for all in what is remembered of
+        the latest inputs."""
+        inputs = instruction.inputs.items()
+        for input_ in islice((one for idx, one in inputs if idx not in instruction.spared), TOLD_LIMIT):
+            self._record(input_, instruction.call, "cancelled", None)
+        self.durable.dropped(instruction)
+
     def give_yield(self, call: Call, item: OutputItem, data: Payload) -> None:
         """One value of a generator."""
         if call.owner is None:
@@ -251,7 +262,11 @@ class Calls:
 
     def pool_of(self, call: KeptCall) -> str:
         function = self._pool_of(call)
-        return "" if function is None else function.function_id
+        return function.function_id if function is not None and function.app.state == "running" else ""
+
+    def why_stopped(self, call: KeptCall) -> str:
+        app = self.objects.apps.get(call.app_id)
+        return app.reason or "it ended" if app is not None and app.state != "running" else ""
 
     def _pool_of(self, call: KeptCall) -> FunctionRecord | None:
         """Of a function that the current version has not got, what is left of it takes what was asked before."""
@@ -274,6 +289,11 @@ class Calls:
             for waiter in self._waiting.pop((row.call_id, row.idx), []):
                 if not waiter.done():
                     waiter.set_result(row)
+
+    def left_out(self, call_id: str, spared: Collection[int], reason: str) -> None:
+        now = time.time()
+        for key in [key for key in self._waiting if key[0] == call_id and key[1] not in spared]:
+            self.stored([Row(*key, "cancelled", reason, "", b"", now)])
 
     # -- spawned calls: what clients ask
 
@@ -328,9 +348,12 @@ class Calls:
             raise NotFoundError(f"no spawned call `{call_id}`", hint=f"results are kept for {RESULT_DAYS} days")
         if row is None:
             raise NotFoundError(f"call `{call_id}` has no input {idx}")
+        if row.status is None and row.cancelled_at is not None and self.durable.is_left_out(call_id, idx):
+            return _output(call_id, idx, "cancelled", row.cancel_reason or journal.CANCELLED, "", b"")
         if row.status is None:
             return None
-        if row.status == "expired":
+        too_old = time.time() - RESULT_DAYS * 86400
+        if row.status == "expired" or (row.finished_at or too_old) < too_old:  # the pruning comes to it later
             raise OutputExpiredError(f"the result of `{call_id}` was kept for {RESULT_DAYS} days and is gone")
         data = row.result_blob or row.result or b""
         return _output(call_id, idx, row.status, row.message or "", row.hint or "", data)
@@ -357,6 +380,8 @@ class Calls:
         if found is None:
             raise NotFoundError(f"no spawned call `{call_id}`")
         row, by_status = found
+        if row.cancelled_at is not None and "pending" in by_status:
+            self._count_cancelled(call_id, by_status)
         function = self.objects.find_function(row.function_id)
         data = {"call_id": call_id, "function_id": row.function_id, "app_id": row.app_id, "kind": "spawn"}
         data["function"] = function.spec.tag if function is not None else ""
@@ -364,6 +389,14 @@ class Calls:
         data |= {"num_inputs": sum(by_status.values()), "counts": by_status}
         waits = function is not None and by_status.get("pending", 0) and self.why_waiting(function)
         peer.reply(message.id, {**data, "waits": waits} if waits else data)
+
+    def _count_cancelled(self, call_id: str, by_status: dict[str, int]) -> None:
+        """What has no end yet of a cancelled call is so, but for what still runs."""
+        call = self.dispatch.calls.get(call_id)
+        running = min(len(call.inputs) if call is not None else 0, by_status["pending"])
+        by_status["cancelled"] = by_status.get("cancelled", 0) + by_status.pop("pending") - running
+        if running:
+            by_status["pending"] = running
 
     def cancel(self, peer: Any, message: CancelCall) -> None:
         check_id(message.call_id, "fc")
@@ -376,7 +409,7 @@ class Calls:
                 self._cancel_spawned(peer, message)
             return
         count = len(idxs) if idxs else len(call.inputs)
-        now, reason = time.monotonic(), "cancelled by the caller"
+        now, reason = time.monotonic(), journal.CANCELLED
         self.apply(self.dispatch.cancel(now, message.call_id, idxs, reason, message.terminate_containers))
         if message.id:
             peer.reply(message.id, {"cancelled": count})

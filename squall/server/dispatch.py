@@ -43,6 +43,9 @@ cannot take its neighbours down with it. A generator that has yielded is never t
 
 Starts that fail delay the next one, and end what cannot wait for it: see `starts`.
 
+Many at once. What waits of a spawned call is dropped in one step (`lines`); where all that waits for a function ends,
+it does so some at a time (`endings`), so that no event takes long.
+
 Succession. What a superseded function has running ends where it runs, and if it must be tried again that is with the
 successor; all that waits moves there at once, in its order. Its containers drain, and it is forgotten with the last.
 
@@ -58,11 +61,12 @@ from heapq import heappop, heappush
 from typing import Any, TypeAlias
 
 from squall.protocol.states import InputState
-from squall.server import attempts
+from squall.server import attempts, lines
 from squall.server.adoption import STAND_IN, Adoption
 from squall.server.attempts import CRASH_RETRIES, INFRA_RETRIES
 from squall.server.crowd import Crowd
 from squall.server.demand import Demand, demand_of, surplus_of
+from squall.server.endings import Endings
 from squall.server.inputs import (
     Call,
     CancelRunning,
@@ -81,10 +85,9 @@ from squall.server.inputs import (
     Retried,
     Status,
     StopContainer,
-    swept,
 )
-from squall.server.starts import START_DELAY, Starts, impatient
-from squall.server.succession import home_of, in_backoff, move_waiting
+from squall.server.starts import START_DELAY, Starts
+from squall.server.succession import home_of, in_backoff, last_of, move_waiting
 
 __all__ = ["CRASH_RETRIES", "INFRA_RETRIES", "START_DELAY", "Call", "Dispatch", "Finish", "FunctionOptions", "Input"]
 
@@ -108,6 +111,7 @@ class Dispatch:
         self._timer_seq = 0
         self._unsettled: dict[Function, None] = {}
         self.adoption = Adoption(self)
+        self.endings = Endings(self)
         self.crowd = Crowd(self)
         self.starts = Starts(self)
 
@@ -129,23 +133,18 @@ class Dispatch:
         return [DemandChanged(function_id)]
 
     def close_function(self, now: float, function_id: str, reason: str) -> Instructions:
-        """End all its inputs as cancelled, stop its containers; it is forgotten with the last of them."""
+        """End all its inputs as cancelled, stop its containers; it is forgotten with the last of both."""
         out: Instructions = []
         function = self.functions.get(function_id)
         if function is None or (function.closed and function.successor is None):
             return out
         function.closed, function.successor = reason or "closed", None
-        message = f"the function was stopped: {function.closed}"
-        waiting = in_backoff(function, (timer[3] for timer in self._timers))
-        for input_ in [*function.running, *function.suspects, *function.queue, *waiting]:
-            if input_.state != "done":
-                input_.call.last = True
-                self._finish(now, input_, "cancelled", message, "", None, out)
+        self.endings.close(now, function, f"the function was stopped: {function.closed}", out)
         for container in list(function.containers.values()):
             self._begin_drain(container, reason)
             self._stop(container, out)
         self._drop_if_empty(function)
-        for other in [other for other in self.functions.values() if other.successor is function]:
+        for other in [other for other in self.functions.values() if last_of(other) is function]:
             out += self.close_function(now, other.function_id, reason)
         return out
 
@@ -171,9 +170,7 @@ class Dispatch:
         """End what waits as `rejected`: no node will ever hold a container of the function, for instance. Where it
         persists, what is in the journal waits for better days."""
         out: Instructions = []
-        function = self.functions[function_id]
-        for input_ in impatient(function):
-            self._finish(now, input_, "rejected", message, hint, None, out)
+        self.endings.reject(now, self.functions[function_id], message, hint, out)
         return out
 
     # ---- inputs -------------------------------------------------------------------------------------------------
@@ -242,7 +239,8 @@ class Dispatch:
         function.active_at = now
         inputs = call.inputs
         failing = self.starts.turns_away(now, call)
-        function.hurries = function.hurries or call.kind != "spawn"
+        is_spawned = call.kind == "spawn"
+        function.hurries = function.hurries or not is_spawned
         room = 0 if failing else function.options.max_pending - function.pending()
         for idx, payload in items:
             if idx in inputs or (call.finished and call.is_done(idx)):
@@ -257,9 +255,12 @@ class Dispatch:
             if room <= 0 and (function.queued or not function.free):
                 self._turn_away(now, input_, failing, out)
                 continue
-            function.queue.append(input_)
-            function.queued += 1
             room -= 1
+            if is_spawned:
+                lines.enter(input_)
+            else:
+                function.queue.append(input_)
+                function.queued += 1
 
     def _turn_away(self, now: float, input_: Input, failing: bool, out: Instructions) -> None:
         input_.state = "done"  # it never was in the queue
@@ -323,6 +324,7 @@ class Dispatch:
         if call is None:
             return out
         if idxs is None:
+            self.endings.drop(now, call, reason, out)
             chosen = list(call.inputs.values())
         else:
             chosen = [call.inputs[idx] for idx in dict.fromkeys(idxs) if idx in call.inputs]
@@ -515,21 +517,11 @@ class Dispatch:
     def _fill(self, now: float, container: Container, out: Instructions) -> None:
         """Push as many queued inputs as the container has room for."""
         function = container.function
-        queue = function.queue
         room = container.open_slots - len(container.running)
-        batch: list[Input] = []
-        while room > 0 and function.queued:
-            input_ = queue.popleft()
-            if input_.state == "queued":
-                function.queued -= 1
-                room -= 1
-                batch.append(input_)
-        if not function.queued:
-            function.ask_at = 1
-            queue.clear()
+        batch = lines.take(function, room)
         if batch:
             self._push(now, container, batch, out)
-        if room > 0:
+        if room > len(batch):
             function.free.pop(container, None)
             function.free[container] = None
 
@@ -582,10 +574,10 @@ class Dispatch:
             function.waiting -= 1
         elif before == "queued" and input_.alone:
             function.suspected -= 1
-            function.suspects = swept(function.suspects, function.suspected)
+            function.suspects = lines.swept(function.suspects, function.suspected)
         elif before == "queued":
             function.queued -= 1
-            function.queue = swept(function.queue, function.queued)
+            function.queue = lines.swept(function.queue, function.queued)
 
     def _finish(
         self, now: float, input_: Input, status: Status, message: str, hint: str, output: Any, out: Instructions
@@ -604,6 +596,8 @@ class Dispatch:
             call.failed += 1
         inputs = call.inputs
         del inputs[input_.idx]
+        if call.line is not None:
+            call.line.outside.pop(input_.idx, None)
         out.append(Finish(input_, status, message, hint, output))
         if inputs or not call.last:
             call.mark_done(input_.idx)
@@ -611,8 +605,12 @@ class Dispatch:
             self._forget_if_done(call)
 
     def _forget_if_done(self, call: Call) -> None:
-        if call.last and not call.inputs and self.calls.pop(call.call_id, None) is not None and call.owner is not None:
+        if not call.last or call.inputs or self.calls.pop(call.call_id, None) is None:
+            return
+        if call.owner is not None:
             self.owners[call.owner].pop(call, None)
+        if call.line is not None:
+            lines.clear(call.line)
 
     def _fail(self, now: float, input_: Input, status: str, output: Any, out: Instructions) -> None:
         """A runner reported anything but `ok`. Only two other words are believed: it is the tenant's."""
@@ -651,16 +649,14 @@ class Dispatch:
     def _enter_queue(self, input_: Input, first: bool) -> None:
         function = input_.call.function
         function.hurries = function.hurries or input_.call.kind != "spawn"
-        if input_.alone:
-            function.suspected += 1
-            queue = function.suspects
-        else:
-            function.queued += 1
-            queue = function.queue
+        if not input_.alone:
+            lines.enter(input_, first)
+            return
+        function.suspected += 1
         if first:
-            queue.appendleft(input_)
+            function.suspects.appendleft(input_)
         else:
-            queue.append(input_)
+            function.suspects.append(input_)
 
     def _end_backoff(self, now: float, input_: Input, attempt: int, out: Instructions) -> None:
         if input_.state != "backoff" or input_.attempt != attempt:
@@ -857,5 +853,5 @@ class Dispatch:
             out.append(DemandChanged(function.function_id))
 
     def _drop_if_empty(self, function: Function) -> None:
-        if function.closed and not function.containers:
+        if function.closed and not function.containers and not function.ending:
             self.functions.pop(function.function_id, None)

@@ -6,6 +6,9 @@ share a sync. A restart reads what has not ended, in its order and in windows, a
 attempts it has had; what comes in meanwhile is found by that reading and not queued twice. Arguments stay on disk when
 many wait, and are read some way ahead of their turn.
 
+A call that is cancelled as a whole is one row that says so. What waited of it leaves dispatch in one step, is read as
+cancelled from then on, and gets rows of its own, like the memory it took, some at a time and behind everybody else.
+
 It has no thread, socket or clock of its own and knows the Store by its futures, so that `squall.testing` runs it
 against a disk that loses power at any point. Must never tell anybody of what is not written. Tested in
 `tests/unit/test_outages.py`, by the simulator, and over the real Store in `tests/integration/test_restarts.py`.
@@ -14,7 +17,7 @@ against a disk that loses power at any point. Must never tell anybody of what is
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -22,9 +25,10 @@ from squall._clock import Clock
 from squall._observe import Logger
 from squall.exception import Error, InternalError, ResourceExhaustedError
 from squall.protocol.states import OutputStatus
+from squall.server import lines
 from squall.server.dispatch import Dispatch
-from squall.server.inputs import History, Input, Retried
-from squall.server.journal import Added, Entry, Kept, KeptCall, Note, Payload, Row, Window
+from squall.server.inputs import Dropped, History, Input, Retried
+from squall.server.journal import CANCELLED, Added, Entry, Kept, KeptCall, Note, Payload, Row, Window
 
 log = Logger("server")
 
@@ -39,6 +43,11 @@ HELD_LIMIT_BYTES = 64 << 20
 AHEAD_LIMIT = 500
 AHEAD_BYTES = 8 << 20
 """How far ahead of their turn arguments are read."""
+TIDY_LIMIT = 1000
+"""Inputs of cancelled calls that get their rows in one write: others wait for the Store too."""
+TIDY_PAUSE_S = 0.005
+SWEEP_LIMIT = 2000
+"""Inputs of cancelled calls that are let go of at once."""
 RETRY_S = 1.0
 """After a write that failed: a full disk, for instance."""
 LOST_HINT = "spawn it again"
@@ -54,6 +63,22 @@ class Cancel(NamedTuple):
     """None: all inputs of the call."""
     workspace: str
     terminate: bool
+
+
+class Tidying:
+    """A cancelled call on its way from one row to a row for each of its inputs."""
+
+    __slots__ = ("after", "barrier", "call_id", "is_told", "reason", "spared")
+
+    def __init__(self, call_id: str, spared: Collection[int], barrier: int) -> None:
+        self.call_id = call_id
+        self.spared = spared
+        """Inputs that ran when it was cancelled: they have ends of their own."""
+        self.barrier = barrier
+        """So many ends have to be on disk before: some are of inputs of this call."""
+        self.reason = CANCELLED
+        self.after = -1
+        self.is_told = False
 
 
 class Loop(Protocol):
@@ -73,7 +98,11 @@ class Store(Protocol):
 
     def note(self, rows: Sequence[Note]) -> Any: ...
 
-    def cancel(self, call_id: str, idxs: list[int] | None, workspace: str, now_wall: float) -> Any: ...
+    def cancel(self, call_id: str, idxs: list[int] | None, workspace: str, now_wall: float, counted: bool) -> Any: ...
+
+    def mark(self, call_id: str, reason: str, now_wall: float) -> Any: ...
+
+    def tidy(self, call_id: str, after: int, limit: int, spared: Collection[int]) -> Any: ...
 
     def window(self, after: int, limit: int) -> Any: ...
 
@@ -86,11 +115,17 @@ class Owner(Protocol):
     def pool_of(self, call: KeptCall) -> str:
         """Id of the pool that runs the call's function now; empty when its app is not there any more."""
 
+    def why_stopped(self, call: KeptCall) -> str:
+        """Why the call's app was stopped; empty where it was not, or is not known."""
+
     def describe(self, call: KeptCall) -> Any:
         """What to hang on a call as its `data`."""
 
     def stored(self, rows: Sequence[Row]) -> None:
         """These ends are on disk."""
+
+    def left_out(self, call_id: str, spared: Collection[int], reason: str) -> None:
+        """All inputs of the call that have no end are cancelled, and it is on disk that they are; but for `spared`."""
 
     def apply(self, instructions: list[Any]) -> None:
         """Carry out dispatch's instructions."""
@@ -125,6 +160,10 @@ class Durable:
         self._notes: dict[tuple[str, int], Note] = {}
         self._noting = False
         self._loading: set[int] = set()
+        self.tidy_limit = TIDY_LIMIT
+        self._tidying: dict[str, Tidying] = {}
+        self._recorded = self._written = 0
+        """Ends that were to be written, and those that were."""
 
     # ---- in -----------------------------------------------------------------------------------------------------
 
@@ -145,9 +184,9 @@ class Durable:
             self.loop.call_soon(self._write_entries)
 
     def _write_entries(self) -> None:
+        self.start()  # first: where nothing is left of before, what is written now need not be read again
         batch = [self._entries.popleft() for _ in range(min(ADD_LIMIT, len(self._entries)))]
         self.store.add([entry for entry, _ in batch]).add_done_callback(lambda done: self._added(done, batch))
-        self.start()
 
     def _added(self, done: Any, batch: list[tuple[Entry, Told]]) -> None:
         error = done.exception()
@@ -186,12 +225,15 @@ class Durable:
             told(outcome)
 
     def _enqueue(self, entry: Entry, added: Added) -> None:
-        items: list[tuple[int, Any]] = []
-        for number, (idx, payload) in enumerate(added.items, added.seq):
-            items.append((idx, self._hold(payload, number)))
         call = KeptCall(
             entry.call_id, entry.function_id, entry.app_id, entry.method, entry.parent, entry.created_at, False
         )
+        if not self.owner.pool_of(call):
+            self._end_homeless(call, [idx for idx, _ in added.items])
+            return
+        items: list[tuple[int, Any]] = []
+        for number, (idx, payload) in enumerate(added.items, added.seq):
+            items.append((idx, self._hold(payload, number)))
         self._queue(call, items)
 
     def _hold(self, payload: Payload, seq: int) -> Payload | int:
@@ -239,6 +281,7 @@ class Durable:
 
     def _record(self, row: Row) -> None:
         self._rows.append(row)
+        self._recorded += 1
         if not self._finishing:
             self._finishing = True
             self.loop.call_soon(self._write_rows)
@@ -254,6 +297,7 @@ class Durable:
             self._rows.extendleft(reversed(rows))
             self.loop.call_later(RETRY_S, self._write_rows)
             return
+        self._written += len(rows)
         self.owner.stored(rows)
         self._finishing = bool(self._rows)
         if self._finishing:
@@ -288,18 +332,89 @@ class Durable:
 
     def cancel(self, what: Cancel, told: Callable[[int | Error], None]) -> None:
         """Write down that inputs are cancelled, then cancel them; `told` hears how many had not ended."""
-        future = self.store.cancel(what.call_id, what.idxs, what.workspace, self.clock.wall())
-        future.add_done_callback(lambda done: self._cancelled(done, what, told))
+        counted = self.replaying or what.idxs is not None  # else dispatch has them all
+        future = self.store.cancel(what.call_id, what.idxs, what.workspace, self.clock.wall(), counted)
+        future.add_done_callback(lambda done: self._cancelled(done, what, counted, told))
 
-    def _cancelled(self, done: Any, what: Cancel, told: Callable[[int | Error], None]) -> None:
+    def _cancelled(self, done: Any, what: Cancel, counted: bool, told: Callable[[int | Error], None]) -> None:
         error = done.exception()
         if error is not None:
             told(_as_error(error))
             return
-        if done.result() is not None:
-            now, reason = self.clock.monotonic(), "cancelled by the caller"
-            self.owner.apply(self.dispatch.cancel(now, what.call_id, what.idxs, reason, what.terminate))
-        told(done.result() or 0)
+        count: int | None = done.result()
+        call = self.dispatch.calls.get(what.call_id)
+        if count is not None and call is not None:
+            count = count if counted else len(call.inputs)
+            now = self.clock.monotonic()
+            self.owner.apply(self.dispatch.cancel(now, what.call_id, what.idxs, CANCELLED, what.terminate))
+        told(count or 0)
+
+    def dropped(self, dropped: Dropped) -> None:
+        """What waited of a call has left dispatch: say so on disk, if that is not what began it, and tidy up."""
+        self._count(dropped.call.data.function_id, -dropped.count)
+        self._sweep(dropped)
+        task = self._tidying[dropped.call.call_id] = Tidying(dropped.call.call_id, dropped.spared, self._recorded)
+        self._mark(task, dropped.message)
+
+    def _sweep(self, dropped: Dropped) -> None:
+        inputs, runs = dropped.inputs, dropped.runs
+        for _ in range(min(SWEEP_LIMIT, len(inputs))):
+            idx, input_ = inputs.popitem()
+            if idx not in dropped.spared:
+                self._let_go(input_)
+        left = SWEEP_LIMIT
+        while runs and left > 0:
+            left -= len(runs[-1]) or 1
+            del runs[-1][-SWEEP_LIMIT:]
+            if not runs[-1]:
+                runs.pop()
+        if inputs or runs:
+            self.loop.call_soon(self._sweep, dropped)
+
+    def _mark(self, task: Tidying, reason: str) -> None:
+        future = self.store.mark(task.call_id, reason, self.clock.wall())
+        future.add_done_callback(lambda done: self._marked(done, task, reason))
+
+    def _marked(self, done: Any, task: Tidying, reason: str) -> None:
+        error = done.exception()
+        if error is not None:
+            log.error("a cancelled call could not be stored and is tried again", error=str(error))
+            self.loop.call_later(RETRY_S, self._mark, task, reason)
+            return
+        task.reason = done.result()
+        self._tidy(task)
+
+    def _tidy(self, task: Tidying) -> None:
+        if self._written < task.barrier:
+            self.loop.call_later(TIDY_PAUSE_S * 4, self._tidy, task)
+            return
+        if not task.is_told:
+            task.is_told = True
+            self.owner.left_out(task.call_id, task.spared, task.reason)
+        future = self.store.tidy(task.call_id, task.after, self.tidy_limit, task.spared)
+        future.add_done_callback(lambda done: self._tidied(done, task))
+
+    def _tidied(self, done: Any, task: Tidying) -> None:
+        error = done.exception()
+        if error is not None:
+            log.error("a cancelled call could not be tidied up and is tried again", error=str(error))
+            self.loop.call_later(RETRY_S, self._tidy, task)
+        elif done.result() is None:
+            self._tidying.pop(task.call_id, None)
+        else:
+            task.after = done.result()
+            self.loop.call_later(TIDY_PAUSE_S, self._tidy, task)
+
+    def is_left_out(self, call_id: str, idx: int) -> bool:
+        """Whether an input without an end, of a call that is marked as cancelled, is cancelled: it neither runs nor has
+        an end that is being written."""
+        call = self.dispatch.calls.get(call_id)
+        if call is not None and idx in call.inputs:
+            return False
+        task = self._tidying.get(call_id)
+        if task is None:
+            return self.replaying and self._written == self._recorded
+        return idx not in task.spared and self._written >= task.barrier
 
     # ---- after a restart --------------------------------------------------------------------------------------------
 
@@ -329,20 +444,39 @@ class Durable:
         self.replaying = False
 
     def _take_up(self, call: KeptCall, inputs: list[Kept]) -> None:
+        if call.cancelled:
+            self._take_up_cancelled(call.call_id)
+            return
         if not self.owner.pool_of(call):
-            for kept in inputs:
-                self._end(kept, "lost", "its app is not on this server any more", LOST_HINT)
+            self._end_homeless(call, [kept.idx for kept in inputs])
             return
         plain: list[tuple[int, Any]] = []
         for kept in inputs:
-            if call.cancelled or kept.cancelled:
-                self._end(kept, "cancelled", "cancelled by the caller", "")
+            if kept.cancelled:
+                self._end(kept.call_id, kept.idx, "cancelled", CANCELLED, "")
             elif kept.attempt or kept.failures or kept.infra_failures or kept.not_before:
                 self._queue_plain(call, plain)
                 self._resume(call, kept)
             else:
                 plain.append((kept.idx, kept.seq))
         self._queue_plain(call, plain)
+
+    def _end_homeless(self, call: KeptCall, idxs: list[int]) -> None:
+        """Their app is not here: it was stopped, by this server or an earlier one that did not come to all of them."""
+        stopped = self.owner.why_stopped(call) or call.stopped
+        for idx in idxs:
+            if stopped:
+                self._end(call.call_id, idx, "cancelled", f"the function was stopped: {stopped}", "")
+            else:
+                self._end(call.call_id, idx, "lost", "its app is not on this server any more", LOST_HINT)
+
+    def _take_up_cancelled(self, call_id: str) -> None:
+        """An earlier server has not come to the end of its tidying."""
+        if call_id not in self._tidying:
+            call = self.dispatch.calls.get(call_id)
+            running = frozenset(call.inputs) if call is not None else frozenset()
+            task = self._tidying[call_id] = Tidying(call_id, running, self._recorded)
+            self._mark(task, CANCELLED)
 
     def _queue_plain(self, call: KeptCall, items: list[tuple[int, Any]]) -> None:
         if items:
@@ -362,8 +496,8 @@ class Durable:
         instructions = self.dispatch.resume(now, call.call_id, pool_id, item, history, self.owner.describe(call))
         self.owner.apply(instructions)
 
-    def _end(self, kept: Kept, status: OutputStatus, message: str, hint: str) -> None:
-        self._record(Row(kept.call_id, kept.idx, status, message, hint, b"", self.clock.wall()))
+    def _end(self, call_id: str, idx: int, status: OutputStatus, message: str, hint: str) -> None:
+        self._record(Row(call_id, idx, status, message, hint, b"", self.clock.wall()))
 
     # ---- arguments that are on disk ---------------------------------------------------------------------------------
 
@@ -374,10 +508,12 @@ class Durable:
     def look_ahead(self, input_: Input) -> None:
         """Read the arguments of those behind this one, before it is their turn."""
         ahead = self._ahead()
-        queue = input_.call.function.queue
-        if not queue or (seq := queue[min(ahead, len(queue)) // 2].payload) in self._loading or type(seq) is not int:
+        function = input_.call.function
+        one = lines.probe(function, ahead)
+        if one is None or type(one.payload) is not int or one.payload in self._loading:
             return
-        found = {seq: one for one in islice(queue, ahead) if type(seq := one.payload) is int}
+        coming = islice(lines.waiting(function.queue), ahead)
+        found = {seq: one for one in coming if type(seq := one.payload) is int}
         fresh = {seq: one for seq, one in found.items() if seq not in self._loading}
         self._read(fresh, None)
 

@@ -7,6 +7,7 @@ off, and says so. Reads only. Tested in `tests/integration/test_graph.py`.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from squall.exception import NotFoundError
@@ -53,7 +54,7 @@ async def _inputs_of(calls: Calls, level: dict[str, tuple[str, str]], room: int)
             node["container_id"], node["function"] = timeline.container_id, timeline.function
     for call_id in level:
         call = calls.dispatch.calls.get(call_id)
-        for input_ in list(call.inputs.values())[:room] if call is not None else ():
+        for input_ in list(islice(call.inputs.values(), room)) if call is not None else ():
             node = nodes.setdefault((call_id, input_.idx), _node(call_id, input_.idx, ""))
             node["status"] = "running" if input_.container is not None else "pending"
             node["container_id"] = input_.container.container_id if input_.container is not None else ""

@@ -2,7 +2,8 @@
 
 Plain state without behaviour of its own; only `dispatch` changes it, and its docstring has the rules. There may be
 millions of inputs and each passes here several times, so these are slot classes (a queued input costs about 250
-bytes with its place in the queue and in its call) and not dataclasses. Tested with dispatch.
+bytes with its place in the queue and in its call) and not dataclasses. How what waits is kept in order, and left out by
+the million, is in `lines`. Tested with dispatch.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ class Call:
         "inputs",
         "kind",
         "last",
+        "line",
         "owner",
         "submitted",
     )
@@ -127,6 +129,8 @@ class Call:
         self.data = data  # the hand's own, opaque here
         self.inputs: dict[int, Input] = {}
         self.last = False
+        self.line: Line | None = None
+        """Of a spawned call with several inputs: where they wait."""
         self.submitted = 0
         self.finished = 0
         self.failed = 0
@@ -163,6 +167,34 @@ class Call:
         while ahead and self.done_below in ahead:
             ahead.remove(self.done_below)
             self.done_below += 1
+
+
+class Run:
+    """Inputs of one spawned call that wait one behind the other: one entry of their function's queue."""
+
+    __slots__ = ("at", "inputs", "line")
+    state: Literal["run"] = "run"
+    """Where an Input in the queue has its own."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.inputs: list[Input | None] = []
+        """May hold some that are done already, as the queue itself may, and holes."""
+        self.at = 0
+        """Those before are gone."""
+
+
+class Line:
+    """Where the unfinished inputs of a spawned call are: in one of its runs, or else in `outside`. So all that wait can
+    be left out, or move, without a look at each."""
+
+    __slots__ = ("call", "outside", "runs")
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.runs: dict[Run, None] = {}
+        self.outside = dict(call.inputs)
+        """What runs, waits to be tried again or to run alone, by idx."""
 
 
 class Container:
@@ -219,6 +251,7 @@ class Function:
         "crowd",
         "crowd_timer",
         "early_ends",
+        "ending",
         "exec_time",
         "failed",
         "failing",
@@ -253,8 +286,11 @@ class Function:
         """Why it takes nothing more, or empty."""
         self.successor: Function | None = None
         """Of one that was superseded: where all goes that was not running."""
-        # The queue may hold inputs that are done already (cancelled while queued); `queued` counts the others.
-        self.queue: deque[Input] = deque()
+        self.ending = False
+        """What waits is being ended, some at a time: see `endings`."""
+        # The queue may hold inputs that are done already (cancelled while queued); `queued` counts the others. To be
+        # used by `lines` only.
+        self.queue: deque[Input | Run] = deque()
         self.queued = 0
         self.suspects: deque[Input] = deque()
         """Waiting to run alone; as in the queue, `suspected` of them are alive."""
@@ -304,13 +340,6 @@ class Function:
         return self.queued + self.suspected + self.waiting
 
 
-def swept(queue: deque[Input], alive: int) -> deque[Input]:
-    """The queue without inputs that are done, once they are the greater part: amortised O(1) an ended input."""
-    if len(queue) < 2 * alive + 64:
-        return queue
-    return deque(input_ for input_ in queue if input_.state == "queued")
-
-
 class History(NamedTuple):
     """What an earlier server knew of an input."""
 
@@ -353,6 +382,24 @@ class Finish:
         self.message = message
         self.hint = hint
         self.output = output
+
+
+class Dropped:
+    """What waited of a spawned call has ended as cancelled, all at once: there is no Finish for each. The hand takes
+    `inputs` and `runs` to pieces some at a time, as a million at once is a pause that others feel; of the inputs, those
+    that `spared` names go on and have a Finish of their own."""
+
+    __slots__ = ("call", "count", "inputs", "message", "runs", "spared")
+
+    def __init__(
+        self, call: Call, message: str, inputs: dict[int, Input], runs: list[list[Input | None]], spared: frozenset[int]
+    ) -> None:
+        self.call = call
+        self.message = message
+        self.inputs = inputs
+        self.runs = runs
+        self.spared = spared
+        self.count = len(inputs) - len(spared)
 
 
 class Retried:
@@ -415,7 +462,16 @@ class BackoffChanged:
 
 
 Instruction: TypeAlias = (
-    Push | Finish | Retried | CancelRunning | KillContainer | StopContainer | DemandChanged | Notice | BackoffChanged
+    Push
+    | Finish
+    | Dropped
+    | Retried
+    | CancelRunning
+    | KillContainer
+    | StopContainer
+    | DemandChanged
+    | Notice
+    | BackoffChanged
 )
 Instructions: TypeAlias = list[Instruction]
 Result: TypeAlias = tuple[str, int, str, int, Any]

@@ -9,13 +9,13 @@ failed. Rows of a call that are there already are left as they are: repeating an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from squall.exception import ConflictError, Error, InvalidError
 from squall.protocol.states import OutputStatus
-from squall.server.bulk import insert_rows, update_rows
+from squall.server.bulk import are_found, insert_rows, update_rows, walking
 
 if TYPE_CHECKING:
     from squall.server.database import Database
@@ -26,6 +26,7 @@ Payload = bytes | str
 RESULT_DAYS = 7
 CALL_DAYS = 30
 """How long it is remembered that a call was, once its result is gone."""
+CANCELLED = "cancelled by the caller"
 IN_LIMIT = 500
 """Values of one `IN (...)`: databases have a limit."""
 
@@ -102,6 +103,8 @@ class KeptCall(NamedTuple):
     parent: str
     created_at: float
     cancelled: bool
+    stopped: str = ""
+    """Why its app was stopped, where it was."""
 
 
 class Wanted(NamedTuple):
@@ -136,8 +139,16 @@ class Journal:
     def note(self, rows: Sequence[Note]) -> Any:
         return self.database.write(lambda connection: note(connection, rows))
 
-    def cancel(self, call_id: str, idxs: list[int] | None, workspace: str, now_wall: float) -> Any:
-        return self.database.write(lambda connection: cancel(connection, call_id, idxs, workspace, now_wall))
+    def cancel(
+        self, call_id: str, idxs: list[int] | None, workspace: str, now_wall: float, counted: bool = True
+    ) -> Any:
+        return self.database.write(lambda connection: cancel(connection, call_id, idxs, workspace, now_wall, counted))
+
+    def mark(self, call_id: str, reason: str, now_wall: float) -> Any:
+        return self.database.write(lambda connection: mark(connection, call_id, reason, now_wall))
+
+    def tidy(self, call_id: str, after: int, limit: int, spared: Collection[int]) -> Any:
+        return self.database.write(lambda connection: tidy(connection, call_id, after, limit, spared))
 
     def window(self, after: int, limit: int) -> Any:
         """A read, but a place in the order of the writes: what was added before is in it, what comes later is not."""
@@ -189,20 +200,26 @@ def add(connection: Any, entries: Sequence[Entry], seq: int) -> list[Added | Err
                 rows.append({"seq": seq, "call_id": entry.call_id, "idx": idx, **_columns("args", data)})
                 seq += 1
         outcomes.append(outcome)
-    if calls:
-        connection.execute(tables.calls.insert(), list(calls.values()))
-    if rows:
-        insert_rows(connection, tables.inputs, rows)
+    insert_rows(connection, tables.calls, list(calls.values()))
+    insert_rows(connection, tables.inputs, rows)
     _put_keys(connection, keys)
     return outcomes
 
 
 def _calls(connection: Any, call_ids: Iterable[str]) -> Iterator[Any]:
+    for some in _portions(list(call_ids)):
+        yield from connection.execute(_calls_query(), {"call_ids": some})
+
+
+@cache
+def _calls_query() -> Any:
+    """Made once, as all that goes with each call is: to make a statement costs as much as to run it."""
+    import sqlalchemy as sa
+
     from squall.server import tables
 
     table = tables.calls
-    for some in _portions(list(call_ids)):
-        yield from connection.execute(table.select().where(table.c.call_id.in_(some)))
+    return table.select().where(table.c.call_id.in_(sa.bindparam("call_ids", expanding=True)))
 
 
 def _refusal(entry: Entry, call: Any) -> Error | None:
@@ -320,25 +337,70 @@ def note(connection: Any, rows: Sequence[Note]) -> None:
     update_rows(connection, tables.inputs, [row._asdict() for row in rows], _INPUT, unset="status")
 
 
-def cancel(connection: Any, call_id: str, idxs: list[int] | None, workspace: str, now_wall: float) -> int | None:
+def cancel(
+    connection: Any, call_id: str, idxs: list[int] | None, workspace: str, now_wall: float, counted: bool = True
+) -> int | None:
     """Mark what has not ended as cancelled, so that a restart does not run it; how many that is, None for a call that
-    this workspace never had. Their ends are recorded as they come."""
+    this workspace never had. Their ends are recorded as they come. Of a whole call it is one row, however many inputs
+    it has; they are `counted` if that is asked."""
     import sqlalchemy as sa
 
     from squall.server import tables
 
-    calls, inputs = tables.calls, tables.inputs
+    inputs = tables.inputs
     if find_call(connection, call_id, workspace) is None:
         return None
     mine = (inputs.c.call_id == call_id) & inputs.c.status.is_(None)
     if idxs is None:
-        connection.execute(calls.update().where(calls.c.call_id == call_id).values(cancelled_at=now_wall))
+        mark(connection, call_id, CANCELLED, now_wall)
+        if not counted:
+            return 0
         return int(connection.execute(sa.select(sa.func.count()).select_from(inputs).where(mine)).scalar_one())
     marked = 0
     for some in _portions(idxs):
         update = inputs.update().where(mine & inputs.c.idx.in_(some)).values(cancelled_at=now_wall)
         marked += connection.execute(update).rowcount
     return marked
+
+
+def mark(connection: Any, call_id: str, reason: str, now_wall: float) -> str:
+    """Say of a call that all of it that has no end is cancelled; what was said first stays, and is given back."""
+    import sqlalchemy as sa
+
+    from squall.server import tables
+
+    calls = tables.calls
+    fresh = (calls.c.call_id == call_id) & calls.c.cancelled_at.is_(None)
+    connection.execute(calls.update().where(fresh).values(cancelled_at=now_wall, cancel_reason=reason))
+    said = connection.execute(sa.select(calls.c.cancel_reason).where(calls.c.call_id == call_id)).scalar()
+    return str(said or CANCELLED)
+
+
+def tidy(connection: Any, call_id: str, after: int, limit: int, spared: Collection[int]) -> int | None:
+    """Give the next `limit` inputs of a cancelled call, behind the index `after`, the end that its mark says, where
+    they have none. Those in `spared` still run, and have one of their own. Where to go on; None at the end of it."""
+    import sqlalchemy as sa
+
+    from squall.server import tables
+
+    inputs = tables.inputs
+    call = next(_calls(connection, [call_id]), None)
+    if call is None or call.cancelled_at is None:
+        return None
+    mine = (inputs.c.call_id == call_id) & (inputs.c.idx > after)
+    behind = sa.select(inputs.c.idx).where(mine).order_by(inputs.c.idx).limit(1).offset(limit - 1)
+    with walking(connection):
+        last: int | None = connection.execute(behind).scalar()
+    if last is not None:
+        mine &= inputs.c.idx <= last
+    still = [idx for idx in spared if idx > after and (last is None or idx <= last)]
+    if still:  # as literals: there may be more than a statement may have parameters
+        mine &= inputs.c.idx.not_in(sa.bindparam("still", still, expanding=True, literal_execute=True))
+    end = {"status": "cancelled", "message": call.cancel_reason or CANCELLED, "finished_at": call.cancelled_at}
+    gone = {"args": None, "args_blob": None}
+    these = are_found(connection, inputs, inputs.c.seq, sa.select(inputs).where(mine))
+    connection.execute(inputs.update().where(these & inputs.c.status.is_(None)).values({**end, **gone}))
+    return last
 
 
 # ---- after a restart -----------------------------------------------------------------------------------------------
@@ -356,13 +418,28 @@ def window(connection: Any, after: int, limit: int) -> Window:
     )
     query = wanted.where(t.status.is_(None) & (t.seq > after)).order_by(t.seq).limit(limit)
     found = [Kept(*row) for row in connection.execute(query)]
-    calls = {row.call_id: _kept_call(row) for row in _calls(connection, {kept.call_id for kept in found})}
-    return Window(found, calls)
+    calls = list(_calls(connection, {kept.call_id for kept in found}))
+    stopped = _stopped(connection, {row.app_id for row in calls})
+    return Window(found, {row.call_id: _kept_call(row, stopped.get(row.app_id, "")) for row in calls})
 
 
-def _kept_call(row: Any) -> KeptCall:
-    cancelled = row.cancelled_at is not None
-    return KeptCall(row.call_id, row.function_id, row.app_id, row.method, row.parent or "", row.created_at, cancelled)
+def _kept_call(row: Any, stopped: str) -> KeptCall:
+    method, parent, cancelled = row.method, row.parent or "", row.cancelled_at is not None
+    return KeptCall(row.call_id, row.function_id, row.app_id, method, parent, row.created_at, cancelled, stopped)
+
+
+def _stopped(connection: Any, app_ids: set[str]) -> dict[str, str]:
+    """Which of these apps were stopped, and why."""
+    import sqlalchemy as sa
+
+    from squall.server import tables
+
+    t = tables.apps.c
+    found: dict[str, str] = {}
+    for some in _portions(list(app_ids)):
+        query = sa.select(t.app_id, t.reason).where(t.app_id.in_(some) & (t.state == "stopped"))
+        found.update((app_id, reason or "it ended") for app_id, reason in connection.execute(query))
+    return found
 
 
 def payloads(connection: Any, seqs: Sequence[int]) -> dict[int, Payload]:
@@ -389,17 +466,26 @@ def expire(connection: Any, now_wall: float, limit: int) -> int:
     from squall.server import tables
 
     inputs, calls, keys = tables.inputs, tables.calls, tables.keys
-    old = (inputs.c.finished_at < now_wall - RESULT_DAYS * 86400) & (inputs.c.status != "expired")
-    some = sa.select(inputs.c.seq).where(old).limit(limit)
+    # In the words of the indexes' conditions, as literals, or they are not used.
+    is_kept, is_expired = sa.text("status IS NOT NULL AND status <> 'expired'"), sa.text("status = 'expired'")
+    oldest = sa.select(inputs).order_by(inputs.c.finished_at).limit(limit)
+    some = oldest.where(is_kept & (inputs.c.finished_at < now_wall - RESULT_DAYS * 86400))
     gone = {"status": "expired", "result": None, "result_blob": None, "args": None, "args_blob": None}
-    expired = connection.execute(inputs.update().where(inputs.c.seq.in_(some)).values(gone)).rowcount
-    connection.execute(keys.delete().where(keys.c.created_at < now_wall - RESULT_DAYS * 86400))
-    forgotten = sa.select(inputs.c.seq).where(inputs.c.finished_at < now_wall - CALL_DAYS * 86400).limit(limit)
-    deleted = connection.execute(inputs.delete().where(inputs.c.seq.in_(forgotten))).rowcount
+    these = are_found(connection, inputs, inputs.c.seq, some)
+    with walking(connection):
+        expired = connection.execute(inputs.update().where(these).values(gone)).rowcount
+    old = sa.select(keys.c.function_id, keys.c.key).where(keys.c.created_at < now_wall - RESULT_DAYS * 86400)
+    named = sa.tuple_(keys.c.function_id, keys.c.key)
+    dropped = connection.execute(keys.delete().where(named.in_(old.limit(limit)))).rowcount
+    forgotten = oldest.where(is_expired & (inputs.c.finished_at < now_wall - CALL_DAYS * 86400))
+    these = are_found(connection, inputs, inputs.c.seq, forgotten)
+    with walking(connection):
+        deleted = connection.execute(inputs.delete().where(these)).rowcount
     left = sa.exists().where(inputs.c.call_id == calls.c.call_id)
     ended = (calls.c.created_at < now_wall - CALL_DAYS * 86400) & ~left
-    connection.execute(calls.delete().where(calls.c.call_id.in_(sa.select(calls.c.call_id).where(ended).limit(limit))))
-    return int(max(expired, deleted))
+    some = sa.select(calls.c.call_id).where(ended).limit(limit)
+    left_over = connection.execute(calls.delete().where(calls.c.call_id.in_(some))).rowcount
+    return int(max(expired, dropped, deleted, left_over))
 
 
 def awaited_blobs(connection: Any) -> set[str]:
@@ -427,7 +513,8 @@ def find_call(connection: Any, call_id: str, workspace: str) -> Any:
 
 
 def find_outputs(connection: Any, wanted: Sequence[Wanted]) -> list[Any]:
-    """Of each the row of its input; None when the call has no such input, False when there is no such call."""
+    """Of each the row of its input, with what its call's mark says of a cancel; None when the call has no such input,
+    False when there is no such call."""
     rows: dict[tuple[str, int], Any] = {}
     for some in _alike(wanted):
         names = {"call_ids": list({one.call_id for one in some}), "idxs": list({one.idx for one in some})}
@@ -459,7 +546,8 @@ def _outputs() -> Any:
 
     inputs, calls = tables.inputs.c, tables.calls.c
     columns = (inputs.call_id, inputs.idx, inputs.status, inputs.result, inputs.result_blob)
-    query = sa.select(*columns, inputs.message, inputs.hint, calls.workspace)
+    words = (inputs.message, inputs.hint, inputs.finished_at)
+    query = sa.select(*columns, *words, calls.workspace, calls.cancelled_at, calls.cancel_reason)
     query = query.join(tables.calls, calls.call_id == inputs.call_id)
     mine = inputs.call_id.in_(sa.bindparam("call_ids", expanding=True))
     return query.where(mine & inputs.idx.in_(sa.bindparam("idxs", expanding=True)))
@@ -479,8 +567,9 @@ def find_inputs(connection: Any, call_ids: list[str], limit: int) -> list[Any]:
 
     inputs, calls = tables.inputs.c, tables.calls.c
     found: list[Any] = []
+    status = sa.case((inputs.status.is_(None) & calls.cancelled_at.is_not(None), "cancelled"), else_=inputs.status)
     for some in _portions(call_ids):
-        query = sa.select(inputs.call_id, inputs.idx, inputs.status, calls.function_id, calls.method)
+        query = sa.select(inputs.call_id, inputs.idx, status.label("status"), calls.function_id, calls.method)
         query = query.join(tables.calls, calls.call_id == inputs.call_id).where(inputs.call_id.in_(some))
         found += connection.execute(query.order_by(inputs.seq).limit(limit - len(found)))
     return found

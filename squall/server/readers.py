@@ -240,7 +240,8 @@ class Readers:
             found.setdefault(timeline.container_id, []).append((begin - EARLY_S, min(end, following.get(key, end))))
         call = self.server.dispatch.calls.get(call_id)
         offset = self.server.calls.offset
-        for number, input_ in call.inputs.items() if call is not None else ():
+        unfinished = {} if call is None else call.inputs if call.line is None else call.line.outside
+        for number, input_ in unfinished.items():
             if idx in (None, number) and input_.container is not None:
                 times = found.setdefault(input_.container.container_id, [])
                 times.append((input_.pushed_at + offset - EARLY_S, math.inf))

@@ -45,6 +45,7 @@ from squall.server.inputs import (
     BackoffChanged,
     CancelRunning,
     DemandChanged,
+    Dropped,
     Fault,
     Finish,
     Input,
@@ -149,6 +150,8 @@ class Reconciler:
             self._ask(instruction.function_id)
         elif isinstance(instruction, Retried):
             self.calls.retried(instruction)
+        elif isinstance(instruction, Dropped):
+            self.calls.dropped(instruction)
         elif isinstance(instruction, CancelRunning):
             record = self.containers.get(instruction.container_id)
             if record is not None and record.stream is not None:

@@ -153,8 +153,7 @@ class Starts:
 
     def fail_queued(self, now: float, function: Function, out: Instructions) -> None:
         if self.is_failing(now, function):
-            for input_ in impatient(function):
-                self.finish_failing(now, input_, out)
+            self.dispatch.endings.fail(now, function, out)
 
     def finish_failing(self, now: float, input_: Input, out: Instructions) -> None:
         function = input_.call.function
@@ -167,14 +166,13 @@ class Starts:
 
 
 def impatient(function: Function) -> list[Input]:
-    """What is queued and ends when there will be no container: of a function that persists not what is in the journal.
+    """Of a function that persists, what is queued and ends when there will be no container: not what is in the journal.
     Looked for only where it may be: a million spawned inputs may wait, for days."""
-    persists = function.options.persists
-    if persists and not function.hurries:
+    if not function.hurries:
         return []
     function.hurries = False
-    queued = [input_ for input_ in (*function.suspects, *function.queue) if input_.state == "queued"]
-    return [input_ for input_ in queued if not persists or input_.call.kind != "spawn"]
+    entries = (*function.suspects, *function.queue)
+    return [entry for entry in entries if entry.state == "queued" and entry.call.kind != "spawn"]
 
 
 def backoff_of(function: Function, now: float) -> Backoff | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from squall.server import lines
 from squall.server.inputs import Call, Function, Input
 
 
@@ -34,23 +35,16 @@ def in_backoff(function: Function, subjects: Iterable[object]) -> list[Input]:
 
 def move_waiting(old: Function, new: Function, in_backoff: Iterable[Input]) -> None:
     """Put all that waits for a container of `old`, in its order, behind what waits for one of `new`."""
-    for input_ in old.queue:
-        if input_.state == "queued":
-            input_.call.function = new
-            new.queue.append(input_)
+    lines.move(old, new)
     for input_ in old.suspects:
         if input_.state == "queued":
             input_.call.function = new
             new.suspects.append(input_)
     for input_ in in_backoff:
         input_.call.function = new
-    new.queued, new.suspected, new.waiting = (
-        new.queued + old.queued,
-        new.suspected + old.suspected,
-        new.waiting + old.waiting,
-    )
+    new.suspected += old.suspected
+    new.waiting += old.waiting
+    old.suspected = old.waiting = 0
     new.hurries = new.hurries or old.hurries
-    old.queued = old.suspected = old.waiting = 0
-    old.queue.clear()
     old.suspects.clear()
     new.active_at = max(new.active_at, old.active_at)

@@ -101,8 +101,10 @@ calls = sa.Table(
     sa.Column("method", sa.String(256), nullable=False, server_default=""),
     sa.Column("parent", sa.String(80), index=True),
     sa.Column("cancelled_at", sa.Float),
+    sa.Column("cancel_reason", Words),
 )
-"""`parent` is the input that made the call, in a container; none for those made by programs."""
+"""`parent` is the input that made the call, in a container; none for those made by programs. What has no end yet of a
+call with `cancelled_at` is cancelled, for `cancel_reason`, but for what still runs."""
 
 keys = sa.Table(
     "keys",
@@ -133,7 +135,7 @@ inputs = sa.Table(
     sa.Column("result_blob", sa.String(64)),
     sa.Column("message", Words),
     sa.Column("hint", Words),
-    sa.Column("finished_at", sa.Float, index=True),
+    sa.Column("finished_at", sa.Float),
     sa.UniqueConstraint("call_id", "idx", name="uq_inputs_of_call"),
 )
 """`seq` is the order in which they were accepted, and a restart keeps it."""
@@ -144,6 +146,11 @@ sa.Index(
     sqlite_where=inputs.c.status.is_(None),
     postgresql_where=inputs.c.status.is_(None),
 )
+
+# What goes next is at the head of one of these, however many have gone before: a step looks at no more than it changes.
+_KEPT, _EXPIRED = sa.text("status IS NOT NULL AND status <> 'expired'"), sa.text("status = 'expired'")
+sa.Index("ix_inputs_kept", inputs.c.finished_at, sqlite_where=_KEPT, postgresql_where=_KEPT)
+sa.Index("ix_inputs_expired", inputs.c.finished_at, sqlite_where=_EXPIRED, postgresql_where=_EXPIRED)
 
 containers = sa.Table(
     "containers",

@@ -1,4 +1,5 @@
-"""What the journal promises, over SQLite and over the one in memory that the simulator cuts off."""
+"""What the journal promises, over each database that is present and over the one in memory that the simulator cuts
+off."""
 
 from __future__ import annotations
 
@@ -13,13 +14,14 @@ from squall.exception import ConflictError, InvalidError
 from squall.outages import MemoryJournal
 from squall.server import journal, tables
 from squall.server.journal import Added, Entry, Note, Row, Wanted
+from tests.stores import Place
 
 
 class SqlJournal:
     """The functions of `server.journal`, each in a transaction of its own."""
 
-    def __init__(self, path: Path) -> None:
-        self.engine = sa.create_engine(f"sqlite:///{path}")
+    def __init__(self, place: Place) -> None:
+        self.engine = place.engine()
         tables.metadata.create_all(self.engine)
 
     def add(self, entries: list[Entry]) -> Any:
@@ -34,12 +36,20 @@ class SqlJournal:
         return ask
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture
+def sql(place: Place) -> Iterator[Any]:
+    store = SqlJournal(place)
+    yield store
+    store.engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     if request.param == "memory":
         yield MemoryJournal()
         return
-    store = SqlJournal(tmp_path / "journal.db")
+    url = request.getfixturevalue("cluster").create() if request.param == "postgresql" else ""
+    store = SqlJournal(Place(tmp_path, url))
     yield store
     store.engine.dispose()
 
@@ -147,8 +157,69 @@ def test_one_key_names_one_call(store: Any) -> None:
     assert (repeated.call_id, repeated.items) == ("fc-a", [])
 
 
-def test_results_and_calls_are_forgotten_in_time(tmp_path: Path) -> None:
-    store = SqlJournal(tmp_path / "journal.db")
+def ends(store: Any, call_id: str, count: int) -> list[str]:
+    """How the first `count` inputs of a call ended, and why."""
+    if isinstance(store, MemoryJournal):
+        found = [store.lines[call_id, idx].end for idx in range(count)]
+        return ["" if row is None else f"{row.status} {row.message}".strip() for row in found]
+    rows = store.find_outputs([Wanted(call_id, idx, "main") for idx in range(count)])
+    return [f"{row.status or ''} {row.message or ''}".strip() for row in rows]
+
+
+CANCELLED = f"cancelled {journal.CANCELLED}"
+
+
+def test_a_cancelled_call_is_tidied_some_inputs_at_a_time(store: Any) -> None:
+    store.add([entry("fc-a", *range(7)), entry("fc-b", 0)])
+    store.finish([ended("fc-a", 1)])
+    assert store.tidy("fc-a", -1, 3, ()) is None, "it is not cancelled"
+    assert store.cancel("fc-a", None, "main", 1002.0, False) == 0
+    assert store.tidy("fc-a", -1, 3, ()) == 2
+    assert ends(store, "fc-a", 4) == [CANCELLED, "ok", CANCELLED, ""]
+    assert store.tidy("fc-a", 2, 3, ()) == 5
+    assert store.tidy("fc-a", 5, 3, ()) is None
+    assert ends(store, "fc-a", 7)[3:] == [CANCELLED] * 4
+    assert waiting(store) == [("fc-b", 0)]
+
+
+def test_what_still_runs_is_spared_and_ends_by_itself(store: Any) -> None:
+    store.add([entry("fc-a", *range(6))])
+    store.cancel("fc-a", None, "main", 1002.0, False)
+    assert store.tidy("fc-a", -1, 6, (0, 3, 99)) == 5
+    assert waiting(store) == [("fc-a", 0), ("fc-a", 3)]
+    store.finish([ended("fc-a", 3), ended("fc-a", 4)])
+    assert ends(store, "fc-a", 6) == ["", CANCELLED, CANCELLED, "ok", CANCELLED, CANCELLED]
+
+
+def test_thousands_of_inputs_can_be_spared(store: Any) -> None:
+    store.add([entry("fc-a", *range(3000))])
+    store.mark("fc-a", "its function was stopped", 1002.0)
+    assert store.tidy("fc-a", -1, 5000, frozenset(range(2999))) is None
+    assert ends(store, "fc-a", 3000)[2998:] == ["", "cancelled its function was stopped"]
+
+
+def test_what_was_said_first_of_a_cancel_stays(store: Any) -> None:
+    store.add([entry("fc-a", 0), entry("fc-b", 0)])
+    assert store.mark("fc-a", "its function was stopped", 1002.0) == "its function was stopped"
+    store.cancel("fc-a", None, "main", 1003.0, False)
+    assert store.mark("fc-a", "again", 1004.0) == "its function was stopped"
+    store.tidy("fc-a", -1, 10, ())
+    assert ends(store, "fc-a", 1) == ["cancelled its function was stopped"]
+    assert not store.window(0, 10).calls["fc-b"].cancelled
+
+
+def test_an_input_of_a_cancelled_call_is_shown_as_cancelled_before_it_has_a_row(sql: Any) -> None:
+    sql.add([entry("fc-a", 0, 1), entry("fc-b", 0)])
+    sql.finish([ended("fc-a", 0)])
+    sql.mark("fc-a", "its function was stopped", 1002.0)
+    shown = [(row.call_id, row.status) for row in sql.find_inputs(["fc-a", "fc-b"], 10)]
+    assert shown == [("fc-a", "ok"), ("fc-a", "cancelled"), ("fc-b", None)]
+    [row] = sql.find_outputs([Wanted("fc-a", 1, "main")])
+    assert (row.cancel_reason, row.status) == ("its function was stopped", None)
+
+
+def test_results_and_calls_are_forgotten_in_time(sql: Any) -> None:
+    store = sql
     store.add([entry("fc-a", 0, 1), entry("fc-b", 0)])
     store.finish([ended("fc-a", 0), ended("fc-a", 1)])
     days = 86400.0
@@ -161,4 +232,58 @@ def test_results_and_calls_are_forgotten_in_time(tmp_path: Path) -> None:
         pass
     assert store.find_call("fc-a", "main") is None
     assert store.find_call("fc-b", "main") is not None and waiting(store) == [("fc-b", 0)]
-    store.engine.dispose()
+
+
+def test_each_step_of_forgetting_changes_no_more_than_it_may(sql: Any) -> None:
+    sql.add([entry("fc-a", *range(20)), *(entry(f"fc-k{n}", 0, key=f"k{n}", digest="d") for n in range(20))])
+    sql.finish([ended("fc-a", idx) for idx in range(20)])
+    late = 1001.0 + 7.1 * 86400.0
+
+    def left() -> tuple[int, int]:
+        with sql.engine.connect() as connection:
+            keys = connection.execute(sa.select(sa.func.count()).select_from(tables.keys)).scalar_one()
+        return sql.count_inputs("fc-a").get("ok", 0), keys
+
+    seen = [left()]
+    while sql.expire(late, 6):
+        seen.append(left())
+    assert seen == [(20, 20), (14, 14), (8, 8), (2, 2), (0, 0)]
+
+
+def rows_read(sql: Any) -> int:
+    """Of `inputs` in PostgreSQL so far."""
+    with sql.engine.begin() as connection:
+        connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
+        query = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'inputs'"
+        return int(connection.exec_driver_sql(query).scalar_one())
+
+
+def test_a_step_reads_no_more_than_it_changes_though_statistics_are_of_an_empty_table(sql: Any) -> None:
+    if sql.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has no statistics unless it is asked for them")
+    with sql.engine.begin() as connection:
+        connection.exec_driver_sql("ANALYZE")
+    sql.add([entry("fc-a", *range(20_000))])
+    sql.mark("fc-a", journal.CANCELLED, 1002.0)
+    before = rows_read(sql)
+    assert sql.tidy("fc-a", 4999, 100, ()) == 5099
+    assert rows_read(sql) - before < 1000
+    sql.tidy("fc-a", -1, 20_000, ())
+    before = rows_read(sql)
+    assert sql.expire(1002.0 + 8 * 86400.0, 100) == 100
+    assert rows_read(sql) - before < 1000
+
+
+def plan_of(sql: Any, text: str) -> str:
+    with sql.engine.begin() as connection:
+        if sql.engine.dialect.name == "sqlite":
+            return str([row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}")])
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        return str([row[0] for row in connection.exec_driver_sql(f"EXPLAIN {text}")])
+
+
+def test_forgetting_looks_at_what_is_to_go_and_at_nothing_else(sql: Any) -> None:
+    kept = "SELECT seq FROM inputs WHERE status IS NOT NULL AND status <> 'expired' AND finished_at < 5 "
+    assert "ix_inputs_kept" in plan_of(sql, kept + "ORDER BY finished_at LIMIT 10")
+    expired = "SELECT seq FROM inputs WHERE status = 'expired' AND finished_at < 5 "
+    assert "ix_inputs_expired" in plan_of(sql, expired + "ORDER BY finished_at LIMIT 10")

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from squall.server import lines
 from squall.server.dispatch import Dispatch
-from squall.server.inputs import Finish, FunctionOptions, Instructions, Push
+from squall.server.inputs import Dropped, Finish, FunctionOptions, Instructions, Push
 from squall.testing import check_dispatch
 
 OPTIONS = st.builds(
@@ -37,6 +38,7 @@ class DispatchMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.dispatch = Dispatch()
+        self.dispatch.endings.step = 2  # what ends some at a time does so here too
         self.done: set[int] = set()
         self.seen: list[Any] = []  # keeps inputs alive, so that their ids stay theirs
         self.pushed: set[tuple[int, int]] = set()
@@ -48,8 +50,15 @@ class DispatchMachine(RuleBasedStateMachine):
                 assert instruction.input.state == "done"
                 self.done.add(id(instruction.input))
                 self.seen.append(instruction.input)
+            elif isinstance(instruction, Dropped):
+                mine = [one for idx, one in instruction.inputs.items() if idx not in instruction.spared]
+                assert len(mine) == instruction.count and not {id(one) for one in mine} & self.done, "finished twice"
+                assert sum(one in mine for run in instruction.runs for one in run if one is not None) == len(mine)
+                self.done.update(id(one) for one in mine)
+                self.seen += mine
             elif isinstance(instruction, Push):
                 for input_ in instruction.inputs:
+                    assert id(input_) not in self.done, "what has ended is run"
                     assert (id(input_), input_.attempt) not in self.pushed, "an attempt was pushed twice"
                     self.pushed.add((id(input_), input_.attempt))
                     self.seen.append(input_)
@@ -131,7 +140,7 @@ class DispatchMachine(RuleBasedStateMachine):
 
     def waiting(self, function_id: str) -> list[Any]:
         function = self.dispatch.functions.get(function_id)
-        return [one for one in function.queue if one.state == "queued"] if function is not None else []
+        return list(lines.waiting(function.queue)) if function is not None else []
 
     @rule(function=FUNCTIONS)
     def reject(self, function: str) -> None:
@@ -148,7 +157,8 @@ class DispatchMachine(RuleBasedStateMachine):
             self.do(self.dispatch.close_function(self.now, function, "the app ended"))
         for container in list(self.dispatch.containers):
             self.do(self.dispatch.container_gone(self.now, container, "stopped", fault="infra"))
-        self.do(self.dispatch.tick(self.now + 1000))
+        for number in range(100):
+            self.do(self.dispatch.tick(self.now + 1000 + number))
         check_dispatch(self.dispatch)
         assert not self.dispatch.functions and not self.dispatch.containers
         assert not any(call.inputs for call in self.dispatch.calls.values())

@@ -36,8 +36,13 @@ class Owner:
     def pool_of(self, call: Any) -> str:
         return str(call.function_id)
 
+    def why_stopped(self, call: Any) -> str:
+        return ""
+
     def describe(self, call: Any) -> Any:
         return call
+
+    def left_out(self, call_id: str, spared: Any, reason: str) -> None: ...
 
     def stored(self, rows: Any) -> None: ...
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from squall.outages import Plan, Rehearsal, main, rehearse
+from squall.server import lines
 from squall.server.adoption import Adoption
 from squall.server.durable import Durable
 from squall.server.inputs import Container, Function, Input, Instructions
@@ -18,6 +19,10 @@ from squall.testing import InvariantError
 
 SEEDS = int(os.environ.get("SQUALL_TEST_SEEDS", "300"))
 BLOCK = 50
+CALLS = Plan(
+    retries=(2,), calls=2, call_size=12, duration=0.3, cuts=0, outage_odds=0.0, cancels=2, whole=1.0, tidy_limit=2,
+    replay_limit=5,
+)  # fmt: skip
 SMALL = Plan(retries=(1,), calls=3, call_size=3, duration=0.5, cuts=0, outage_odds=0.0, cancels=1, held_limit=0)
 
 
@@ -35,6 +40,16 @@ def test_a_cut_at_every_commit_loses_nothing(after: bool) -> None:
     for number in range(1, calm.commits + 1):
         found = rehearse(5, Plan(**{**vars(SMALL), "cut_at": ((number, after),), "cuts": 1}))
         assert found["cuts"] == 1
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("seed", [0, 2, 3, 4])
+def test_a_cancelled_call_stays_so_whichever_of_its_commits_is_the_last(seed: int, after: bool) -> None:
+    calm = Rehearsal(seed, CALLS)
+    found = calm.run()
+    assert found.get("cancelled", 0) > 2, "it is about calls that are cancelled"
+    for number in range(1, calm.commits + 1):
+        rehearse(seed, Plan(**{**vars(CALLS), "cut_at": ((number, after), (number + 3, not after)), "cuts": 2}))
 
 
 def test_same_seed_gives_the_same_run() -> None:
@@ -91,9 +106,30 @@ def forgets_attempts(self: Durable, instruction: Any) -> None:
     pass
 
 
+def tidies_what_runs(self: Durable, task: Any) -> None:
+    task.spared = ()
+    TIDY(self, task)
+
+
+def tidies_what_has_just_ended(self: Durable, task: Any) -> None:
+    task.barrier = 0
+    TIDY(self, task)
+
+
+def leaves_the_rest_to_nobody(self: Durable, done: Any, task: Any) -> None:
+    self._tidying.pop(task.call_id, None)
+
+
+def says_it_of_all(self: Durable, call_id: str, idx: int) -> bool:
+    return True
+
+
+TIDY = Durable._tidy
+
+
 def ends_what_can_wait(self: Starts, now: float, function: Function, out: Instructions) -> None:
     if self.is_failing(now, function):
-        for input_ in list(function.queue):
+        for input_ in list(lines.waiting(function.queue)):
             self.finish_failing(now, input_, out)
 
 
@@ -140,6 +176,10 @@ def rehearse_all(seeds: int, plan: Plan | None = None) -> None:
         ("submit", acknowledges_too_early),
         ("cancel", forgets_cancels),
         ("retried", forgets_attempts),
+        ("_tidy", tidies_what_runs),
+        ("_tidy", tidies_what_has_just_ended),
+        ("_tidied", leaves_the_rest_to_nobody),
+        ("is_left_out", says_it_of_all),
     ],
 )
 def test_broken_journal_is_found(monkeypatch: pytest.MonkeyPatch, method: str, mutant: Callable[..., Any]) -> None:

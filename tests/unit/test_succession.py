@@ -146,3 +146,17 @@ def test_superseding_twice_or_by_what_has_ended_does_nothing() -> None:
     pair.do(pair.dispatch.add_function(4.0, "fu-4", FunctionOptions()))
     pair.do(pair.dispatch.supersede(4.0, "fu-4", "fu-new", "nobody"))
     assert pair.last == [] and not pair.dispatch.functions["fu-4"].closed
+
+
+def test_stopping_the_newest_version_ends_what_runs_in_the_oldest() -> None:
+    """The one between them has no containers and is forgotten already."""
+    pair = Pair()
+    pair.do(pair.dispatch.add_function(0.0, "fu-3", FunctionOptions()))
+    pair.submit(1)
+    pair.supersede()
+    pair.do(pair.dispatch.drain(2.0, "co-new", "not needed"))
+    pair.gone("co-new")
+    pair.do(pair.dispatch.supersede(2.5, "fu-new", "fu-3", "version 3 took over"))
+    assert "fu-new" not in pair.dispatch.functions
+    pair.do(pair.dispatch.close_function(3.0, "fu-3", "the app was stopped"))
+    assert pair.ended == [(0, "cancelled")] and not pair.dispatch.calls

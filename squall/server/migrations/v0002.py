@@ -95,6 +95,7 @@ def _calls() -> None:
     op.add_column("calls", sa.Column("method", sa.String(256), nullable=False, server_default=""))
     op.add_column("calls", sa.Column("parent", sa.String(80)))
     op.add_column("calls", sa.Column("cancelled_at", sa.Float))
+    op.add_column("calls", sa.Column("cancel_reason", sa.Text))
     op.create_index("ix_calls_parent", "calls", ["parent"])
     op.create_table(
         "keys",
@@ -126,11 +127,14 @@ def _inputs() -> None:
         sa.Column("result_blob", sa.String(64)),
         sa.Column("message", sa.Text),
         sa.Column("hint", sa.Text),
-        sa.Column("finished_at", sa.Float, index=True),
+        sa.Column("finished_at", sa.Float),
         sa.UniqueConstraint("call_id", "idx", name="uq_inputs_of_call"),
     )
     unfinished = sa.text("status IS NULL")
     op.create_index("ix_inputs_unfinished", "inputs", ["seq"], sqlite_where=unfinished, postgresql_where=unfinished)
+    kept, expired = sa.text("status IS NOT NULL AND status <> 'expired'"), sa.text("status = 'expired'")
+    op.create_index("ix_inputs_kept", "inputs", ["finished_at"], sqlite_where=kept, postgresql_where=kept)
+    op.create_index("ix_inputs_expired", "inputs", ["finished_at"], sqlite_where=expired, postgresql_where=expired)
     same = "call_id, idx, args, args_blob, status, result, result_blob, message, hint, finished_at"
     told = ", ".join(f"i.{name}" for name in same.split(", "))
     op.execute(
