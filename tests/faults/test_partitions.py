@@ -18,6 +18,7 @@ import pytest
 
 from squall import FunctionCall
 from squall.client import Client
+from squall.exception import ServiceError
 from squall.protocol.requests import ListObjects
 from tests.conftest import wait_until
 from tests.faults import apart
@@ -62,7 +63,13 @@ class Cluster:
             [sys.executable, "-m", "tests.faults.apart"], env=env, stdout=self.log, stderr=self.log
         )
         stack.callback(self._end_server)
-        wait_until(lambda: (home / "run/server.sock").exists(), "it serves")
+        wait_until(self._serves, "it serves")
+
+    def _serves(self) -> bool:
+        try:
+            return self.healths() == []
+        except ServiceError:
+            return False
 
     def _end_server(self) -> None:
         self.server.terminate()
