@@ -22,6 +22,7 @@ import sys
 import termios
 import time
 import traceback
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ from squall.protocol.messages import (
     decode,
 )
 from squall.protocol.requests import BuildDone, CancelBuild, Pruned, PruneImages, VerifyImage
-from squall.protocol.resumption import HeldContainer, RegisterAgain
+from squall.protocol.resumption import EndedContainer, HeldContainer, RegisterAgain
 from squall.protocol.transport import FrameStream, payload_for, widen
 
 log = Logger("agent")
@@ -85,6 +86,12 @@ CREATE_LIMIT = 64
 """Creations waiting or under way; the server bounds them too."""
 
 
+UNWRITTEN_SECONDS = 5.0
+"""What ended so long before the server was lost may not have been written down."""
+ENDED_LIMIT = 1000
+"""Ends of containers that are kept for the next server; the oldest go first."""
+
+
 class Held:
     """A container the agent has, from the wish for it to its end."""
 
@@ -92,6 +99,7 @@ class Held:
         self.spec = spec
         self.container_id = spec.container_id
         self.requested_at = time.time()
+        self.stood_at = 0.0
         self.container: Container | None = None
         self.control: socket.socket | None = None
         """Over which its runner gets another socket, when there is another server."""
@@ -118,6 +126,9 @@ class Agent:
         self.handoff_path = config.run_dir / "handoff.sock"
         self.handoff: socket.socket
         self.held: dict[str, Held] = {}
+        self._ended: deque[tuple[float, EndedContainer]] = deque(maxlen=ENDED_LIMIT)
+        """By when, for a server that comes after this one."""
+        self._lost_at = 0.0
         self.connected = asyncio.Event()
         self.ended = asyncio.Event()
         self.reason = ""
@@ -207,7 +218,9 @@ class Agent:
         if isinstance(message, RegisterAgain):
             held = self.held.values()
             message.containers = [HeldContainer(h.spec, h.container is not None, h.requested_at) for h in held]
+            message.ended = [ended for at, ended in self._ended if at > self._lost_at - UNWRITTEN_SECONDS]
         reply, _ = await self.request(message)
+        self._ended.clear()
         self.connected.set()
         log.info("registered", runtime=self.runtime.name, cpus=machine.cpus, memory_mib=machine.memory_mib)
         sockets: list[str] | None = reply.data.get("sockets")
@@ -220,6 +233,7 @@ class Agent:
         parted from us. What containers write meanwhile stays in their pipes."""
         grace = self.config.reattach_grace if self.held else min(IDLE_GRACE, self.config.reattach_grace)
         deadline = self.loop.time() + grace
+        self._lost_at = self.loop.time()
         log.warning("the server is gone", reason=reason, containers=len(self.held), grace=grace)
         self.execs.close()
         self.handoff.close()
@@ -417,11 +431,11 @@ class Agent:
             said, hint = (error.message, error.hint) if isinstance(error, Error) else (_said(error), "")
             if full := reports.full_disk(self.config.home):  # what fails of that says so in a hundred ways
                 said, hint = f"{full}: {said}", reports.FREE_HINT
-            self._report_exit(spec.container_id, -1, f"could not be made: {said}", hint=hint)
+            self._report_exit(held, -1, f"could not be made: {said}", hint=hint)
             return
         steps = dict(container.steps)
         steps["agent"] = (time.perf_counter() - began) * 1000 - sum(steps.values())
-        held.container = container
+        held.container, held.stood_at = container, time.time()
         self.stream.send(ContainerEvent(spec.container_id, "starting", at=time.time(), steps=steps, pid=container.pid))
         if held.stop_reason:
             container.kill(held.stop_reason)
@@ -494,7 +508,7 @@ class Agent:
         await self._drain(held)
         self._forget(held)
         reason = held.stop_reason if held.stop_reason and not ended.oom else ended.reason
-        self._report_exit(held.container_id, ended.code, reason, oom=ended.oom, usage=ended.usage)
+        self._report_exit(held, ended.code, reason, oom=ended.oom, usage=ended.usage)
 
     def _forget(self, held: Held) -> None:
         self.held.pop(held.container_id, None)
@@ -504,7 +518,7 @@ class Agent:
 
     def _report_exit(
         self,
-        container_id: str,
+        held: Held,
         code: int,
         reason: str,
         *,
@@ -513,8 +527,10 @@ class Agent:
         hint: str = "",
     ) -> None:
         reason = f"{reason} ({hint})" if hint else reason
-        event = ContainerEvent(container_id, "exited", at=time.time(), exit_code=code, oom=oom, reason=reason)
+        event = ContainerEvent(held.container_id, "exited", at=time.time(), exit_code=code, oom=oom, reason=reason)
         event.usage = usage or {}
+        ended = EndedContainer(held.spec, held.requested_at, held.stood_at, event.at, code, reason, event.usage)
+        self._ended.append((self.loop.time(), ended))
         self.stream.send(event)
 
     def _stop(self, message: StopContainer) -> None:

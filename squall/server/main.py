@@ -539,7 +539,7 @@ class Server:
         node.machine = message
         self.liveness.joined(node.node_id)
         self.builds.node_lost(node, "its connection broke")
-        sockets = self.reconciler.node_back(node, message.containers)
+        sockets = self.reconciler.node_back(node, message.containers, message.ended)
         reply(stream, message.id, {"node_id": node.node_id, "sockets": sockets})
 
     def _agent_blob(self, stream: FrameStream, message: GetBlob) -> None:

@@ -35,7 +35,7 @@ from squall.protocol.messages import (
     YieldCredit,
     new_id,
 )
-from squall.protocol.resumption import HeldContainer, RegisterAgain
+from squall.protocol.resumption import EndedContainer, HeldContainer, RegisterAgain
 from squall.protocol.transport import FrameStream
 from squall.server import autoscaler
 from squall.server.calls import Calls, Result
@@ -58,7 +58,7 @@ from squall.server.inputs import (
 from squall.server.inputs import (
     StopContainer as StopInstruction,
 )
-from squall.server.metering import Metering
+from squall.server.metering import Metering, meter_row, stop_row
 from squall.server.nodes import Node, Nodes
 from squall.server.objects import FunctionRecord, Objects, slots_of
 from squall.server.scheduler import Grant, Request, Scheduler
@@ -419,7 +419,7 @@ class Reconciler:
         node.containers.add(record.container_id)
         self.apply(self.dispatch.container_starting(now, record.container_id, grant.function_id))
         node.send(StartContainer(container_spec(record)))
-        self.metering.started(_meter_row(record))
+        self.metering.started(meter_row(record))
         self.tell(record)
 
     def tell(self, record: ContainerRecord) -> None:
@@ -617,7 +617,7 @@ class Reconciler:
             )
         )
         self.tell(record)
-        self.metering.stopped(record.container_id, _stop_row(record), _timeline_row(record.timeline))
+        self.metering.stopped(record.container_id, stop_row(record), vars(record.timeline))
         record.gone.set()
         record.init_error = None  # told to whom it concerned; history is for names and times
         self.history[record.container_id] = record
@@ -632,7 +632,7 @@ class Reconciler:
         self._hopeless.clear()
         self.scheduler.add_node(SchedulerNode(node.node_id, node.machine.cpus, node.machine.memory_mib, gpus))
         if isinstance(node.machine, RegisterAgain):
-            self.takeover.node_joined(node, node.machine.containers)
+            self.takeover.node_joined(node, node.machine.containers, node.machine.ended)
             self.ask_all()
         else:
             self.place(time.monotonic())
@@ -647,9 +647,14 @@ class Reconciler:
         if not suspected:
             self.place(time.monotonic())
 
-    def node_back(self, node: Node, containers: list[HeldContainer]) -> list[str]:
+    def node_back(self, node: Node, containers: list[HeldContainer], ended: list[EndedContainer]) -> list[str]:
         """An agent whose connection broke is here again, and says what it has: what it was told, or has told, in the
         meantime may be lost. The containers whose runners need another socket."""
+        for end in ended:
+            if end.spec.container_id in node.containers:
+                told = ContainerEvent(end.spec.container_id, "exited", exit_code=end.exit_code, reason=end.reason)
+                told.usage = end.usage
+                self.container_event(node, told)
         held = {one.spec.container_id: one for one in containers}
         for record in [self.containers[container_id] for container_id in list(node.containers)]:
             one = held.pop(record.container_id, None)
@@ -730,32 +735,3 @@ def container_spec(record: ContainerRecord) -> ContainerSpec:
 def _oom_hint(record: ContainerRecord) -> str:
     limit = record.function.spec.memory_limit_mib
     return f"raise the limit: `memory=({record.function.spec.memory_mib}, {limit * 2})`" if limit else ""
-
-
-def _meter_row(record: ContainerRecord) -> dict[str, Any]:
-    spec = record.function.spec
-    return {
-        "container_id": record.container_id,
-        "function_id": record.function.stable_id,
-        "app_id": record.function.app.app_id,
-        "node_id": record.node.node_id,
-        "cpu": spec.cpu,
-        "memory_mib": spec.memory_mib,
-        "gpus": len(record.gpus),
-        "requested_at": record.timeline.requested_at,
-    }
-
-
-def _stop_row(record: ContainerRecord) -> dict[str, Any]:
-    return {
-        "started_at": record.timeline.stood_at or None,
-        "stopped_at": record.timeline.exited_at,
-        "exit_code": record.exit_code,
-        "reason": record.stop_reason or record.reason,
-        "cpu_seconds": record.usage.get("cpu_seconds"),
-        "memory_peak_bytes": record.usage.get("memory_peak_bytes"),
-    }
-
-
-def _timeline_row(timeline: ContainerTimeline) -> dict[str, Any]:
-    return {**vars(timeline)}
