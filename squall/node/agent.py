@@ -2,10 +2,11 @@
 
 It decides no policy and trusts no container. Its link to the server is one frame stream; runner sockets go over by
 SCM_RIGHTS on a second, SEQPACKET socket. Containers die with the agent (PDEATHSIG) and a new agent sweeps what is
-left before it takes work, so there is never a container nobody owns. When the server is gone the agent keeps what it
-has for `reattach_grace` seconds and looks for the next one: it registers there with its containers and gives each
-runner a new socket. If none comes it undoes everything, removes the sockets of the server that was killed, and ends.
-Tested in `tests/integration/test_kills.py` and `test_reattach.py`.
+left before it takes work, so there is never a container nobody owns. When the server is gone, or nothing was heard of
+it for three beats, the agent keeps what it has for `reattach_grace` seconds and looks for it or the next one: it
+registers there with its containers and gives each runner a new socket that needs one. If none comes it undoes
+everything, removes the sockets of the server that was killed, and ends. Tested in `tests/integration/test_kills.py`,
+`test_reattach.py` and `tests/faults/test_partitions.py`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from squall.protocol.messages import (
     Hello,
     Message,
     NodeReport,
+    Ping,
     Register,
     Reply,
     StartContainer,
@@ -78,6 +80,8 @@ RETURN_EVERY = 0.05
 IDLE_GRACE = 5.0
 """How long to look for one at most, when there is no container that would be lost."""
 HAND_OVER_TIMEOUT = 5.0
+BEATS_MISSED = 3
+REQUEST_TIMEOUT = 30.0
 CREATE_LIMIT = 64
 """Creations waiting or under way; the server bounds them too."""
 
@@ -128,6 +132,10 @@ class Agent:
         self.connected = asyncio.Event()
         self.ended = asyncio.Event()
         self.reason = ""
+        self.agent_id = os.urandom(8).hex()
+        """By it the server knows this agent again."""
+        self.heartbeat = 0.0
+        """Seconds between two signs of life, as the server says; 0: none."""
         self._server_died = False
         self._returning: asyncio.Task[None] | None = None
         self.sources = sources.Sources(config.node_dir / "sources", self.request)
@@ -138,7 +146,7 @@ class Agent:
                 runtime, self._send_output, self.sources.read, timeout=config.build_timeout,
                 quota_bytes=int(config.images_gib * (1 << 30)),
             )  # fmt: skip
-        self._requests: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
+        self._requests: dict[int, tuple[FrameStream, asyncio.Future[tuple[Any, bytes]]]] = {}
         self._next_id = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._creating = asyncio.Semaphore(CREATE_LIMIT)
@@ -155,11 +163,12 @@ class Agent:
             unused = self.sources.set_unused_aside()
             await self._register(Register)
             self._spawn(self.sources.remove(unused))
-            reporter = self._spawn(self._report())
+            rounds = [self._spawn(self._report()), self._spawn(self._beat())]
             if self.builder is not None:
                 self.builder.start()
             await self.ended.wait()
-            reporter.cancel()
+            for task in rounds:
+                task.cancel()
         finally:
             starting.cancel()
             await self._close()
@@ -184,37 +193,44 @@ class Agent:
 
     async def _connect(self) -> FrameStream:
         handoff = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stream = FrameStream(self.loop, self._on_frame, self._on_lost)
         try:
             handoff.setblocking(False)
             handoff.connect(str(self.handoff_path))
-            stream = FrameStream(self.loop, self._on_frame, self._on_lost)
             await self.loop.create_unix_connection(lambda: stream, str(self.config.socket_path))  # type: ignore[type-var]
-            await self.request(Hello("agent"), stream=stream)
+            welcome, _ = await self.request(Hello("agent"), stream=stream)
         except BaseException:
             handoff.close()
+            stream.abort("it came to nothing")
             raise
         self.handoff = handoff
+        self.heartbeat = welcome.heartbeat
         return stream
 
-    async def _register(self, kind: type[Register]) -> None:
+    async def _register(self, kind: type[Register]) -> list[str] | None:
+        """Which containers' runners need another socket; None: all."""
         machine = reports.inventory(self.config)
         warnings = self.warnings + self.runtime.warnings()
         if self.network is not None:
             warnings += self.network.warnings()
         message = kind(machine.hostname, machine.cpus, machine.memory_mib, machine.gpus, self.runtime.name, warnings)
+        message.agent_id = self.agent_id
         if isinstance(message, RegisterAgain):
             held = self.held.values()
             message.containers = [HeldContainer(h.spec, h.container is not None, h.requested_at) for h in held]
             message.ended = [ended for at, ended in self._ended if at > self._lost_at - UNWRITTEN_SECONDS]
-        await self.request(message)
+        reply, _ = await self.request(message)
         self._ended.clear()
         self.connected.set()
         log.info("registered", runtime=self.runtime.name, cpus=machine.cpus, memory_mib=machine.memory_mib)
+        sockets: list[str] | None = reply.data.get("sockets")
+        return sockets
 
     # -- the next server
 
     async def _return(self, reason: str) -> None:
-        """Look for a server until the grace is over. What containers write meanwhile stays in their pipes."""
+        """Look for a server until the grace is over; it may be the one that was there, which only the network had
+        parted from us. What containers write meanwhile stays in their pipes."""
         grace = self.config.reattach_grace if self.held else min(IDLE_GRACE, self.config.reattach_grace)
         deadline = self.loop.time() + grace
         self._lost_at = self.loop.time()
@@ -224,8 +240,7 @@ class Agent:
         while self.loop.time() < deadline and not self.ended.is_set():
             try:
                 self.stream = await self._connect()
-                await self._register(RegisterAgain)
-                await self._hand_over_again()
+                await self._hand_over_again(await self._register(RegisterAgain))
             except (OSError, Error) as error:
                 if self._returning is not asyncio.current_task():
                     return  # it was there, and is lost again: that is looked after already
@@ -236,10 +251,10 @@ class Agent:
                 return
         self.end(f"connection to the server broke: {reason}")
 
-    async def _hand_over_again(self) -> None:
-        """Connect each runner with the new server."""
+    async def _hand_over_again(self, wanted: list[str] | None) -> None:
+        """Connect each runner, or those that are wanted, with the server that is there now."""
         for held in list(self.held.values()):
-            if held.control is None:
+            if held.control is None or (wanted is not None and held.container_id not in wanted):
                 continue
             server_end, runner_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             with server_end, runner_end:
@@ -317,12 +332,12 @@ class Agent:
         self._next_id += 1
         message.id = self._next_id
         future: asyncio.Future[tuple[Any, bytes]] = self.loop.create_future()
-        self._requests[message.id] = future
+        self._requests[message.id] = (stream, future)
         stream.send(message, payload)
         try:
-            return await asyncio.wait_for(future, 30.0)
+            return await asyncio.wait_for(future, REQUEST_TIMEOUT)
         except asyncio.TimeoutError:
-            raise ServiceError(f"the server did not answer `{message.TAG}` within 30 s") from None
+            raise ServiceError(f"the server did not answer `{message.TAG}` within {REQUEST_TIMEOUT:g} s") from None
         finally:
             self._requests.pop(message.id, None)
 
@@ -351,11 +366,13 @@ class Agent:
                 self.builder.cancel(message.image_id, message.reason)
         elif isinstance(message, (Reply, Failure, Welcome)):
             self._answer(message, payload)
+        elif isinstance(message, Ping):
+            pass  # that it came was counted
         else:
             log.warning("ignored a message", tag=message.TAG)
 
     def _answer(self, message: Message, payload: bytes) -> None:
-        future = self._requests.get(message.re)
+        _, future = self._requests.get(message.re, (None, None))
         if future is None or future.done():
             return
         if isinstance(message, Failure):
@@ -363,11 +380,28 @@ class Agent:
         else:
             future.set_result((message, payload))
 
+    async def _beat(self) -> None:
+        """Say that this agent lives, and miss a server that says nothing. Beats are counted, not seconds: if it was
+        this process that stood still, what the server said meanwhile is read before the next one."""
+        missed, seen = 0, (self.stream, 0)
+        while True:
+            await asyncio.sleep(self.heartbeat or REPORT_INTERVAL)
+            if not self.connected.is_set() or not self.heartbeat:
+                missed = 0
+                continue
+            now = (self.stream, self.stream.received)
+            missed = missed + 1 if now == seen else 0
+            seen = now
+            if missed >= BEATS_MISSED:
+                self.stream.abort(f"nothing was heard of it for {missed * self.heartbeat:g} s")
+            else:
+                self.stream.send(Ping())
+
     def _on_lost(self, stream: FrameStream, reason: str) -> None:
-        for future in self._requests.values():
-            if not future.done():
+        for asked, future in self._requests.values():
+            if asked is stream and not future.done():
                 future.set_exception(ServiceError(f"connection to the server broke: {reason}"))
-        if self.connected.is_set() and not self.ended.is_set():
+        if self.connected.is_set() and stream is self.stream and not self.ended.is_set():
             self.connected.clear()
             self._server_died = True
             self._returning = self.loop.create_task(self._return(reason))

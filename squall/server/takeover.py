@@ -1,4 +1,5 @@
-"""HAND: takes over containers that have outlived an earlier server, and what they have to say.
+"""HAND: takes over containers that have outlived an earlier server, or were given up with their node, and what they
+have to say.
 
 The agent registers with what it has. A container whose function is here is taken over: it keeps its room, and runs what
 comes as any other once its runner has said what it holds. One of a version that was replaced ends what it holds, and
@@ -104,7 +105,8 @@ class Takeover:
 
     def _take(self, node: Node, held: HeldContainer) -> None:
         reconciler, spec = self.reconciler, held.spec
-        is_new = spec.container_id not in reconciler.containers and spec.container_id not in reconciler.history
+        known = reconciler.history.get(spec.container_id)
+        is_new = spec.container_id not in reconciler.containers and (known is None or known.was_given_up)
         function = reconciler.objects.functions.get(spec.function_id)
         state = reconciler.dispatch.functions.get(spec.function_id)
         request = Request(spec.cpu, spec.memory_mib)
@@ -162,6 +164,7 @@ class Takeover:
     def _record(self, node: Node, held: HeldContainer, function: FunctionRecord) -> ContainerRecord:
         """What dispatch knows already is here again."""
         reconciler, spec = self.reconciler, held.spec
+        reconciler.history.pop(spec.container_id, None)  # it was given up with its node
         record = ContainerRecord(spec.container_id, function, node, list(spec.gpus), held.requested_at)
         record.is_adopted = True
         record.move("creating")
@@ -232,7 +235,11 @@ class Takeover:
 
     def runner_back(self, record: ContainerRecord, message: RunnerBack) -> None:
         """The runner of one that was taken over says what it has; one that was never loaded is loaded now."""
-        if not record.is_adopted or record.said_hello:
+        if record.said_hello:
+            return
+        if not record.is_adopted:  # the first socket that its agent handed over for it was lost on the way
+            if not message.loaded:
+                self.reconciler.runner_hello(record)
             return
         record.timeline.hello_at = time.time()
         self.awaited.discard(record.container_id)
