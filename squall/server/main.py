@@ -58,7 +58,6 @@ from squall.server.deploys import Deploys
 from squall.server.dispatch import Dispatch
 from squall.server.door import Visitor
 from squall.server.firings import Firings
-from squall.server.heap import Heap
 from squall.server.journal import awaited_blobs
 from squall.server.kept import KeptApp, KeptApps, has_any
 from squall.server.logs import Limits, Logs, Record
@@ -117,7 +116,6 @@ class Server:
         self.database = Database.in_directory(config.state_dir, self.loop, config.database_url)
         self.database.check()
         self.dispatch = Dispatch()
-        self.heap = Heap(lambda: sum(function.pending() for function in self.dispatch.functions.values()))
         self.timelines = Timelines()
         seal = Seal(config.state_dir / "seal.key", config.seal_key)
         self.objects = Objects(self.database, seal)
@@ -191,14 +189,12 @@ class Server:
         bodies += [self.access.watch(), self.firings.rounds()]
         rounds = [self.loop.create_task(body) for body in bodies]
         self.loop.call_later(STORE_AFTER, self._open_store)
-        self.heap.watch()
         log.info("serving", home=str(self.config.home), pid=os.getpid())
         try:
             if self.stays and self.config.listen:
                 await self.access.listen()
             await self.ended.wait()
         finally:
-            self.heap.close()
             for task in rounds:
                 task.cancel()
             await self._close()
@@ -346,7 +342,6 @@ class Server:
             await asyncio.sleep(min(1.0, max(0.05, self.config.idle_timeout / 4)))
             try:
                 self._look_for_idleness()
-                self.heap.look()
                 self.deploys.sweep()
                 self._tell_all_dropped()
                 self.logs.flush()
