@@ -138,7 +138,8 @@ ExecReload=/bin/kill -HUP $MAINPID
 KillMode=process
 TimeoutStopSec={int(settings.drain_timeout) + STOP_SECONDS}
 Restart=on-failure
-RestartSec=1
+# Clients wait for the next one; it is up in a second.
+RestartSec=100ms
 # Containers get control groups of their own, and each takes a descriptor or two here.
 Delegate=yes
 TasksMax=infinity

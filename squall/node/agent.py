@@ -26,7 +26,7 @@ from typing import Any
 
 from squall._observe import Logger
 from squall.config import Config
-from squall.exception import BuildError, Error, InvalidError, ServiceError
+from squall.exception import BuildError, Error, InvalidError, ResourceExhaustedError, ServiceError
 from squall.node import reports, sources
 from squall.node.builder import Builder
 from squall.node.execs import Execs
@@ -381,6 +381,8 @@ class Agent:
         except Exception as error:  # whatever it is: the server waits for ever for one whose end nobody reports
             self._forget(held)
             said, hint = (error.message, error.hint) if isinstance(error, Error) else (_said(error), "")
+            if full := reports.full_disk(self.config.home):  # what fails of that says so in a hundred ways
+                said, hint = f"{full}: {said}", reports.FREE_HINT
             self._report_exit(spec.container_id, -1, f"could not be made: {said}", hint=hint)
             return
         steps = dict(container.steps)
@@ -516,7 +518,10 @@ class Agent:
         except Error as error:
             done.code, done.message, done.hint = error.code, error.message, error.hint
         except OSError as error:
-            done.code, done.message = ServiceError.code, f"build image `{image_id}`: {error}"
+            full = reports.full_disk(self.config.home)
+            done.code = ResourceExhaustedError.code if full else ServiceError.code
+            done.message = f"build image `{image_id}`: {f'{full}: ' if full else ''}{error}"
+            done.hint = reports.FREE_HINT if full else ""
         except Exception as error:  # whatever a recipe or its files bring about: its end is waited for without one
             log.error("a build failed", image=image_id, error=traceback.format_exc())
             done.code, done.message = BuildError.code, f"build image `{image_id}`: {_said(error)}"

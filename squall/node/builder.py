@@ -235,6 +235,7 @@ class Builder:
     async def _make(self, work: _Work) -> Layer:
         began = time.monotonic()
         check_told(work)
+        self._check_room()  # before anything is made, and again when its turn has come
         self.layers.hold(work.parents)
         building = self.layers.begin()
         try:

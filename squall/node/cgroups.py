@@ -368,3 +368,19 @@ def sweep(hierarchies: Hierarchies, parent: str) -> int:
     for name in names:
         hierarchies.group(parent, name).remove()
     return len(names)
+
+
+def is_empty(group: Cgroup) -> bool:
+    """Whether no process is in a group or below it, in any hierarchy."""
+    for root in group.paths:
+        for directory, _, files in os.walk(root):
+            if "cgroup.procs" in files and _read(f"{directory}/cgroup.procs").strip():
+                return False
+    return True
+
+
+def remove_empty(group: Cgroup) -> None:
+    """Delete a group and those below it; raises where a process has come in, as the kernel does."""
+    for path in group.paths:
+        if not _remove_tree(path):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)

@@ -28,7 +28,7 @@ from pathlib import Path
 from squall import _linux
 from squall._observe import Logger
 from squall.exception import ConflictError, Error, InternalError, InvalidError
-from squall.node import linux, privileges, rootfs
+from squall.node import claims, linux, privileges, rootfs
 from squall.node.cgroups import Hierarchies, parent_name, sweep
 from squall.node.empty_network import EmptyNetwork
 from squall.node.eviction import Standing, evict
@@ -240,7 +240,8 @@ class NativeRuntime(Runtime):
         self, home: Path, network: NetworkPort | None = None, *, entry: str = RUNNER_ENTRY, zygotes_bytes: int = 0
     ) -> None:
         self.node_dir = Path(home).resolve() / "node"
-        self.parent = parent_name(Path(home))
+        self.home = Path(home)
+        self.parent = parent_name(self.home)
         self.hierarchies = Hierarchies.detect()
         self.executor = ThreadPoolExecutor(4, thread_name_prefix="squall-native")
         self.removals = Removals()
@@ -261,7 +262,7 @@ class NativeRuntime(Runtime):
         """Children that whoever asked for an exec will reap, so nobody else may."""
         self.joining = 0
         """Execs under way, whose children are not yet known by number."""
-        self._lock = -1
+        self._lock = self._claim = -1
         self._closed = False
         self._closing: set[asyncio.Task[None]] = set()
         self._reading = asyncio.Lock()
@@ -292,6 +293,7 @@ class NativeRuntime(Runtime):
             (self.node_dir / name).mkdir(parents=True, exist_ok=True)
         self.node_dir.chmod(0o700)  # it holds tenants' files, setuid ones too
         self._lock = await self._take_lock()
+        self._claim = await asyncio.get_running_loop().run_in_executor(self.executor, claims.claim, self.home)
 
     async def _prepare(self) -> None:
         _linux.prctl(_linux.PR_SET_CHILD_SUBREAPER, 1)
@@ -328,6 +330,8 @@ class NativeRuntime(Runtime):
         count = sweep(self.hierarchies, self.parent)
         if count:
             _log.info("swept what an earlier agent left", groups=count)
+        for name in claims.sweep(self.hierarchies):
+            _log.info("removed the groups of a home that is gone", group=name)
         for workspace in (self.node_dir / "scratch").iterdir():
             # Out of the way at once: how long deleting takes is the tenants' doing, and no start waits for it.
             workspace.rename(self.node_dir / "leftover" / secrets.token_hex(8))
@@ -362,6 +366,7 @@ class NativeRuntime(Runtime):
         rootfs.unmount(self.node_dir / "mounts" / "dev")
         sweep(self.hierarchies, self.parent)
         self.hierarchies.group(self.parent).remove()
+        claims.release(self._claim, self.home)
         deadline = time.monotonic() + CLOSE_SECONDS
         for path in (self.node_dir / "scratch", self.node_dir / "mounts"):
             for entry in path.iterdir():

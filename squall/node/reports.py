@@ -1,4 +1,4 @@
-"""What this machine has: CPUs, memory, GPUs. What it uses is asked of the runtime's containers.
+"""What this machine has: CPUs, memory, GPUs, room on its disk. What it uses is asked of the runtime's containers.
 
 GPUs are found with NVML when the `nvidia-ml-py` package and the driver are there; a machine without them has none,
 which is not an error. Tested in `tests/unit/test_reports.py`.
@@ -10,9 +10,14 @@ import os
 import re
 import socket
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from squall.config import Config
+
+FULL_BYTES = 1 << 20
+"""With less than that nothing can be made."""
+FREE_HINT = "free some space there; `squall image prune` removes images that nothing uses"
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,17 @@ def inventory(config: Config) -> Inventory:
 
 def _memory_mib() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+
+
+def full_disk(home: Path) -> str:
+    """Says that the disk of a home has no room, of bytes or of files; empty when it has."""
+    try:
+        status = os.statvfs(home)
+    except OSError:
+        return ""
+    no_bytes = status.f_bavail * status.f_frsize < FULL_BYTES
+    no_files = status.f_files > 0 and not status.f_favail
+    return f"the disk of `{home}` is full" if no_bytes or no_files else ""
 
 
 def gpus() -> list[dict[str, Any]]:

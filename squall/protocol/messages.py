@@ -803,15 +803,16 @@ def _shape(cls: type) -> tuple[frozenset[str], dict[str, type]]:
 
 def build(cls: type[M], data: dict[str, Any]) -> M:
     """Make a dataclass from decoded JSON; fields it does not know are ignored, nested specs are built too."""
-    names, nested = _shape(cls)
-    kept = {key: value for key, value in data.items() if key in names}
+    names, nested = _FIELDS.get(cls) or _shape(cls)
+    if not names.issuperset(data):
+        data = {key: value for key, value in data.items() if key in names}
     for key, inner in nested.items():
-        value = kept.get(key)
+        value = data.get(key)
         if type(value) is list:
-            kept[key] = [build(inner, entry) for entry in value]
+            data = {**data, key: [build(inner, entry) for entry in value]}
         elif type(value) is dict:
-            kept[key] = build(inner, value)
-    return cls(**kept)
+            data = {**data, key: build(inner, value)}
+    return cls(**data)
 
 
 _DEFAULTS: dict[type, list[tuple[str, Any]]] = {}
@@ -830,6 +831,7 @@ def to_dict(value: Any) -> dict[str, Any]:
     return {name: found for name, default in defaults if (found := getattr(value, name)) != default}
 
 
+_decoder = json.JSONDecoder()
 _encoder = json.JSONEncoder(separators=(",", ":"), default=to_dict, check_circular=False)
 
 
@@ -860,15 +862,16 @@ def encode_output(out: OutputItem) -> bytes:
 
 def decode(header: bytes | bytearray | memoryview) -> Message:
     """A message from a frame's header. Raises ValueError on anything that is not one."""
-    data = json.loads(header if type(header) is bytes else bytes(header))
-    if type(data) is not dict:
+    text = bytes(header).decode()
+    data, end = _decoder.raw_decode(text)  # `loads` first looks for other encodings, and for spaces around it
+    if type(data) is not dict or end != len(text):
         raise ValueError("frame header is not a JSON object")
     cls = MESSAGES.get(data.pop("t", None))
     if cls is None:
         raise ValueError("frame header names no known message")
     try:
         return build(cls, data)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"message `{cls.TAG}`: {error}") from None
 
 

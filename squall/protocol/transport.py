@@ -332,16 +332,14 @@ class Link:
         finally:
             self._send_lock.release()
 
-    def _send_all(self, head: bytes, payload: tuple[Packed, ...], size: int) -> None:
+    def _send_all(self, head: bytes, payload: tuple[Any, ...], size: int) -> None:
         """A small frame is one buffer; of a large one the payload is not copied behind its head.
 
         Ctrl-C, a cancelled input or a silent peer may end this within a frame. Its rest then leaves before what is
         sent next, which the other side would take for a part of it; a frame of which nothing left is forgotten.
         """
         unsent, is_first = self._unsent, not self._unsent
-        parts = [head, *flat(payload)]
-        if size < LARGE_FRAME_BYTES:
-            parts = [b"".join(parts) if size else head]
+        parts = [head, *flat(payload)] if size >= LARGE_FRAME_BYTES else [b"".join((head, *payload)) if size else head]
         unsent.extend(map(memoryview, parts))
         begun = len(unsent[0])
         try:

@@ -21,7 +21,7 @@ from squall.protocol.resumption import HeldInput, OutputsAgain, RunnerBack
 
 RECENT_LIMIT = 64
 """Results that are kept at least; the server can lack one for each slot, and what it had may not be on its disk yet."""
-RECENT_BYTES = 4 << 20
+RECENT_BYTES = 1 << 20
 """Beyond this only those for which there is a slot are kept."""
 LOOK_S = 0.5
 CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)

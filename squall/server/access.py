@@ -346,7 +346,9 @@ class Access:
         workspace = peer.scope.workspace
         self.auth.check_rename(workspace, message.name, message.new_name)
         self._check_empty(workspace, message.name)
-        await self.vault.rename_environment(Scope(workspace, message.name), message.new_name)
+        scope, objects = Scope(workspace, message.name), self.server.objects
+        await self.vault.rename_environment(scope, message.new_name, objects.renaming(scope, message.new_name))
+        objects.renamed_environment(scope, message.new_name)
         self.auth.renamed_environment(workspace, message.name, message.new_name)
         peer.reply(message.id)
 

@@ -147,6 +147,16 @@ def set_stopped(connection: Any, app_id: str, now_wall: float, reason: str) -> N
     connection.execute(table.update().where(table.c.app_id == app_id).values(values))
 
 
+def rename_environment(connection: Any, workspace: str, name: str, new_name: str) -> None:
+    """Apps that have stopped go with their environment. What one of the new name left when deleted is history."""
+    from squall.server import tables
+
+    table = tables.apps
+    mine = table.c.workspace == workspace
+    connection.execute(table.update().where(mine & (table.c.environment == new_name)).values(deployed=False))
+    connection.execute(table.update().where(mine & (table.c.environment == name)).values(environment=new_name))
+
+
 def set_labels(connection: Any, app_id: str, labels: dict[str, str]) -> None:
     from squall.server import tables
 

@@ -118,7 +118,7 @@ class Sqlite(Backend):
         engine = sa.create_engine(f"sqlite:///{self.path}", pool_size=connections, max_overflow=0)
         sa.event.listen(engine, "connect", tune)
         # The driver's own transactions leave out statements that change the schema, and take the lock too late.
-        sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+        sa.event.listen(engine, "begin", lambda connection: connection.connection.driver_connection.execute(begin))
         return engine
 
     def claim(self, connection: Any) -> None:

@@ -21,7 +21,7 @@ def insert_rows(connection: Any, table: Any, rows: Rows) -> None:
     if not rows:
         return
     if connection.dialect.name != "postgresql":
-        connection.execute(table.insert(), rows)
+        connection.execute(_insert(table), rows)
         return
     names = tuple(rows[0])
     statement = f"INSERT INTO {table.name} ({', '.join(names)}) SELECT * FROM {_arrays(table, names)}"
@@ -43,6 +43,12 @@ def update_rows(
         return
     text = _joined_update(table, names, by, unset, clear)
     connection.exec_driver_sql(text, _columns(connection, table, names, _one_each(rows, by, first=bool(unset))))
+
+
+@cache
+def _insert(table: Any) -> Any:
+    """Made once: to make a statement costs as much as to run it."""
+    return table.insert()
 
 
 @cache

@@ -200,20 +200,26 @@ def add(connection: Any, entries: Sequence[Entry], seq: int) -> list[Added | Err
                 rows.append({"seq": seq, "call_id": entry.call_id, "idx": idx, **_columns("args", data)})
                 seq += 1
         outcomes.append(outcome)
-    if calls:
-        connection.execute(tables.calls.insert(), list(calls.values()))
-    if rows:
-        insert_rows(connection, tables.inputs, rows)
+    insert_rows(connection, tables.calls, list(calls.values()))
+    insert_rows(connection, tables.inputs, rows)
     _put_keys(connection, keys)
     return outcomes
 
 
 def _calls(connection: Any, call_ids: Iterable[str]) -> Iterator[Any]:
+    for some in _portions(list(call_ids)):
+        yield from connection.execute(_calls_query(), {"call_ids": some})
+
+
+@cache
+def _calls_query() -> Any:
+    """Made once, as all that goes with each call is: to make a statement costs as much as to run it."""
+    import sqlalchemy as sa
+
     from squall.server import tables
 
     table = tables.calls
-    for some in _portions(list(call_ids)):
-        yield from connection.execute(table.select().where(table.c.call_id.in_(some)))
+    return table.select().where(table.c.call_id.in_(sa.bindparam("call_ids", expanding=True)))
 
 
 def _refusal(entry: Entry, call: Any) -> Error | None:

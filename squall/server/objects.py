@@ -400,6 +400,18 @@ class Objects:
         self._trim()
         self.database.write_soon(lambda connection: app_rows.set_stopped(connection, app_id, now_wall, reason))
 
+    def renaming(self, scope: Scope, new_name: str) -> Callable[[Any], None]:
+        """What the Store is to do when an environment, in which nothing runs, gets another name."""
+        return lambda connection: app_rows.rename_environment(connection, scope.workspace, scope.environment, new_name)
+
+    def renamed_environment(self, scope: Scope, new_name: str) -> None:
+        target = Scope(scope.workspace, new_name)
+        for app in self.apps.values():
+            if app.scope == target:
+                app.deployed = False
+            elif app.scope == scope:
+                app.scope = target
+
     def _trim(self) -> None:
         """Keep the newest stopped apps in memory, for their logs and traces."""
         stopped = [app for app in self.apps.values() if app.state == "stopped" and not app.deployed]

@@ -88,8 +88,9 @@ class Vault:
         await self.database.write(_delete(scope, name))
         self.secrets.pop((scope, name), None)
 
-    async def rename_environment(self, scope: Scope, new_name: str) -> None:
-        """Rename an environment in the Store, its secrets with it: they are sealed for their place, so anew."""
+    async def rename_environment(self, scope: Scope, new_name: str, also: Callable[[Any], None]) -> None:
+        """Rename an environment in the Store, its secrets with it: they are sealed for their place, so anew. `also` is
+        what of others goes with it, in the same transaction."""
         await self.ready()
         target = Scope(scope.workspace, new_name)
         moved = {name: kept for (place, name), kept in self.secrets.items() if place == scope}
@@ -97,7 +98,7 @@ class Vault:
             name: Kept(kept.keys, self._seal(target, name, self._open(scope, name)), kept.created_at, kept.updated_at)
             for name, kept in moved.items()
         }
-        await self.database.write(_rename_environment(scope, new_name, resealed))
+        await self.database.write(_rename_environment(scope, new_name, resealed, also))
         for name, kept in resealed.items():
             del self.secrets[scope, name]
             self.secrets[target, name] = kept
@@ -245,7 +246,7 @@ def _delete(scope: Scope, name: str) -> Any:
     return work
 
 
-def _rename_environment(scope: Scope, new_name: str, resealed: dict[str, Kept]) -> Any:
+def _rename_environment(scope: Scope, new_name: str, resealed: dict[str, Kept], also: Callable[[Any], None]) -> Any:
     target = Scope(scope.workspace, new_name)
 
     def work(connection: Any) -> None:
@@ -257,6 +258,7 @@ def _rename_environment(scope: Scope, new_name: str, resealed: dict[str, Kept]) 
         connection.execute(kept_secrets.delete().where(_of(kept_secrets, scope)))
         for name, kept in resealed.items():
             connection.execute(kept_secrets.insert(), _values(target, name, kept))
+        also(connection)
 
     return work
 

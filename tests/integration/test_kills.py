@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from squall.client import Client
 from squall.exception import ServiceError
 from tests.conftest import leftovers, wait_until
 from tests.integration import faulty
+from tests.integration.conftest import own_home
 from tests.integration.support import (
     Kept,
     Outcome,
@@ -156,3 +158,28 @@ def test_calls_work_after_the_zygote_was_killed(home: Path) -> None:
         assert faulty.square.remote(3) == 9
         assert pid_of(home, "node") == agent
         assert running.items() <= inits(home).items()
+
+
+# ---- a home that is deleted ---------------------------------------------------------------------------------------
+
+
+def test_groups_of_a_home_that_was_killed_and_deleted_go_with_the_next_start_of_any(tmp_path: Path) -> None:
+    body = "with faulty.app.run():\n    print(faulty.square.remote(2), flush=True)\n    time.sleep(600)"
+    with own_home() as home:
+        with client_script(tmp_path / "program.py", body) as program:
+            assert program.stdout is not None
+            assert "4\n" in iter(program.stdout.readline, "")
+            parts = [program.pid, pid_of(home, "server"), pid_of(home, "node")]
+            had = [*parts[1:], *inits(home).values(), *zygotes(home)]
+            for pid in parts:
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(map(is_alive, had)), "all are gone")
+        shutil.rmtree(home)
+        assert groups_of(home)
+        with own_home(), faulty.app.run(output=Kept()):
+            assert faulty.square.remote(3) == 9
+            wait_until(lambda: not groups_of(home), "the groups of the home before are gone")
+
+
+def groups_of(home: Path) -> list[str]:
+    return [one for one in leftovers(home) if one.startswith("group ")]

@@ -60,7 +60,22 @@ def test_unknown_fields_are_ignored() -> None:
 
 @pytest.mark.parametrize(
     "header",
-    [b"", b"[]", b"{", b'{"t":"nonsense"}', b'{"id":3}', b'{"t":"stop_app"}', b"\xff\xfe", b'{"t":7}', b"null"],
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"t":"nonsense"}',
+        b'{"id":3}',
+        b'{"t":"stop_app"}',
+        b"\xff\xfe",
+        b'{"t":7}',
+        b"null",
+        b"5",
+        b'{"t":"run","items":[5]}',
+        b'{"t":"run","items":["call_id"]}',
+        b'{"t":"run","items":["x"]}',
+        b'{"t":"ping"} {}',
+    ],
 )
 def test_garbage_is_refused_by_both_decoders(header: bytes) -> None:
     with pytest.raises(ValueError):

@@ -104,7 +104,7 @@ def test_an_environment_is_renamed_with_its_secrets(tmp_path: Path) -> None:
         await auth.ready()
         await auth.create_environment("main", "dev", NOW)
         await vault.put(DEV, "db", {"A": "1"}, NOW, replace=False)
-        await vault.rename_environment(DEV, "staging")
+        await vault.rename_environment(DEV, "staging", lambda connection: None)
 
     async def later(vault: Vault) -> None:
         assert vault.values(Scope("main", "staging"), ["db"]) == {"A": "1"}
