@@ -44,7 +44,7 @@ IN_FLIGHT_LIMIT = 1000
 UNTAKEN_LIMIT = 8000
 BYTES_LIMIT = 64 << 20
 BATCH_INPUTS = 128
-FRAME_TARGET_BYTES = 1 << 18
+FRAME_TARGET_BYTES = 1 << 19
 FLUSH_S = 0.001
 ROOM_CHECK_S = 5.0
 """How long a feeder sleeps at most before it looks again; it is woken when there is room."""

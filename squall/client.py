@@ -24,6 +24,7 @@ from squall._blocking import both
 from squall._observe import Logger
 from squall.exception import (
     CancelledError,
+    ConflictError,
     ContainerLostError,
     Error,
     FunctionTimeoutError,
@@ -56,6 +57,7 @@ from squall.protocol.messages import (
     Notice,
     OutputItem,
     Outputs,
+    Ping,
     PutBlob,
     Reply,
     Welcome,
@@ -72,9 +74,16 @@ log = Logger("client")
 PAYLOAD_LIMIT_BYTES = 4 << 30
 """A value larger than this, pickled, is refused before anything is sent."""
 REQUEST_TIMEOUT = 60.0
+SLOW_REQUEST_TIMEOUT = 300.0
+"""The same for a server elsewhere: an answer may wait behind megabytes, and whether it lives is seen by its beats."""
 CONNECT_TIMEOUT = 5.0
+SLOW_CONNECT_TIMEOUT = 15.0
+"""For each step of connecting to a server elsewhere."""
 UPLOAD_LOOK = 0.02
 """Seconds between two looks at an upload that another thread makes."""
+CHUNK_TIMEOUT = 900.0
+"""For one chunk: that the connection lives is seen by other means, and it may be slow."""
+FIRST_WINDOW = 4
 UPLOAD_WINDOW = 16
 """Chunks of a blob that are under way before the sender waits for the server."""
 UNCLAIMED_LIMIT = 1024
@@ -154,8 +163,7 @@ class Client:
         self._follow_lock = threading.Lock()
         self.client_id = os.urandom(8).hex()
         self.received = 0
-        """Results and output of this server that have come, in frames; so that none is lost or had twice when the
-        connection breaks."""
+        """Frames of results and output that came of this server: after a break it goes on behind them."""
         self.apps: dict[str, CreateApp] = {}
         """By id, those this program runs: they are named again on another connection."""
         self.pools: dict[str, tuple[BindFunction, bytes]] = {}
@@ -220,7 +228,7 @@ class Client:
         welcome: Pending[Message] = Pending(self.link)
         self._welcome = welcome
         self.link.send(self.hello())
-        answer = welcome.wait(CONNECT_TIMEOUT)
+        answer = welcome.wait(SLOW_CONNECT_TIMEOUT)
         self._welcome = None
         if not isinstance(answer, Welcome):
             from squall.exception import from_wire
@@ -236,7 +244,9 @@ class Client:
         """A server has let this client in."""
         self.server_id, self._server_stays = welcome.server_id, welcome.stays
         self._connected_at = time.monotonic()
-        if welcome.heartbeat:
+        self.link.silence.interval = welcome.heartbeat
+        if welcome.heartbeat and self._settings is not None and self._settings.server:
+            self.link.silence.interval = 0.0
             from squall.protocol.remote import keep_alive
 
             keep_alive(self.link, welcome.heartbeat, lambda: self.received)
@@ -248,7 +258,7 @@ class Client:
         settings = self._settings
         if self.pid != os.getpid() or settings is None or self._ended_for_good or not settings.reconnect_timeout:
             return False
-        if not (self.apps or self.sinks or self.link.has_open_requests()):
+        if not (self.apps or self.sinks or self._uploads or self.link.has_open_requests()):
             return False
         if not self._autostart and not self._server_stays and not settings.server:
             return False
@@ -339,6 +349,8 @@ class Client:
             self._show(message.image_id, _as_shown(message), payload)
         elif self.terminal is not None and isinstance(message, (Interact, ExecData, ExecExit)):
             self.terminal.on_push(message, payload)
+        elif isinstance(message, Ping) and message.id:
+            self.link.send_nowait(Reply(re=message.id))
         elif getattr(self, "_welcome", None) is not None:
             self._welcome.set(message)  # type: ignore[union-attr]
 
@@ -399,6 +411,8 @@ class Client:
         """Ask and wait for the answer. A Failure is raised; no answer in time is a ServiceError."""
         from squall.exception import OutputTimeoutError
 
+        if timeout == REQUEST_TIMEOUT and self._settings is not None and self._settings.server:
+            timeout = SLOW_REQUEST_TIMEOUT
         try:
             return await self.link.request(message, payload).within(timeout)
         except OutputTimeoutError:
@@ -448,25 +462,31 @@ class Client:
         reply, _ = await self.request(HasBlobs([digest]))
         if digest not in reply.data.get("missing", [digest]):
             return True
+        start = int(reply.data.get("parts", {}).get(digest, 0))
         try:
-            await self._send_blob(digest, data)
+            await self._send_blob(digest, data, start if start < len(data) else 0)
         except RequestLostError:
             if self.link.closed:
                 raise
             return False
+        except (ConflictError, InvalidError):
+            if not start:
+                raise
+            await self._send_blob(digest, data, 0)  # what was there was not ours, or is gone
         return True
 
-    async def _send_blob(self, digest: str, data: bytes) -> None:
+    async def _send_blob(self, digest: str, data: bytes, start: int) -> None:
         view = memoryview(data)
-        under_way: deque[Pending[tuple[Reply, bytes]]] = deque()
-        for offset in range(0, max(1, len(data)), BLOB_CHUNK_BYTES):
+        window = FIRST_WINDOW
+        under_way: deque[tuple[float, Pending[tuple[Reply, bytes]]]] = deque()
+        for offset in range(start, max(1, len(data)), BLOB_CHUNK_BYTES):
             chunk = bytes(view[offset : offset + BLOB_CHUNK_BYTES])
             last = offset + len(chunk) >= len(data)
-            under_way.append(self.link.request(PutBlob(digest, offset, last=last), chunk))
-            if len(under_way) >= UPLOAD_WINDOW:
-                await under_way.popleft().within(REQUEST_TIMEOUT)
+            under_way.append((time.monotonic(), self.link.request(PutBlob(digest, offset, last=last), chunk)))
+            while len(under_way) >= window:
+                window = await _answered(window, *under_way.popleft())
         while under_way:
-            await under_way.popleft().within(REQUEST_TIMEOUT)
+            await _answered(window, *under_way.popleft())
 
     @both
     async def get_blob(self, digest: str) -> bytes:
@@ -500,6 +520,14 @@ class Client:
         if item.status in ("ok", "yield"):
             return payloads.unpack(data, f"the result of `{name}`")
         raise error_of(item, data, name, source_map)
+
+
+async def _answered(window: int, sent_at: float, pending: Pending[tuple[Reply, bytes]]) -> int:
+    """Wait for the answer to a chunk. How many may be under way from then on: so few on a slow connection that others
+    need not wait long behind them."""
+    await pending.within(CHUNK_TIMEOUT)
+    took = time.monotonic() - sent_at
+    return min(UPLOAD_WINDOW, window * 2) if took < 0.5 else max(1, window // 2) if took > 2.0 else window
 
 
 def error_of(item: OutputItem, data: bytes, name: str, source_map: Mapping[str, str] | None = None) -> BaseException:
@@ -731,7 +759,7 @@ def _find_server(settings: Config, autostart: bool) -> socket.socket:
 def _connect_elsewhere(settings: Config) -> socket.socket:
     from squall.protocol import remote  # most programs use the server of their own machine
 
-    return remote.connect(settings.server, settings.ca_file, CONNECT_TIMEOUT)
+    return remote.connect(settings.server, settings.ca_file, SLOW_CONNECT_TIMEOUT)
 
 
 def _try_connect(path: str) -> socket.socket | None:

@@ -92,6 +92,18 @@ class Config:
         "seconds between two signs of life on a connection from elsewhere; three that are missing end it",
         minimum=0.1,
     )
+    local_heartbeat: float = _setting(
+        60.0,
+        "seconds between two signs of life on a connection of this machine; a server that misses three is given up, a "
+        "client is only told of; 0: none",
+        minimum=0,
+    )
+    node_heartbeat: float = _setting(
+        5.0,
+        "seconds between two signs of life of a node and the server; after three that are missing a node gets nothing "
+        "new, after six it is lost and what it ran is given to others",
+        minimum=0.1,
+    )
     drain_timeout: float = _setting(
         30.0, "seconds that running inputs may take to end when a server of `squall up` is stopped", minimum=0
     )

@@ -183,6 +183,7 @@ def status_lines(facts: dict[str, Any]) -> list[str]:
         f"listens     {facts['listens']}" if facts["listens"] else "",
         f"workspace   {facts['workspace']}, environment {facts['environment']}",
         *(f"node        {_node_line(node)}" for node in facts["nodes"]),
+        f"silent      {facts['silent']} client(s) that do not answer: stopped, or busy" if facts.get("silent") else "",
         f"away        {facts['away']} client(s) whose connection broke" if facts.get("away") else "",
         f"apps        {facts['apps']}",
         f"containers  {facts['containers']}",
@@ -197,6 +198,9 @@ def _rows(client: Client, kind: str) -> list[dict[str, Any]]:
 
 def _node_line(node: dict[str, Any]) -> str:
     parts = [str(node.get("node_id", "")), str(node.get("hostname", "")), f"runtime {node.get('runtime', '')}"]
+    if node.get("health", "up") != "up":
+        since = f" {ago(node['since'])}" if node.get("since") else ""
+        parts.append(f"{node['health']}{since}: {node.get('reason', '')}")
     return ", ".join(part for part in parts if part)
 
 

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,6 +37,9 @@ LINUX = hasattr(os, "pidfd_open")
 
 
 class NodeProvider(abc.ABC):
+    on_ended: Callable[[str], None]
+    """Set by the server: to be told, with a reason, when the agents that this provider started are known to be gone."""
+
     @abc.abstractmethod
     def start(self) -> None:
         """Make the nodes come; they register by themselves, as soon as the server listens."""
@@ -49,8 +53,9 @@ class NodeProvider(abc.ABC):
         """To be told when a node has registered."""
 
     @abc.abstractmethod
-    def kill(self) -> None:
-        """End an agent that hangs, at once, with everything on its node; another takes its place."""
+    def lost(self) -> None:
+        """A node was given up, as nothing is heard of it. An agent that hangs on a machine at hand is ended, with
+        everything on its node, and another takes its place; one elsewhere may only be cut off, and is let be."""
 
     @abc.abstractmethod
     async def stop(self) -> None:
@@ -127,7 +132,7 @@ class EmbeddedProvider(NodeProvider):
     def _give_up(self) -> None:
         log.warning("the node agent that was there did not register and is killed", timeout=ADOPT_TIMEOUT)
         self._deadline = None
-        self.kill()
+        self._kill()
 
     def _look(self) -> None:
         if self.process is not None and self.process.poll() is not None:
@@ -146,6 +151,7 @@ class EmbeddedProvider(NodeProvider):
         self._ended.set()
         if self._stopping:
             return
+        self.on_ended("its agent ended" if code is None else f"its agent ended with code {code}")
         self.failures = 0 if time.monotonic() - self._started_at > HEALTHY_AFTER else self.failures + 1
         self.last_error = _tail(self.config.state_dir / "agent.log")
         delay = min(RESTART_DELAY_LIMIT, RESTART_DELAY * 2 ** min(self.failures, 10))
@@ -159,7 +165,12 @@ class EmbeddedProvider(NodeProvider):
             elif self.process is not None:
                 self.process.send_signal(signum)
 
-    def kill(self) -> None:
+    def lost(self) -> None:
+        if not self._stopping and not self._ended.is_set():
+            log.error("the node agent hangs and is killed")
+            self._kill()
+
+    def _kill(self) -> None:
         self._signal(signal.SIGKILL)
 
     async def stop(self) -> None:
@@ -171,7 +182,7 @@ class EmbeddedProvider(NodeProvider):
             await asyncio.wait_for(self._ended.wait(), STOP_TIMEOUT)
         except asyncio.TimeoutError:
             log.error("the node agent did not end in time and is killed", timeout=STOP_TIMEOUT)
-            self.kill()
+            self._kill()
             await asyncio.wait_for(self._ended.wait(), STOP_TIMEOUT)
 
     async def withdraw(self) -> None:

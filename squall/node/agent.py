@@ -2,10 +2,11 @@
 
 It decides no policy and trusts no container. Its link to the server is one frame stream; runner sockets go over by
 SCM_RIGHTS on a second, SEQPACKET socket. Containers die with the agent (PDEATHSIG) and a new agent sweeps what is
-left before it takes work, so there is never a container nobody owns. When the server is gone the agent keeps what it
-has for `reattach_grace` seconds and looks for the next one: it registers there with its containers and gives each
-runner a new socket. If none comes it undoes everything, removes the sockets of the server that was killed, and ends.
-Tested in `tests/integration/test_kills.py` and `test_reattach.py`.
+left before it takes work, so there is never a container nobody owns. When the server is gone, or nothing was heard of
+it for three beats, the agent keeps what it has for `reattach_grace` seconds and looks for it or the next one: it
+registers there with its containers and gives each runner a new socket that needs one. If none comes it undoes
+everything, removes the sockets of the server that was killed, and ends. Tested in `tests/integration/test_kills.py`,
+`test_reattach.py` and `tests/faults/test_partitions.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import termios
 import time
 import traceback
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +47,7 @@ from squall.protocol.messages import (
     Hello,
     Message,
     NodeReport,
+    Ping,
     Register,
     Reply,
     StartContainer,
@@ -54,7 +57,7 @@ from squall.protocol.messages import (
     decode,
 )
 from squall.protocol.requests import BuildDone, CancelBuild, Pruned, PruneImages, VerifyImage
-from squall.protocol.resumption import HeldContainer, RegisterAgain
+from squall.protocol.resumption import EndedContainer, HeldContainer, RegisterAgain
 from squall.protocol.transport import FrameStream, payload_for, widen
 
 log = Logger("agent")
@@ -77,8 +80,16 @@ RETURN_EVERY = 0.05
 IDLE_GRACE = 5.0
 """How long to look for one at most, when there is no container that would be lost."""
 HAND_OVER_TIMEOUT = 5.0
+BEATS_MISSED = 3
+REQUEST_TIMEOUT = 30.0
 CREATE_LIMIT = 64
 """Creations waiting or under way; the server bounds them too."""
+
+
+UNWRITTEN_SECONDS = 5.0
+"""What ended so long before the server was lost may not have been written down."""
+ENDED_LIMIT = 1000
+"""Ends of containers that are kept for the next server; the oldest go first."""
 
 
 class Held:
@@ -88,6 +99,7 @@ class Held:
         self.spec = spec
         self.container_id = spec.container_id
         self.requested_at = time.time()
+        self.stood_at = 0.0
         self.container: Container | None = None
         self.control: socket.socket | None = None
         """Over which its runner gets another socket, when there is another server."""
@@ -114,9 +126,16 @@ class Agent:
         self.handoff_path = config.run_dir / "handoff.sock"
         self.handoff: socket.socket
         self.held: dict[str, Held] = {}
+        self._ended: deque[tuple[float, EndedContainer]] = deque(maxlen=ENDED_LIMIT)
+        """By when, for a server that comes after this one."""
+        self._lost_at = 0.0
         self.connected = asyncio.Event()
         self.ended = asyncio.Event()
         self.reason = ""
+        self.agent_id = os.urandom(8).hex()
+        """By it the server knows this agent again."""
+        self.heartbeat = 0.0
+        """Seconds between two signs of life, as the server says; 0: none."""
         self._server_died = False
         self._returning: asyncio.Task[None] | None = None
         self.sources = sources.Sources(config.node_dir / "sources", self.request)
@@ -127,7 +146,7 @@ class Agent:
                 runtime, self._send_output, self.sources.read, timeout=config.build_timeout,
                 quota_bytes=int(config.images_gib * (1 << 30)),
             )  # fmt: skip
-        self._requests: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
+        self._requests: dict[int, tuple[FrameStream, asyncio.Future[tuple[Any, bytes]]]] = {}
         self._next_id = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._creating = asyncio.Semaphore(CREATE_LIMIT)
@@ -144,11 +163,12 @@ class Agent:
             unused = self.sources.set_unused_aside()
             await self._register(Register)
             self._spawn(self.sources.remove(unused))
-            reporter = self._spawn(self._report())
+            rounds = [self._spawn(self._report()), self._spawn(self._beat())]
             if self.builder is not None:
                 self.builder.start()
             await self.ended.wait()
-            reporter.cancel()
+            for task in rounds:
+                task.cancel()
         finally:
             starting.cancel()
             await self._close()
@@ -173,45 +193,54 @@ class Agent:
 
     async def _connect(self) -> FrameStream:
         handoff = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stream = FrameStream(self.loop, self._on_frame, self._on_lost)
         try:
             handoff.setblocking(False)
             handoff.connect(str(self.handoff_path))
-            stream = FrameStream(self.loop, self._on_frame, self._on_lost)
             await self.loop.create_unix_connection(lambda: stream, str(self.config.socket_path))  # type: ignore[type-var]
-            await self.request(Hello("agent"), stream=stream)
+            welcome, _ = await self.request(Hello("agent"), stream=stream)
         except BaseException:
             handoff.close()
+            stream.abort("it came to nothing")
             raise
         self.handoff = handoff
+        self.heartbeat = welcome.heartbeat
         return stream
 
-    async def _register(self, kind: type[Register]) -> None:
+    async def _register(self, kind: type[Register]) -> list[str] | None:
+        """Which containers' runners need another socket; None: all."""
         machine = reports.inventory(self.config)
         warnings = self.warnings + self.runtime.warnings()
         if self.network is not None:
             warnings += self.network.warnings()
         message = kind(machine.hostname, machine.cpus, machine.memory_mib, machine.gpus, self.runtime.name, warnings)
+        message.agent_id = self.agent_id
         if isinstance(message, RegisterAgain):
             held = self.held.values()
             message.containers = [HeldContainer(h.spec, h.container is not None, h.requested_at) for h in held]
-        await self.request(message)
+            message.ended = [ended for at, ended in self._ended if at > self._lost_at - UNWRITTEN_SECONDS]
+        reply, _ = await self.request(message)
+        self._ended.clear()
         self.connected.set()
         log.info("registered", runtime=self.runtime.name, cpus=machine.cpus, memory_mib=machine.memory_mib)
+        sockets: list[str] | None = reply.data.get("sockets")
+        return sockets
 
     # -- the next server
 
     async def _return(self, reason: str) -> None:
-        """Look for a server until the grace is over. What containers write meanwhile stays in their pipes."""
+        """Look for a server until the grace is over; it may be the one that was there, which only the network had
+        parted from us. What containers write meanwhile stays in their pipes."""
         grace = self.config.reattach_grace if self.held else min(IDLE_GRACE, self.config.reattach_grace)
         deadline = self.loop.time() + grace
+        self._lost_at = self.loop.time()
         log.warning("the server is gone", reason=reason, containers=len(self.held), grace=grace)
         self.execs.close()
         self.handoff.close()
         while self.loop.time() < deadline and not self.ended.is_set():
             try:
                 self.stream = await self._connect()
-                await self._register(RegisterAgain)
-                await self._hand_over_again()
+                await self._hand_over_again(await self._register(RegisterAgain))
             except (OSError, Error) as error:
                 if self._returning is not asyncio.current_task():
                     return  # it was there, and is lost again: that is looked after already
@@ -222,10 +251,10 @@ class Agent:
                 return
         self.end(f"connection to the server broke: {reason}")
 
-    async def _hand_over_again(self) -> None:
-        """Connect each runner with the new server."""
+    async def _hand_over_again(self, wanted: list[str] | None) -> None:
+        """Connect each runner, or those that are wanted, with the server that is there now."""
         for held in list(self.held.values()):
-            if held.control is None:
+            if held.control is None or (wanted is not None and held.container_id not in wanted):
                 continue
             server_end, runner_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             with server_end, runner_end:
@@ -303,12 +332,12 @@ class Agent:
         self._next_id += 1
         message.id = self._next_id
         future: asyncio.Future[tuple[Any, bytes]] = self.loop.create_future()
-        self._requests[message.id] = future
+        self._requests[message.id] = (stream, future)
         stream.send(message, payload)
         try:
-            return await asyncio.wait_for(future, 30.0)
+            return await asyncio.wait_for(future, REQUEST_TIMEOUT)
         except asyncio.TimeoutError:
-            raise ServiceError(f"the server did not answer `{message.TAG}` within 30 s") from None
+            raise ServiceError(f"the server did not answer `{message.TAG}` within {REQUEST_TIMEOUT:g} s") from None
         finally:
             self._requests.pop(message.id, None)
 
@@ -337,11 +366,13 @@ class Agent:
                 self.builder.cancel(message.image_id, message.reason)
         elif isinstance(message, (Reply, Failure, Welcome)):
             self._answer(message, payload)
+        elif isinstance(message, Ping):
+            pass  # that it came was counted
         else:
             log.warning("ignored a message", tag=message.TAG)
 
     def _answer(self, message: Message, payload: bytes) -> None:
-        future = self._requests.get(message.re)
+        _, future = self._requests.get(message.re, (None, None))
         if future is None or future.done():
             return
         if isinstance(message, Failure):
@@ -349,11 +380,28 @@ class Agent:
         else:
             future.set_result((message, payload))
 
+    async def _beat(self) -> None:
+        """Say that this agent lives, and miss a server that says nothing. Beats are counted, not seconds: if it was
+        this process that stood still, what the server said meanwhile is read before the next one."""
+        missed, seen = 0, (self.stream, 0)
+        while True:
+            await asyncio.sleep(self.heartbeat or REPORT_INTERVAL)
+            if not self.connected.is_set() or not self.heartbeat:
+                missed = 0
+                continue
+            now = (self.stream, self.stream.received)
+            missed = missed + 1 if now == seen else 0
+            seen = now
+            if missed >= BEATS_MISSED:
+                self.stream.abort(f"nothing was heard of it for {missed * self.heartbeat:g} s")
+            else:
+                self.stream.send(Ping())
+
     def _on_lost(self, stream: FrameStream, reason: str) -> None:
-        for future in self._requests.values():
-            if not future.done():
+        for asked, future in self._requests.values():
+            if asked is stream and not future.done():
                 future.set_exception(ServiceError(f"connection to the server broke: {reason}"))
-        if self.connected.is_set() and not self.ended.is_set():
+        if self.connected.is_set() and stream is self.stream and not self.ended.is_set():
             self.connected.clear()
             self._server_died = True
             self._returning = self.loop.create_task(self._return(reason))
@@ -383,11 +431,11 @@ class Agent:
             said, hint = (error.message, error.hint) if isinstance(error, Error) else (_said(error), "")
             if full := reports.full_disk(self.config.home):  # what fails of that says so in a hundred ways
                 said, hint = f"{full}: {said}", reports.FREE_HINT
-            self._report_exit(spec.container_id, -1, f"could not be made: {said}", hint=hint)
+            self._report_exit(held, -1, f"could not be made: {said}", hint=hint)
             return
         steps = dict(container.steps)
         steps["agent"] = (time.perf_counter() - began) * 1000 - sum(steps.values())
-        held.container = container
+        held.container, held.stood_at = container, time.time()
         self.stream.send(ContainerEvent(spec.container_id, "starting", at=time.time(), steps=steps, pid=container.pid))
         if held.stop_reason:
             container.kill(held.stop_reason)
@@ -460,7 +508,7 @@ class Agent:
         await self._drain(held)
         self._forget(held)
         reason = held.stop_reason if held.stop_reason and not ended.oom else ended.reason
-        self._report_exit(held.container_id, ended.code, reason, oom=ended.oom, usage=ended.usage)
+        self._report_exit(held, ended.code, reason, oom=ended.oom, usage=ended.usage)
 
     def _forget(self, held: Held) -> None:
         self.held.pop(held.container_id, None)
@@ -470,7 +518,7 @@ class Agent:
 
     def _report_exit(
         self,
-        container_id: str,
+        held: Held,
         code: int,
         reason: str,
         *,
@@ -479,8 +527,10 @@ class Agent:
         hint: str = "",
     ) -> None:
         reason = f"{reason} ({hint})" if hint else reason
-        event = ContainerEvent(container_id, "exited", at=time.time(), exit_code=code, oom=oom, reason=reason)
+        event = ContainerEvent(held.container_id, "exited", at=time.time(), exit_code=code, oom=oom, reason=reason)
         event.usage = usage or {}
+        ended = EndedContainer(held.spec, held.requested_at, held.stood_at, event.at, code, reason, event.usage)
+        self._ended.append((self.loop.time(), ended))
         self.stream.send(event)
 
     def _stop(self, message: StopContainer) -> None:

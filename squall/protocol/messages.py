@@ -606,7 +606,8 @@ class PutBlob(Message):
 
 @dataclass(eq=False, repr=False)
 class HasBlobs(Message):
-    """`Reply.data`: `{"missing": [digest, ...]}`."""
+    """`Reply.data`: `{"missing": [digest, ...]}`, and `parts`: digest -> bytes that are there of one whose upload broke
+    off, after which a `PutBlob` may go on."""
 
     TAG = "has_blobs"
     IS_REPEATABLE = True
@@ -631,7 +632,8 @@ class GetBlob(Message):
 
 @dataclass(eq=False, repr=False)
 class Register(Message):
-    """An agent's first message after `Hello`: the machine. `Reply.data`: `{"node_id": str}`."""
+    """An agent's first message after `Hello`: the machine. `Reply.data`: `{"node_id": str}`, and `sockets`, the
+    containers whose runners need another socket, where the server has not given up what the agent had: else all do."""
 
     TAG = "register"
     hostname: str
@@ -644,6 +646,8 @@ class Register(Message):
     """Protections that are missing here, in sentences."""
     handoff: bool = True
     """The agent passes runner sockets by SCM_RIGHTS on the hand-over socket."""
+    agent_id: str = ""
+    """Random, the same for as long as the agent lives: by it a node that comes back is known."""
 
 
 @dataclass

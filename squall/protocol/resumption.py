@@ -29,13 +29,31 @@ class HeldContainer:
     requested_at: float = 0.0
 
 
+@dataclass
+class EndedContainer:
+    """A container that ended while there was no server, or so shortly before that the old one may not have written it
+    down. `usage` as in `ContainerEvent`."""
+
+    NESTED: ClassVar[dict[str, type]] = {"spec": ContainerSpec}
+
+    spec: ContainerSpec
+    requested_at: float = 0.0
+    started_at: float = 0.0
+    """0: it never stood."""
+    stopped_at: float = 0.0
+    exit_code: int = -1
+    reason: str = ""
+    usage: dict[str, float] = field(default_factory=dict)
+
+
 @dataclass(eq=False, repr=False)
 class RegisterAgain(Register):
     """`Register` of an agent whose server was lost."""
 
     TAG = "register_again"
-    NESTED = {"containers": HeldContainer}
+    NESTED = {"containers": HeldContainer, "ended": EndedContainer}
     containers: list[HeldContainer] = field(default_factory=list)
+    ended: list[EndedContainer] = field(default_factory=list)
 
 
 @dataclass

@@ -41,6 +41,7 @@ from squall.protocol.messages import (
     decode,
     encode_header,
 )
+from squall.protocol.silence import Silence
 
 if TYPE_CHECKING:
     import asyncio
@@ -266,6 +267,7 @@ class Link:
         self._waiting = 0
         self.received = 0
         """Pieces that came, of whatever: where it stands still, nothing comes."""
+        self.silence = Silence()
         self._last_wait = 0.0
         self._parked = False
         self._kick = threading.Event()
@@ -424,7 +426,7 @@ class Link:
             if not self._poll.poll(wait_s * 1000):
                 if deadline is not None and time.monotonic() >= deadline:
                     raise OutputTimeoutError("no answer within the given time")
-                self._parked, spell = True, 3600.0
+                self._parked, spell = True, self.silence.look(self, self._parked)
                 continue
             if self._parked:
                 self._parked = False
@@ -557,7 +559,7 @@ class Link:
         poll.register(self._wake_r, select.POLLIN)
         poll.register(self.sock.fileno(), select.POLLIN)
         while not self.closed and not self.lost and not self._waiting:
-            ready = dict(poll.poll())
+            ready = dict(poll.poll(self.silence.wait_ms)) or self.silence.missed(self)
             if self._wake_r in ready:
                 with contextlib.suppress(OSError):
                     os.read(self._wake_r, 4096)

@@ -167,7 +167,10 @@ class Access:
                 log.debug("refused a connection", peer=visitor.address, reason=error.message)
             _turn_down(stream, message, error)
             return
-        heartbeat = self.server.config.heartbeat if visitor is not None else 0.0
+        config = self.server.config
+        heartbeat = config.heartbeat if visitor is not None else config.local_heartbeat
+        if message.role == "agent":
+            heartbeat = config.node_heartbeat
         if visitor is not None:
             visitor.door.admit(visitor)
         token_id, remote = (token.token_id, visitor.address) if token is not None and visitor is not None else ("", "")
@@ -211,6 +214,25 @@ class Access:
                     continue
                 with contextlib.suppress(Error):
                     self._look_at(peer, now)
+
+    async def watch_local(self) -> None:
+        """Clients of this machine are asked for an answer, which whoever reads their connection gives. The kernel tells
+        when one is gone: one that does not answer was stopped, or computes without letting its threads run. It keeps
+        what it has, as it may go on at any time, and is told of."""
+        while self.server.config.local_heartbeat:
+            await asyncio.sleep(self.server.config.local_heartbeat)
+            for peer in [peer for peer in self.server.peers if not peer.remote]:
+                seen, missed = peer.heard
+                missed = missed + 1 if peer.stream.received == seen else 0
+                peer.heard = peer.stream.received, missed
+                if missed == BEATS_MISSED:
+                    log.warning("a client does not answer", apps=sorted(peer.apps), beats=missed)
+                if not peer.stream.paused:
+                    peer.stream.send(Ping(id=1))
+
+    def silent(self) -> int:
+        """Clients of this machine that do not answer."""
+        return sum(peer.heard[1] >= BEATS_MISSED for peer in self.server.peers)
 
     def _has_ended(self, now: float, token_id: str) -> bool:
         token = self.auth.tokens.get(token_id)
@@ -286,6 +308,7 @@ class Access:
                 "draining": server.draining,
                 "connections": len(server.peers),
                 "away": len(server.absences.away),
+                "silent": self.silent(),
                 "workspace": peer.scope.workspace,
                 "environment": peer.scope.environment,
                 "admin": peer.is_admin,

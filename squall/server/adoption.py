@@ -73,11 +73,23 @@ class Adoption:
         """What callers that come back find: a stand-in that runs, or how it ended."""
         self._stand_ins: dict[tuple[str, str, int], Input] = {}
         """By container and what it runs; those that no caller may have any more too."""
+        self.lost: dict[Key, tuple[str, int]] = {}
+        """What ran on nodes that this server has given up: in which container, at which attempt. Whether it was given
+        to another since, its own state says."""
 
     def stand_ins(self) -> Iterator[Input]:
         return iter(self._stand_ins.values())
 
     # ---- events ---------------------------------------------------------------------------------------------------
+
+    def lose(self, container_id: str) -> None:
+        """To be told before `container_gone` of a container that may come back with its node, as it was."""
+        container = self.dispatch.containers.get(container_id)
+        for input_ in container.running if container is not None else ():
+            self.lost.pop(_key(input_), None)
+            self.lost[_key(input_)] = (container_id, input_.attempt)
+        while len(self.lost) > KEPT_LIMIT:
+            del self.lost[next(iter(self.lost))]
 
     def recall(
         self, now: float, container_id: str, old_id: str, options: FunctionOptions, new_id: str, reason: str
@@ -157,11 +169,12 @@ class Adoption:
             self.dispatch._leave(input_, "running")
         else:
             stand_in = self._stand_in(now, container, one)
-            is_done = call is not None and call.is_done(one.idx)
-            claim = self.claims.get((one.call_id, one.idx))
+            key = one.call_id, one.idx
+            is_over = (call is not None and call.is_done(one.idx)) or key in self.lost
+            claim = self.claims.get(key)
             is_newest = claim is None or (isinstance(claim, Kept) and claim.attempt < one.attempt)
-            if input_ is None and not is_done and not one.is_broken and is_newest:
-                self.claims[one.call_id, one.idx] = stand_in
+            if input_ is None and not is_over and not one.is_broken and is_newest:
+                self.claims[key] = stand_in
             input_ = stand_in
         self._run(now, container, input_, one.attempt)
 
@@ -181,8 +194,12 @@ class Adoption:
             input_.call.line.outside[input_.idx] = input_
 
     def _is_same(self, input_: Input, container: Container, attempt: int) -> bool:
-        is_of = input_.call.function is last_of(container.function)
-        return input_.attempt <= attempt and is_of and not input_.cancelling
+        """Whether what a container did or does is this input's. An attempt that was given up with its node is, until
+        the next one was given out."""
+        is_current = input_.attempt <= attempt
+        if not is_current and input_.attempt == attempt + 1:
+            is_current = self.lost.get(_key(input_)) == (container.container_id, attempt)
+        return is_current and input_.call.function is last_of(container.function) and not input_.cancelling
 
     def outputs_again(self, now: float, container_id: str, results: Iterable[Result]) -> Instructions:
         """Ends of attempts that a container has told an earlier server, which may not have heard."""
@@ -194,7 +211,9 @@ class Adoption:
             input_ = call.inputs.get(idx) if call is not None else None
             if input_ is not None and input_.state == "queued" and self._is_same(input_, container, attempt):
                 self._end_queued(now, input_, status, attempt, output, out)
-            elif input_ is None and (call is None or not call.is_done(idx)) and status in ("ok", "error"):
+            elif input_ is not None or (call_id, idx) in self.lost:
+                self.dispatch.stale_outputs += 1
+            elif (call is None or not call.is_done(idx)) and status in ("ok", "error"):
                 end: Status = "ok" if status == "ok" else "error"
                 self._keep((call_id, idx), Kept(container.function, attempt, end, "", "", output, now + RESUME_GRACE))
         if container is not None:

@@ -87,8 +87,9 @@ from squall.server.logs import Record
 from squall.server.objects import AppRecord, Scope
 from squall.server.terminals import Terminals
 from squall.server.timelines import parse_call, spans
+from squall.server.uploads import Uploads
 from squall.server.wire import Outbox, check_id, refuse, reply
-from squall.storage.blobs import Upload, check_digest
+from squall.storage.blobs import Upload
 
 if TYPE_CHECKING:
     from squall.server.containers import ContainerRecord
@@ -96,10 +97,6 @@ if TYPE_CHECKING:
 
 log = Logger("server")
 
-UPLOAD_LIMIT = 64
-"""Blobs one connection may be uploading at once."""
-UPLOAD_LIMIT_BYTES = 16 << 30
-"""What they may come to, as far as it has arrived and they are not yet whole."""
 DIGEST_LIMIT = 10_000
 """Blobs one message may ask for: each is a look at the disk, and everybody else waits."""
 TASK_LIMIT = 50_000
@@ -143,6 +140,8 @@ class Peer:
         """Seconds for which it tries to come back when its connection breaks."""
         self.leaving: Leaver = ""
         """What is known of why its connection will end."""
+        self.heard = (0, 0)
+        """Of one on this machine: what had come at the last beat, and for how many beats nothing more."""
         self.has_come_before = False
         """This is not its first connection."""
         self.away_since = 0.0
@@ -217,21 +216,8 @@ class Peer:
         refuse(self.stream, request_id, error)
 
     def forget(self) -> None:
-        for upload in self.uploads.values():
-            upload.abandon()
-        self.uploads.clear()
         for task in self.tasks:
             task.cancel()
-
-
-def write_chunk(peer: Peer, upload: Upload, offset: int, payload: bytes) -> None:
-    """Take one more chunk, within what a connection may have under way. Raises ResourceExhaustedError."""
-    if sum(other.size for other in peer.uploads.values()) + len(payload) > UPLOAD_LIMIT_BYTES:
-        raise ResourceExhaustedError(
-            f"more than {UPLOAD_LIMIT_BYTES >> 30} GiB are being uploaded on this connection at once",
-            hint="let some uploads end before others begin",
-        )
-    upload.write(offset, payload)
 
 
 class Api:
@@ -241,6 +227,7 @@ class Api:
         self.execs: dict[str, tuple[Peer, Any]] = {}
         """exec id -> who asked, and the node it runs on."""
         self.terminals = Terminals(server.dispatch, self.kill_container)
+        self.uploads = Uploads(self.loop, server.blobs)
         self.apps = AppApi(server)
         self._quick: dict[type[Message], Callable[[Peer, Any, bytes], None]] = {
             Submit: self.submit,
@@ -447,36 +434,13 @@ class Api:
     # -- blobs
 
     def put_blob(self, peer: Peer, message: PutBlob, payload: bytes) -> None:
-        digest = check_digest(message.digest)
-        if message.offset == 0:
-            if len(peer.uploads) >= UPLOAD_LIMIT:
-                raise ServiceError(f"{UPLOAD_LIMIT} blobs are being uploaded on this connection already")
-            previous = peer.uploads.pop(digest, None)
-            if previous is not None:
-                previous.abandon()
-            peer.uploads[digest] = self.server.blobs.begin(digest)
-        upload = peer.uploads.get(digest)
-        if upload is None:
-            raise InvalidError(f"blob `{digest}`: a chunk at {message.offset} without a beginning")
-        try:
-            write_chunk(peer, upload, message.offset, payload)
-        except BaseException:  # whatever it was, the rest cannot follow: give its space back at once
-            peer.uploads.pop(digest).abandon()
-            raise
-        if not message.last:
-            peer.reply(message.id)
-            return
-        del peer.uploads[digest]
-        # In a thread: a sync of much to a slow disk would have everybody wait for seconds.
-        sealing = self.loop.run_in_executor(None, upload.seal)
-        sealing.add_done_callback(lambda done: self._sealed(done, peer, message))
+        def told(error: BaseException | None) -> None:
+            if isinstance(error, Exception):
+                self._failed(peer, message, error)
+            else:
+                peer.reply(message.id)
 
-    def _sealed(self, done: asyncio.Future[None], peer: Peer, message: PutBlob) -> None:
-        error = done.exception()
-        if isinstance(error, Exception):
-            self._failed(peer, message, error)
-        else:
-            peer.reply(message.id)
+        self.uploads.put(peer, message, payload, told)
 
     def has_blobs(self, peer: Peer, message: HasBlobs, payload: bytes) -> None:
         if len(message.digests) > DIGEST_LIMIT:
@@ -485,7 +449,8 @@ class Api:
                 hint=f"ask in portions of up to {DIGEST_LIMIT} digests",
             )
         missing = [digest for digest in message.digests if not self.server.blobs.has(digest)]
-        peer.reply(message.id, {"missing": missing})
+        parts = self.uploads.parts(peer, missing)
+        peer.reply(message.id, {"missing": missing, **({"parts": parts} if parts else {})})
 
     def get_blob(self, peer: Peer, message: GetBlob, payload: bytes) -> None:
         if message.suspect:
@@ -574,12 +539,20 @@ class Api:
             message, payload = ExecExit(message.exec_id, 137, "its output came faster than it was read"), b""
         peer.stream.send(message, payload)
 
+    def node_broken(self, node: Any) -> None:
+        """The connection of an agent ended, which ends the commands that were run through it."""
+        for exec_id, (owner, of) in list(self.execs.items()):
+            if of is node:
+                del self.execs[exec_id]
+                owner.stream.send(ExecExit(exec_id, 137, "the connection to its node broke"))
+
     def peer_lost(self, peer: Peer) -> None:
         for exec_id, (owner, node) in list(self.execs.items()):
             if owner is peer:
                 del self.execs[exec_id]
                 node.send(ExecData(exec_id, "kill"))
         self.terminals.peer_lost(peer)
+        self.uploads.set_aside(peer)
         peer.forget()
 
     # -- looking

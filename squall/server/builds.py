@@ -199,7 +199,7 @@ class Builds:
         except asyncio.TimeoutError:
             done.set_result(_failed(record, ServiceError(f"no node registered within {NODE_TIMEOUT:g} s")))
             return
-        record.node = next(iter(self.nodes.nodes.values()))
+        record.node = self.nodes.any_up()
         record.node.send(BuildImage(record.image, secrets))
 
     def _ended(self, record: ImageRecord, done: asyncio.Future[BuildDone]) -> None:
@@ -265,7 +265,7 @@ class Builds:
         await asyncio.wait_for(self.nodes.changed.wait(), NODE_TIMEOUT)
         answer: asyncio.Future[Pruned] = asyncio.get_running_loop().create_future()
         self._asked.append(answer)
-        next(iter(self.nodes.nodes.values())).send(message)
+        self.nodes.any_up().send(message)
         try:
             return await asyncio.wait_for(asyncio.shield(answer), ASK_TIMEOUT)
         except asyncio.TimeoutError:

@@ -31,6 +31,7 @@ class ContainerRecord:
         "stream",
         "timeline",
         "usage",
+        "was_given_up",
     )
 
     def __init__(
@@ -45,6 +46,8 @@ class ContainerRecord:
         self.said_hello = False
         self.is_adopted = False
         """It was made for an earlier server."""
+        self.was_given_up = False
+        """Its node was lost, and may come back with it."""
         self.peer: Any = None
         """Where its user code acts as a client."""
         self.timeline = ContainerTimeline(now_wall)

@@ -17,7 +17,7 @@ import time
 import traceback
 from typing import Any
 
-from squall._observe import Logger
+from squall._observe import Logger, count
 from squall.config import Config
 from squall.engines.provider import EmbeddedProvider, NodeProvider
 from squall.exception import ConflictError, Error, InternalError, NotFoundError, ServiceError
@@ -39,12 +39,13 @@ from squall.protocol.messages import (
     NodeReport,
     Notice,
     Outputs,
+    Ping,
     Register,
     new_id,
     split_payload,
 )
 from squall.protocol.requests import BuildDone, DeployApp, Pruned
-from squall.protocol.resumption import OutputsAgain, RunnerBack
+from squall.protocol.resumption import OutputsAgain, RegisterAgain, RunnerBack
 from squall.protocol.transport import FrameStream, payload_for
 from squall.server.absence import AWAY_LOG_BYTES, Absences
 from squall.server.access import Access, Greeting
@@ -60,6 +61,7 @@ from squall.server.door import Visitor
 from squall.server.firings import Firings
 from squall.server.journal import awaited_blobs
 from squall.server.kept import KeptApp, KeptApps, has_any
+from squall.server.liveness import Change, Liveness
 from squall.server.logs import Limits, Logs, Record
 from squall.server.metering import Metering
 from squall.server.nodes import Node, Nodes
@@ -122,6 +124,7 @@ class Server:
         self.kept = KeptApps(self.database, seal)
         self.metering = Metering(self.database)
         self.nodes = Nodes(self.loop)
+        self.liveness = Liveness()
         quota = int(config.images_gib * (1 << 30))
         self.builds = Builds(config.state_dir / "images", self.nodes, self.blobs, self.logs, quota)
         self.builds.in_use = self._images_in_use
@@ -138,6 +141,7 @@ class Server:
         self.access = Access(self)
         self.api = Api(self)
         self.provider: NodeProvider = EmbeddedProvider(config)
+        self.provider.on_ended = self._agents_ended
         self.peers: set[Peer] = set()
         self.ended = asyncio.Event()
         self.busy_at = time.monotonic()
@@ -186,7 +190,7 @@ class Server:
         await self._listen()
         self.provider.listening()
         bodies = [self.reconciler.rounds(), self._watch_idle(), self._watch_nodes(), self._prune()]
-        bodies += [self.access.watch(), self.firings.rounds()]
+        bodies += [self.access.watch(), self.access.watch_local(), self.firings.rounds()]
         rounds = [self.loop.create_task(body) for body in bodies]
         self.loop.call_later(STORE_AFTER, self._open_store)
         log.info("serving", home=str(self.config.home), pid=os.getpid())
@@ -306,6 +310,7 @@ class Server:
         await self._end_containers()
         await self.provider.stop()
         self.nodes.close()
+        self.api.uploads.close()
         with contextlib.suppress(OSError):  # a full disk must not keep the Store from being committed
             self.logs.close()
         self.metering.flush()
@@ -370,11 +375,44 @@ class Server:
 
     async def _watch_nodes(self) -> None:
         while True:
-            await asyncio.sleep(1.0)
-            for node in self.nodes.silent():
-                log.error("a node agent hangs and is ended", node=node.node_id, silent_for=node.silence)
-                self.provider.kill()
-                node.stream.abort(f"it said nothing for {node.silence} s")
+            await asyncio.sleep(self.config.node_heartbeat)
+            for node in self.nodes.nodes.values():
+                node.stream.send(Ping())
+            received = {node.node_id: node.stream.received for node in self.nodes.nodes.values()}
+            try:
+                self._nodes_changed(self.liveness.look(received))
+            except Exception:  # a bug of ours: it costs this beat, not every later one
+                log.error("a look at the nodes failed", error=traceback.format_exc())
+
+    def _nodes_changed(self, changes: list[Change]) -> None:
+        for change in changes:
+            node = self.nodes.nodes.get(change.node_id)
+            if node is None:
+                continue
+            node.health, node.reason, node.since = change.health, change.reason, time.time()
+            if change.health == "lost":
+                self._node_lost(node, change.reason)
+                continue
+            say = log.warning if change.health == "suspected" else log.info
+            say(f"node {change.health}", node=node.node_id, reason=change.reason, containers=len(node.containers))
+            self.reconciler.node_suspected(node, change.health == "suspected", change.reason)
+
+    def _node_lost(self, node: Node, reason: str) -> None:
+        """What it ran is given to others; should it come back, it is told so."""
+        log.error("node lost", node=node.node_id, reason=reason, containers=len(node.containers))
+        count("nodes_lost")
+        self.nodes.lost(node)
+        self.api.node_broken(node)
+        node.stream.abort(f"its node was given up: {reason}")
+        self.reconciler.node_lost(node, reason)
+        self.builds.node_lost(node, reason)
+        self.provider.lost()
+
+    def _agents_ended(self, reason: str) -> None:
+        """The provider knows that the agents it had are gone."""
+        if not self.ended.is_set():
+            for node_id in list(self.nodes.nodes):
+                self._nodes_changed(self.liveness.ended(node_id, reason))
 
     def _look_for_idleness(self) -> None:
         self._end_idle_apps()
@@ -449,18 +487,10 @@ class Server:
 
     def _on_agent(self, stream: FrameStream, message: Message, payload: bytes) -> None:
         node = stream.owner
-        if isinstance(node, Node):
-            node.silence = 0
         if isinstance(message, GetBlob):
             self._agent_blob(stream, message)
         elif isinstance(message, Register):
-            stream.owner = None
-            node = self.nodes.register(stream, message)
-            self.provider.registered()
-            reply(stream, message.id, {"node_id": node.node_id})
-            self.reconciler.node_joined(node)
-            for app in self.objects.apps.values():
-                self._warn(app, node)
+            self._register(stream, message)
         elif not isinstance(node, Node):
             stream.abort("it did not register")
         elif isinstance(message, ContainerEvent):
@@ -477,8 +507,40 @@ class Server:
             self.builds.done(node, message)
         elif isinstance(message, Pruned):
             self.builds.answered(message)
+        elif isinstance(message, Ping):
+            pass  # that it came was counted
         elif isinstance(message, (ExecData, ExecExit)):
             self.api.exec_from_node(node, message, payload, last=isinstance(message, ExecExit))
+
+    def _register(self, stream: FrameStream, message: Register) -> None:
+        self.provider.registered()
+        node = self.nodes.of_agent(message.agent_id)
+        if node is not None and isinstance(message, RegisterAgain):
+            self._node_back(node, stream, message)
+            return
+        stream.owner = None
+        node = self.nodes.register(stream, message)
+        reply(stream, message.id, {"node_id": node.node_id})
+        node.health = self.liveness.joined(node.node_id)
+        self.reconciler.node_joined(node)
+        if node.health == "suspected":
+            node.reason, node.since = "it was lost, and is back", time.time()
+            self.reconciler.node_suspected(node, True, node.reason)
+        for app in self.objects.apps.values():
+            self._warn(app, node)
+
+    def _node_back(self, node: Node, stream: FrameStream, message: RegisterAgain) -> None:
+        """An agent is here again on another connection, and was not given up."""
+        before, node.stream = node.stream, stream
+        stream.owner = node
+        before.abort("its agent came back on another connection")
+        log.info("node back", node=node.node_id, containers=len(message.containers))
+        count("nodes_returned")
+        node.machine = message
+        self.liveness.joined(node.node_id)
+        self.builds.node_lost(node, "its connection broke")
+        sockets = self.reconciler.node_back(node, message.containers, message.ended)
+        reply(stream, message.id, {"node_id": node.node_id, "sockets": sockets})
 
     def _agent_blob(self, stream: FrameStream, message: GetBlob) -> None:
         try:
@@ -491,12 +553,13 @@ class Server:
         if isinstance(owner, Peer):
             if owner.stream is stream:  # else it has come back on another
                 self._peer_lost(owner, reason)
-        elif isinstance(owner, Node):
-            self.nodes.lost(owner)
-            if not self.ended.is_set():
-                log.warning("node lost", node=owner.node_id, reason=reason, containers=len(owner.containers))
-            self.reconciler.node_lost(owner, reason)
-            self.builds.node_lost(owner, reason)
+        elif isinstance(owner, Node) and owner.stream is stream and owner.node_id in self.nodes.nodes:
+            self.api.node_broken(owner)
+            if self.ended.is_set():
+                self.nodes.lost(owner)
+                self.reconciler.node_lost(owner, reason)
+            else:
+                self._nodes_changed(self.liveness.broken(owner.node_id, reason))
 
     def _peer_lost(self, peer: Peer, reason: str) -> None:
         self._connection_ended(peer)

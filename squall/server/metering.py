@@ -1,19 +1,25 @@
 """Container starts, stops and use, in the Store from the first day: what usage and cost are computed from.
 
 One row a container. Rows are gathered for FLUSH_S and written together, so a container that lives shorter than that
-costs one insert; a crash of the server loses at most that much, and a row without `stopped_at` after a crash is closed
-by the next server, so an interval is never counted twice. Tested in `tests/integration/test_metering.py`.
+costs one insert. What a crash of the server takes of them its agent tells the next server: which containers go on, and
+which have ended since. Only what died with both is lost for that second, and a row without `stopped_at` is closed then,
+so an interval is never counted twice. Tested in `tests/integration/test_metering.py` and
+`tests/faults/test_metering_kills.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from squall.server.database import Database
 
+if TYPE_CHECKING:
+    from squall.server.containers import ContainerRecord
+
 FLUSH_S = 1.0
+STALE = "the server ended before the container's end was recorded"
 Row = dict[str, Any]
 
 
@@ -32,7 +38,7 @@ class Metering:
             from squall.server import tables
 
             table = tables.containers
-            values = {"stopped_at": now_wall, "reason": "the server ended before the container's end was recorded"}
+            values = {"stopped_at": now_wall, "reason": STALE}
             stale = table.c.stopped_at.is_(None) & (table.c.requested_at < started_at)
             connection.execute(table.update().where(stale).values(values))
 
@@ -43,15 +49,26 @@ class Metering:
         self._new[row["container_id"]] = {**row, **dict.fromkeys(ENDS)}
         self._flush_soon()
 
-    def resumed(self, container_id: str) -> None:
-        """One of an earlier server's goes on: its interval was closed too early."""
+    def resumed(self, row: Row) -> None:
+        """One of an earlier server's goes on: its interval was closed too early, or its start was not written."""
+        self._put(row, {"stopped_at": None, "reason": None})
+
+    def ended_unheard(self, row: Row, ends: Row) -> None:
+        """One of an earlier server's has ended, and that server may not have written it down."""
+        self._put(row, ends)
+
+    def _put(self, row: Row, ends: Row) -> None:
+        """Write an end over that which was guessed, and only over that."""
 
         def work(connection: Any) -> None:
             from squall.server import tables
 
             table = tables.containers
-            values = {"stopped_at": None, "reason": None}
-            connection.execute(table.update().where(table.c.container_id == container_id).values(values))
+            mine = table.c.container_id == row["container_id"]
+            is_open = table.c.stopped_at.is_(None) | (table.c.reason == STALE)
+            changed = connection.execute(table.update().where(mine & is_open).values(ends)).rowcount
+            if not changed and connection.execute(table.select().where(mine)).first() is None:
+                connection.execute(table.insert(), {**row, **ends})
 
         self.database.write_soon(work)
 
@@ -108,3 +125,28 @@ class Metering:
 
 
 ENDS = ("started_at", "stopped_at", "exit_code", "reason", "cpu_seconds", "memory_peak_bytes", "timeline")
+
+
+def meter_row(record: ContainerRecord) -> dict[str, Any]:
+    spec = record.function.spec
+    return {
+        "container_id": record.container_id,
+        "function_id": record.function.stable_id,
+        "app_id": record.function.app.app_id,
+        "node_id": record.node.node_id,
+        "cpu": spec.cpu,
+        "memory_mib": spec.memory_mib,
+        "gpus": len(record.gpus),
+        "requested_at": record.timeline.requested_at,
+    }
+
+
+def stop_row(record: ContainerRecord) -> dict[str, Any]:
+    return {
+        "started_at": record.timeline.stood_at or None,
+        "stopped_at": record.timeline.exited_at,
+        "exit_code": record.exit_code,
+        "reason": record.stop_reason or record.reason,
+        "cpu_seconds": record.usage.get("cpu_seconds"),
+        "memory_peak_bytes": record.usage.get("memory_peak_bytes"),
+    }

@@ -31,9 +31,13 @@ FAMILIES: dict[str, tuple[Literal["gauge", "counter"], str]] = {
     "squall_draining": ("gauge", "1 while the server is ending and takes nothing new."),
     "squall_connections": ("gauge", "Clients that are connected."),
     "squall_clients_away": ("gauge", "Clients whose connection broke and who may come back."),
+    "squall_clients_silent": ("gauge", "Clients of this machine that do not answer."),
     "squall_connections_broken_total": ("counter", "Connections that broke of clients who may come back."),
     "squall_clients_returned_total": ("counter", "Clients that came back after their connection broke."),
     "squall_nodes": ("gauge", "Machines that run containers."),
+    "squall_nodes_suspected": ("gauge", "Those of them that are not heard of and get no new containers."),
+    "squall_nodes_lost_total": ("counter", "Nodes that were given up: what they ran was given to others."),
+    "squall_nodes_returned_total": ("counter", "Nodes whose connection broke and that came back before that."),
     "squall_node_cpus": ("gauge", "Cores that a node offers."),
     "squall_node_memory_bytes": ("gauge", "Memory that a node offers."),
     "squall_apps": ("gauge", "Apps that run, by state."),
@@ -110,6 +114,7 @@ def samples_of(server: Server, scope: Scope | None = None) -> Iterator[Sample]:
     yield Sample("squall_draining", server.draining)
     yield Sample("squall_connections", len(server.peers))
     yield Sample("squall_clients_away", len(server.absences.away))
+    yield Sample("squall_clients_silent", server.access.silent())
     yield from _of_nodes(server)
     yield from _of_apps(server, scope)
     yield from _of_functions(server, scope)
@@ -135,6 +140,7 @@ _COUNTERS = frozenset(
 def _of_nodes(server: Server) -> Iterator[Sample]:
     nodes = server.nodes.nodes.values()
     yield Sample("squall_nodes", len(nodes))
+    yield Sample("squall_nodes_suspected", sum(node.health != "up" for node in nodes))
     for node in nodes:
         label = (("node", node.node_id),)
         yield Sample("squall_node_cpus", node.machine.cpus, label)

@@ -1,9 +1,9 @@
 """Nodes: the agents' connections, and the runner sockets they hand over.
 
 An agent registers a machine over its frame stream and passes the server end of each runner's socket over a second,
-SEQPACKET connection. A handed-over socket is accepted only for a container this server asked that agent for. When an
-agent's stream ends its node is lost, with every container on it. Nothing a runner says about who it is counts: it is
-the container whose socket it speaks on.
+SEQPACKET connection. A handed-over socket is accepted only for a container this server asked that agent for. Nothing a
+runner says about who it is counts: it is the container whose socket it speaks on. An agent's stream may end without the
+node being gone: `liveness` decides when it is lost, and what it was called is kept for when it comes back.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from squall._observe import Logger
 from squall.exception import ConflictError
 from squall.protocol.messages import Message, Register, new_id
 from squall.protocol.transport import FrameStream
+from squall.server.liveness import NodeHealth
 
 log = Logger("server")
 
 HANDOFF_BYTES = 4096
-SILENCE_LIMIT = 30
-"""Seconds; an agent reports every five."""
+NAMES_LIMIT = 1000
+"""Agents whose nodes' ids are remembered."""
+LOST_SHOWN = 16
+"""Lost nodes that are listed."""
 
 
 class Node:
@@ -38,8 +41,11 @@ class Node:
         self.machine = machine
         self.containers: set[str] = set()
         self.used: dict[str, dict[str, float]] = {}
-        self.silence = 0
-        """Looks at it since it was last heard of."""
+        self.health: NodeHealth = "up"
+        self.reason = ""
+        """Why it is not up."""
+        self.since = 0.0
+        """Wall-clock moment since which it is as it is."""
 
     def send(self, message: Message, payload: bytes = b"") -> None:
         self.stream.send(message, payload)
@@ -55,11 +61,28 @@ class Nodes:
         the kernel then drops it without an error."""
         self._handoff: socket.socket | None = None
         self._links: set[socket.socket] = set()
+        self._names: dict[str, str] = {}
+        """Agent -> id of its node, the latest last."""
+        self.lost_ones: dict[str, Node] = {}
+        """Those that were lost and have not come back, for people."""
+
+    def of_agent(self, agent_id: str) -> Node | None:
+        """The node of an agent that comes back before it was lost."""
+        return self.nodes.get(self._names.get(agent_id, "")) if agent_id else None
+
+    def _id_for(self, agent_id: str) -> str:
+        node_id = self._names.pop(agent_id, "") or new_id("no")
+        if agent_id:
+            self._names[agent_id] = node_id
+            if len(self._names) > NAMES_LIMIT:
+                del self._names[next(iter(self._names))]
+        return node_id
 
     def register(self, stream: FrameStream, machine: Register) -> Node:
         if stream.owner is not None:
             raise ConflictError("this connection has registered a node already")
-        node = Node(new_id("no"), stream, machine)
+        node = Node(self._id_for(machine.agent_id), stream, machine)
+        self.lost_ones.pop(node.node_id, None)
         stream.owner = node
         self.nodes[node.node_id] = node
         self.changed.set()
@@ -68,20 +91,17 @@ class Nodes:
             log.warning(warning, node=node.node_id)
         return node
 
-    def silent(self) -> list[Node]:
-        """To be called every second: the nodes that have said nothing for so long that they must hang.
-
-        Looks are counted, not seconds: if it was this process that stood still, what they said meanwhile is read
-        before the next look.
-        """
-        for node in self.nodes.values():
-            node.silence += 1
-        return [node for node in self.nodes.values() if node.silence > SILENCE_LIMIT]
-
     def lost(self, node: Node) -> None:
         self.nodes.pop(node.node_id, None)
+        self.lost_ones[node.node_id] = node
+        if len(self.lost_ones) > LOST_SHOWN:
+            del self.lost_ones[next(iter(self.lost_ones))]
         if not self.nodes:
             self.changed.clear()
+
+    def any_up(self) -> Node:
+        """Some node that is there, one that is heard of if there is any. Raises StopIteration."""
+        return next(iter(sorted(self.nodes.values(), key=lambda node: node.health != "up")))
 
     # -- hand-over
 
@@ -156,6 +176,9 @@ class Nodes:
                 "runtime": node.machine.runtime,
                 "warnings": node.machine.warnings,
                 "containers": len(node.containers),
+                "health": node.health,
+                "reason": node.reason,
+                "since": node.since or None,
             }
-            for node in self.nodes.values()
+            for node in (*self.nodes.values(), *self.lost_ones.values())
         ]

@@ -35,7 +35,7 @@ from squall.protocol.messages import (
     YieldCredit,
     new_id,
 )
-from squall.protocol.resumption import RegisterAgain
+from squall.protocol.resumption import EndedContainer, HeldContainer, RegisterAgain
 from squall.protocol.transport import FrameStream
 from squall.server import autoscaler
 from squall.server.calls import Calls, Result
@@ -58,7 +58,7 @@ from squall.server.inputs import (
 from squall.server.inputs import (
     StopContainer as StopInstruction,
 )
-from squall.server.metering import Metering
+from squall.server.metering import Metering, meter_row, stop_row
 from squall.server.nodes import Node, Nodes
 from squall.server.objects import FunctionRecord, Objects, slots_of
 from squall.server.scheduler import Grant, Request, Scheduler
@@ -76,6 +76,8 @@ ROUND_S = 0.5
 """How often the autoscaler looks at every function, asked or not."""
 STREAM_GRACE = 5.0
 """A runner's socket may end this long before its node reports why."""
+STOP_AGAIN_GRACE = 5.0
+"""For a container that was asked to stop by a message that may have been lost."""
 HISTORY_LIMIT = 5000
 UNTAKEN_LIMIT = 2 * YIELD_WINDOW
 """Values of one generator that may wait here for whoever takes them."""
@@ -417,7 +419,7 @@ class Reconciler:
         node.containers.add(record.container_id)
         self.apply(self.dispatch.container_starting(now, record.container_id, grant.function_id))
         node.send(StartContainer(container_spec(record)))
-        self.metering.started(_meter_row(record))
+        self.metering.started(meter_row(record))
         self.tell(record)
 
     def tell(self, record: ContainerRecord) -> None:
@@ -566,7 +568,11 @@ class Reconciler:
             self.loop.call_later(STREAM_GRACE, self._give_up, record)
 
     def _give_up(self, record: ContainerRecord) -> None:
-        if record.container_id in self.containers:
+        if self.containers.get(record.container_id) is not record:
+            return
+        if record.node.stream.closing:  # the node went away with it; both may come back, or be lost
+            self.loop.call_later(STREAM_GRACE, self._give_up, record)
+        else:
             self.stop_container(record.container_id, 0.0, record.stop_reason or "its runner went away")
 
     def stop_container(
@@ -611,7 +617,7 @@ class Reconciler:
             )
         )
         self.tell(record)
-        self.metering.stopped(record.container_id, _stop_row(record), _timeline_row(record.timeline))
+        self.metering.stopped(record.container_id, stop_row(record), vars(record.timeline))
         record.gone.set()
         record.init_error = None  # told to whom it concerned; history is for names and times
         self.history[record.container_id] = record
@@ -626,12 +632,60 @@ class Reconciler:
         self._hopeless.clear()
         self.scheduler.add_node(SchedulerNode(node.node_id, node.machine.cpus, node.machine.memory_mib, gpus))
         if isinstance(node.machine, RegisterAgain):
-            self.takeover.node_joined(node, node.machine.containers)
+            self.takeover.node_joined(node, node.machine.containers, node.machine.ended)
             self.ask_all()
         else:
             self.place(time.monotonic())
 
+    def node_suspected(self, node: Node, suspected: bool, reason: str) -> None:
+        """It gets no further container, or does again. Who has something there is told."""
+        self.scheduler.suspect_node(node.node_id, suspected)
+        for function in {self.containers[container_id].function for container_id in node.containers}:
+            said = f"node `{node.machine.hostname}`, which runs {function.spec.tag}, is "
+            said += f"not heard of: {reason}" if suspected else "heard of again"
+            self.notify(function, "warning", {"reason": said})
+        if not suspected:
+            self.place(time.monotonic())
+
+    def node_back(self, node: Node, containers: list[HeldContainer], ended: list[EndedContainer]) -> list[str]:
+        """An agent whose connection broke is here again, and says what it has: what it was told, or has told, in the
+        meantime may be lost. The containers whose runners need another socket."""
+        for end in ended:
+            if end.spec.container_id in node.containers:
+                told = ContainerEvent(end.spec.container_id, "exited", exit_code=end.exit_code, reason=end.reason)
+                told.usage = end.usage
+                self.container_event(node, told)
+        held = {one.spec.container_id: one for one in containers}
+        for record in [self.containers[container_id] for container_id in list(node.containers)]:
+            one = held.pop(record.container_id, None)
+            if one is None:
+                self._gone(record, "ended while nothing was heard of its node", infra=True)
+            elif record.stop_reason:
+                node.send(StopContainer(record.container_id, STOP_AGAIN_GRACE, record.stop_reason))
+            elif one.stands and record.move("starting"):
+                record.timeline.stood_at = time.time()
+                self.scheduler.started(record.container_id)
+                self._load(record)
+            elif record.stream is None and record.said_hello:  # its runner was cut off too, and will say what it has
+                self._set_down(record)
+                self._gone(record, "was cut off with its node", infra=True)
+                self.takeover.node_joined(node, [one])
+        for container_id in held:
+            if container_id not in self.takeover.parked:
+                node.send(StopContainer(container_id, 0.0, "the server does not know it"))
+        waiting = [self.containers[container_id] for container_id in node.containers]
+        return [record.container_id for record in waiting if record.stream is None and not record.said_hello]
+
+    def _set_down(self, record: ContainerRecord) -> None:
+        """Give it nothing more, and remember what it has: it is given up, but not told to stop, and may come back."""
+        record.was_given_up = record.state in ("starting", "ready") and not record.stop_reason
+        self.dispatch.adoption.lose(record.container_id)
+        drained = self.dispatch.drain(time.monotonic(), record.container_id, "its node is lost")
+        self.apply([one for one in drained if not isinstance(one, StopInstruction)])
+
     def node_lost(self, node: Node, reason: str) -> None:
+        for container_id in list(node.containers):  # first all: what one loses must not be given to another of them
+            self._set_down(self.containers[container_id])
         for container_id in list(node.containers):
             self._gone(self.containers[container_id], f"was lost with its node: {reason}", infra=True)
         for container_id in [one for one, parked in self.takeover.parked.items() if parked.node is node]:
@@ -681,32 +735,3 @@ def container_spec(record: ContainerRecord) -> ContainerSpec:
 def _oom_hint(record: ContainerRecord) -> str:
     limit = record.function.spec.memory_limit_mib
     return f"raise the limit: `memory=({record.function.spec.memory_mib}, {limit * 2})`" if limit else ""
-
-
-def _meter_row(record: ContainerRecord) -> dict[str, Any]:
-    spec = record.function.spec
-    return {
-        "container_id": record.container_id,
-        "function_id": record.function.stable_id,
-        "app_id": record.function.app.app_id,
-        "node_id": record.node.node_id,
-        "cpu": spec.cpu,
-        "memory_mib": spec.memory_mib,
-        "gpus": len(record.gpus),
-        "requested_at": record.timeline.requested_at,
-    }
-
-
-def _stop_row(record: ContainerRecord) -> dict[str, Any]:
-    return {
-        "started_at": record.timeline.stood_at or None,
-        "stopped_at": record.timeline.exited_at,
-        "exit_code": record.exit_code,
-        "reason": record.stop_reason or record.reason,
-        "cpu_seconds": record.usage.get("cpu_seconds"),
-        "memory_peak_bytes": record.usage.get("memory_peak_bytes"),
-    }
-
-
-def _timeline_row(timeline: ContainerTimeline) -> dict[str, Any]:
-    return {**vars(timeline)}

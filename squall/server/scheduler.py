@@ -31,7 +31,7 @@ CANDIDATES = 8
 STARTS_PER_NODE = 16
 RECLAIM_AFTER = 5.0
 
-NodeState: TypeAlias = Literal["up", "draining"]
+NodeState: TypeAlias = Literal["up", "silent", "draining"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +184,12 @@ class Scheduler:
         """It takes no further container (or does again)."""
         self.nodes[node_id].state = "draining" if draining else "up"
 
+    def suspect_node(self, node_id: str, suspected: bool = True) -> None:
+        """It has not been heard of, and takes no further container (or does again). Harmless for one that is gone."""
+        node = self.nodes.get(node_id)
+        if node is not None and node.state != "draining":
+            node.state = "silent" if suspected else "up"
+
     def remove_node(self, node_id: str) -> list[str]:
         """It is lost or left: the containers that were on it, whose reservations are gone with it."""
         node = self.nodes.pop(node_id, None)
@@ -297,9 +303,12 @@ class Scheduler:
             return Refusal("no node is connected", "is the agent running? `squall status` says")
         if not any(node.could_hold(request) for node in nodes):
             return _permanent(request, nodes)
-        nodes = [node for node in nodes if node.could_hold(request) and node.state == "up"]
+        nodes = [node for node in nodes if node.could_hold(request) and node.state != "draining"]
         if not nodes:
             return Refusal("every node that could hold it is being drained")
+        nodes = [node for node in nodes if node.state == "up"]
+        if not nodes:
+            return Refusal("nothing is heard of any node that could hold it", "`squall status` says since when")
         if request.gpu and not any(node.gpu_type(wish) for node in nodes for wish in request.gpu):
             return Refusal(f"all GPUs of type {_either(request.gpu)} are taken")
         kept = {node.kept_for for node in nodes if self._has_room(node, request)}

@@ -1,4 +1,5 @@
-"""HAND: takes over containers that have outlived an earlier server, and what they have to say.
+"""HAND: takes over containers that have outlived an earlier server, or were given up with their node, and what they
+have to say.
 
 The agent registers with what it has. A container whose function is here is taken over: it keeps its room, and runs what
 comes as any other once its runner has said what it holds. One of a version that was replaced ends what it holds, and
@@ -13,15 +14,16 @@ from __future__ import annotations
 import dataclasses
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from squall._observe import Logger
 from squall.protocol.messages import ContainerOutput, OutputItem, StopContainer
-from squall.protocol.resumption import HeldContainer, RunnerBack
+from squall.protocol.resumption import EndedContainer, HeldContainer, RunnerBack
 from squall.server.adoption import RESUME_GRACE, Back, HeldInput
 from squall.server.calls import Result
 from squall.server.containers import ContainerRecord
+from squall.server.metering import meter_row
 from squall.server.nodes import Node
 from squall.server.objects import FunctionRecord, options_of, slots_of
 from squall.server.scheduler import Request
@@ -67,7 +69,9 @@ class Takeover:
 
     # -- containers
 
-    def node_joined(self, node: Node, containers: list[HeldContainer]) -> None:
+    def node_joined(self, node: Node, containers: list[HeldContainer], ended: Iterable[EndedContainer] = ()) -> None:
+        for one in ended:
+            self._write_down(node, one)
         for held in containers:
             self._take(node, held)
         if containers:
@@ -75,9 +79,34 @@ class Takeover:
                 "took over containers", node=node.node_id, containers=len(node.containers), parked=len(self.parked)
             )
 
+    def _write_down(self, node: Node, ended: EndedContainer) -> None:
+        """What it was is known, how it ended nobody has heard."""
+        spec, objects = ended.spec, self.reconciler.objects
+        function = objects.functions.get(spec.function_id) or objects.former(spec.function_id)
+        row = {
+            "container_id": check_id(spec.container_id, "co"),
+            "function_id": function.stable_id if function is not None else spec.function_id,
+            "app_id": function.app.app_id if function is not None else "",
+            "node_id": node.node_id,
+            "cpu": spec.cpu,
+            "memory_mib": spec.memory_mib,
+            "gpus": len(spec.gpus),
+            "requested_at": ended.requested_at,
+        }
+        ends = {
+            "started_at": ended.started_at or None,
+            "stopped_at": ended.stopped_at,
+            "exit_code": ended.exit_code,
+            "reason": ended.reason,
+            "cpu_seconds": ended.usage.get("cpu_seconds"),
+            "memory_peak_bytes": ended.usage.get("memory_peak_bytes"),
+        }
+        self.reconciler.metering.ended_unheard(row, ends)
+
     def _take(self, node: Node, held: HeldContainer) -> None:
         reconciler, spec = self.reconciler, held.spec
-        is_new = spec.container_id not in reconciler.containers and spec.container_id not in reconciler.history
+        known = reconciler.history.get(spec.container_id)
+        is_new = spec.container_id not in reconciler.containers and (known is None or known.was_given_up)
         function = reconciler.objects.functions.get(spec.function_id)
         state = reconciler.dispatch.functions.get(spec.function_id)
         request = Request(spec.cpu, spec.memory_mib)
@@ -135,12 +164,13 @@ class Takeover:
     def _record(self, node: Node, held: HeldContainer, function: FunctionRecord) -> ContainerRecord:
         """What dispatch knows already is here again."""
         reconciler, spec = self.reconciler, held.spec
+        reconciler.history.pop(spec.container_id, None)  # it was given up with its node
         record = ContainerRecord(spec.container_id, function, node, list(spec.gpus), held.requested_at)
         record.is_adopted = True
         record.move("creating")
         reconciler.containers[record.container_id] = record
         node.containers.add(record.container_id)
-        reconciler.metering.resumed(record.container_id)
+        reconciler.metering.resumed(meter_row(record))
         if held.stands and record.move("starting"):
             record.timeline.stood_at = held.requested_at
             if not self.awaited:
@@ -205,7 +235,11 @@ class Takeover:
 
     def runner_back(self, record: ContainerRecord, message: RunnerBack) -> None:
         """The runner of one that was taken over says what it has; one that was never loaded is loaded now."""
-        if not record.is_adopted or record.said_hello:
+        if record.said_hello:
+            return
+        if not record.is_adopted:  # the first socket that its agent handed over for it was lost on the way
+            if not message.loaded:
+                self.reconciler.runner_hello(record)
             return
         record.timeline.hello_at = time.time()
         self.awaited.discard(record.container_id)

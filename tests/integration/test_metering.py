@@ -87,3 +87,26 @@ def test_intervals_are_closed_by_the_next_server_after_one_was_killed(home: Path
         assert workload.square.remote(2) == 4
     first, _ = wait_metered(home, 2)
     assert first["reason"] == "the server ended before the container's end was recorded"
+
+
+def test_container_that_ended_while_there_was_no_server_is_recorded_as_it_ended(home: Path) -> None:
+    with workload.app.run(output=Kept()):
+        assert workload.square.remote(1) == 1
+        [pid] = inits(home).values()
+        os.kill(pid_of(home, "server"), signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+        assert workload.square.remote(2) == 4
+    first, _ = wait_metered(home, 2)
+    assert "the server ended before" not in first["reason"], "that is a guess"
+    assert first["cpu_seconds"] > 0
+    assert first["requested_at"] <= first["started_at"] < first["stopped_at"]
+
+
+def test_container_whose_server_was_killed_before_it_wrote_of_it_is_recorded_once(home: Path) -> None:
+    with workload.app.run(output=Kept()):
+        assert workload.square.remote(1) == 1
+        # A start is written after a second, so most times this one is not.
+        os.kill(pid_of(home, "server"), signal.SIGKILL)
+        assert workload.square.remote(2) == 4
+    [row] = wait_metered(home, 1)
+    assert row["cpu_seconds"] > 0 and row["reason"] == "the program is done with it"

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "squall"
 FOUNDATION = {"exception", "config", "_clock", "_observe", "_linux"}
 ROOMS = {"runner", "node", "server", "ingress"}
 SEAMS = {"protocol", "storage"}
-TOP = {"cli", "outages", "testing"}
+TOP = {"cli", "outages", "partitions", "testing"}
 LATE = {"engines.ray", "engines.kubernetes", "dashboard"}
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

@@ -198,6 +198,57 @@ def test_a_call_whose_first_input_has_ended_already_keeps_the_others() -> None:
     assert not hand.dispatch.calls
 
 
+def lost_with_its_node(hand: Hand, container_id: str) -> Hand:
+    hand.dispatch.adoption.lose(container_id)
+    return hand.do(hand.dispatch.container_gone(hand.now, container_id, "was lost with its node", fault="infra"))
+
+
+def running(hand: Hand, container_id: str, slots: int = 1) -> Hand:
+    hand.do(hand.dispatch.container_starting(hand.now, container_id, FN))
+    return hand.do(hand.dispatch.container_ready(hand.now, container_id, slots))
+
+
+def test_what_was_lost_with_its_node_is_taken_back_where_nobody_else_has_it() -> None:
+    hand = lost_with_its_node(running(Hand().submit(0), "co-1"), "co-1")
+    hand.back("co-1", HeldInput("fc-1", 0, 0))
+    assert hand.pushed == [("co-1", "fc-1", 0)]
+    hand.output("co-1")
+    assert hand.finished["fc-1", 0].output == "result 0"
+
+
+def test_a_result_of_a_lost_node_is_taken_where_its_input_still_waits() -> None:
+    hand = lost_with_its_node(running(Hand().submit(0), "co-1"), "co-1")
+    hand.again("co-1", ("fc-1", 0, "ok", 0))
+    assert hand.finished["fc-1", 0].output == "again 0"
+
+
+def test_what_was_given_to_another_since_is_not_taken_back_and_its_first_run_cancelled() -> None:
+    hand = running(lost_with_its_node(running(Hand().submit(0), "co-1"), "co-1"), "co-2")
+    assert hand.pushed[-1] == ("co-2", "fc-1", 0)
+    hand.again("co-1", ("fc-1", 0, "ok", 0))
+    assert not hand.finished
+    hand.do(hand.dispatch.adoption.adopt(hand.now, [("co-1", 1, [HeldInput("fc-1", 0, 0)])]))
+    assert any(isinstance(one, CancelRunning) for one in hand.last)
+    hand.output("co-1", status="cancelled")
+    assert not hand.finished
+    hand.output("co-2", attempt=1)
+    assert hand.finished["fc-1", 0].output == "result 0"
+
+
+def test_what_has_ended_since_its_node_was_lost_is_cancelled_there_at_once() -> None:
+    hand = running(lost_with_its_node(running(Hand().submit(0), "co-1"), "co-1"), "co-2").output("co-2", attempt=1)
+    hand.back("co-1", HeldInput("fc-1", 0, 0))
+    assert any(isinstance(one, CancelRunning) for one in hand.last)
+    hand.again("co-1", ("fc-1", 0, "ok", 0))
+    assert len(hand.finished) == 1
+
+
+def test_another_container_does_not_get_what_was_lost_by_naming_it() -> None:
+    hand = lost_with_its_node(running(Hand().submit(0), "co-1"), "co-1")
+    hand.again("co-9", ("fc-1", 0, "ok", 0))
+    assert not hand.finished
+
+
 def test_an_error_that_is_sent_again_costs_one_retry() -> None:
     hand = Hand(max_retries=1, initial_delay=0.0).again("co-1", ("fc-1", 0, "error", 0))
     hand.do(hand.dispatch.adoption.adopt(0.0, [("co-1", 1, [])]))

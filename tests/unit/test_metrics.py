@@ -55,13 +55,14 @@ def server() -> Any:
             functions[pool.function_id] = pool
             dispatch.add_function(0.0, pool.function_id, FunctionOptions())
             dispatch.submit(0.0, f"fc-{number}{version}", pool.function_id, [(n, b"") for n in range(3)], "map", None)
-    node = SimpleNamespace(node_id="no-1", machine=Register("host", 2.0, 1024))
+    node = SimpleNamespace(node_id="no-1", health="up", machine=Register("host", 2.0, 1024))
     return SimpleNamespace(
         server_id="sv-1",
         started_at=ManualClock().wall(),
         draining=False,
         peers={1, 2},
         absences=SimpleNamespace(away={}),
+        access=SimpleNamespace(silent=lambda: 0),
         nodes=SimpleNamespace(nodes={"no-1": node}),
         objects=SimpleNamespace(apps=apps, functions=functions),
         reconciler=SimpleNamespace(containers={}),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from squall.protocol.messages import Register
 from squall.protocol.transport import FrameStream
-from squall.server.nodes import SILENCE_LIMIT, Nodes
+from squall.server.nodes import Node, Nodes
 
 Taken = list[tuple[str, bool]]
 
@@ -58,17 +58,28 @@ def test_malformed_hand_overs_are_passed_over(tmp_path: Path) -> None:
     assert handed_over(tmp_path, [(b"[]", 1), (b"{", 1), (b'{"container_id": 1}', 1), (named("co-1"), 2)]) == []
 
 
-def test_a_node_that_says_nothing_for_long_is_found_and_one_that_speaks_is_not() -> None:
+def test_an_agent_that_comes_back_is_the_same_node_and_a_lost_one_is_still_listed() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         nodes = Nodes(loop)
-        hung, speaking = (
-            nodes.register(FrameStream(loop, lambda *_: None, lambda *_: None), Register("host", 1.0, 100))
-            for _ in range(2)
-        )
-        for _ in range(SILENCE_LIMIT):
-            assert nodes.silent() == []
-        speaking.silence = 0
-        assert nodes.silent() == [hung]
+
+        def register(agent_id: str) -> Node:
+            stream = FrameStream(loop, lambda *_: None, lambda *_: None)
+            return nodes.register(stream, Register("host", 1.0, 100, agent_id=agent_id))
+
+        first, other = register("a"), register("b")
+        assert nodes.of_agent("a") is first
+        assert nodes.of_agent("") is None
+        first.health = "lost"
+        nodes.lost(first)
+        assert nodes.of_agent("a") is None
+        assert {row["node_id"]: row["health"] for row in nodes.inventory()} == {
+            first.node_id: "lost",
+            other.node_id: "up",
+        }
+        assert register("a").node_id == first.node_id
+        assert len(nodes.inventory()) == 2
+        other.health = "suspected"
+        assert nodes.any_up().node_id == first.node_id
 
     asyncio.run(main())

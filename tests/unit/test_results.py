@@ -45,7 +45,7 @@ class Owner:
 
 
 def end_inputs(store: Store, count: int) -> int:
-    """Spawn `count` inputs and cancel them in one turn of the loop; how many ends were told once the Store has them."""
+    """Spawn `count` inputs and cancel each in one turn of the loop; how many ends were told once the Store has them."""
 
     async def main() -> int:
         dispatch, owner = Dispatch(), Owner()
@@ -54,7 +54,7 @@ def end_inputs(store: Store, count: int) -> int:
         dispatch.add_function(0.0, "fu-1", FunctionOptions())
         data = SimpleNamespace(function_id="fu-1")
         dispatch.submit(0.0, "fc-1", "fu-1", [(i, b"") for i in range(count)], "spawn", data=data)
-        for instruction in dispatch.cancel(0.0, "fc-1", None, "cancelled"):
+        for instruction in dispatch.cancel(0.0, "fc-1", range(count), "cancelled"):
             if isinstance(instruction, Finish):
                 kept.finish(instruction.input, instruction.status, instruction.message, instruction.hint, b"")
         for _ in range(1000):

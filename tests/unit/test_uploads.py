@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from squall.exception import ResourceExhaustedError
-from squall.server.api import UPLOAD_LIMIT_BYTES, write_chunk
+from squall.server.uploads import UPLOAD_LIMIT_BYTES, write_chunk
 from squall.storage.blobs import DirectoryBlobs, digest_of
 
 
