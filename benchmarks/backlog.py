@@ -12,7 +12,9 @@ import contextlib
 import os
 import signal
 import statistics
-import threading
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +23,10 @@ import squall
 
 if squall.is_local():  # a container sees this file alone
     import common
+    import spawn
 
-app, backlogged = squall.App("bench-backlog"), squall.App("bench-backlogged")
+app, backlogged = squall.App("bench-backlog-beside"), squall.App("bench-backlog")
 CALLS = 200
-BEAT_S = 0.002
 SINGLE = 2000
 
 
@@ -51,25 +53,38 @@ def warm_call_ms() -> float:
     return statistics.median(common.timed(lambda: quick.remote(1)) * 1000 for _ in range(CALLS))
 
 
+CALLER = """
+import os, statistics, sys, time
+import squall
+from squall.client import Client
+
+quick = squall.Function.from_name("bench-backlog-beside", "quick")
+times = []
+print("ready", quick.remote(0), flush=True)
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.002)
+    began = time.perf_counter()
+    quick.remote(1)
+    times.append((time.perf_counter() - began) * 1000)
+times.sort()
+print(f"{len(times)} p50 {statistics.median(times):.2f} p99 {times[int(len(times) * 0.99)]:.1f} max {times[-1]:.0f} ms")
+"""
+
+
 @contextlib.contextmanager
 def others(what: str) -> Iterator[None]:
-    """Somebody else's calls while something goes on."""
-    times: list[float] = []
-    ended = threading.Event()
-
-    def call() -> None:
-        while not ended.wait(BEAT_S):
-            times.append(common.timed(lambda: quick.remote(1)) * 1000)
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(60)
-        p50, longest = statistics.median(times or [0.0]), max(times, default=0.0)
-        print(f"  {len(times)} other calls while {what}: p50 {p50:.2f} ms, max {longest:.0f} ms")
+    """Somebody else's calls while something goes on, from a program of their own."""
+    with tempfile.TemporaryDirectory() as directory:
+        end = Path(directory, "end")
+        command = [sys.executable, "-c", CALLER, str(end)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as caller:
+            assert caller.stdout is not None
+            caller.stdout.readline()
+            try:
+                yield
+            finally:
+                end.touch()
+                print(f"  other calls while {what}: {caller.stdout.read().strip()}")
 
 
 def restarted(call: squall.FunctionCall[int], count: int) -> None:
@@ -92,17 +107,20 @@ def cancelled(call: squall.FunctionCall[int], count: int) -> None:
         with contextlib.suppress(squall.exception.CancelledError):
             call.get(timeout=10, index=count - 1)
         print(f", the last one is known as cancelled {(time.perf_counter() - began) * 1000:.0f} ms later", end="")
-        wait_for_disk()
+        wait_until_idle()
         print(f", tidied up within {time.perf_counter() - began:.0f} s")
     print(f"server memory then: {rss_mib(common.server_pid()):.0f} MiB")
 
 
-def wait_for_disk() -> None:
-    """Until the server writes no more: it has nothing else to do."""
-    path = Path(f"/proc/{common.server_pid()}/io")
-    before = -1
-    while (now := int(path.read_text().split("write_bytes: ")[1].split()[0])) != before:
-        before = now
+def wait_until_idle() -> None:
+    """Until the server has done little for three seconds: somebody else's calls are a tenth of a processor."""
+    path = Path(f"/proc/{common.server_pid()}/stat")
+    tick, spent, quiet = os.sysconf("SC_CLK_TCK"), -1e9, 0
+    while quiet < 3:
+        fields = path.read_text().rpartition(")")[2].split()
+        now = (int(fields[11]) + int(fields[12])) / tick
+        quiet = quiet + 1 if now - spent < 0.35 else 0
+        spent = now
         time.sleep(1.0)
 
 
@@ -138,21 +156,32 @@ def stopped(count: int) -> None:
         Client.current().link.request(StopApp(str(backlogged.app_id))).wait(60)
         print(f"an app with {count} inputs of one call and {SINGLE} calls stopped in", end=" ")
         print(f"{time.perf_counter() - began:.1f} s", end="")
-        wait_for_disk()
+        wait_until_idle()
         print(f", tidied up within {time.perf_counter() - began:.0f} s")
+
+
+def measure(count: int, home: Path) -> None:
+    app.deploy()
+    with backlogged.run(detach=True):
+        call = spawned(count)
+        restarted(call, count)
+        cancelled(call, count)
+        stopped(count)
+    path = home / "state" / "squall.db"
+    if path.exists():
+        print(f"the Store: {path.stat().st_size >> 20} MiB")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=100_000)
-    count = parser.parse_args().count
-    os.environ["SQUALL_SPAWN_LIMIT"] = str(2 * count)
-    with common.own_home() as home, app.run(detach=True), backlogged.run(detach=True):
-        call = spawned(count)
-        restarted(call, count)
-        cancelled(call, count)
-        stopped(count)
-        print(f"the Store: {(home / 'state' / 'squall.db').stat().st_size >> 20} MiB")
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    options = parser.parse_args()
+    os.environ["SQUALL_SPAWN_LIMIT"] = str(2 * options.count)
+    with contextlib.ExitStack() as stack:
+        if options.database == "postgresql":
+            os.environ["SQUALL_DATABASE_URL"] = stack.enter_context(spawn.postgres())
+        measure(options.count, stack.enter_context(common.own_home()))
 
 
 if __name__ == "__main__":

@@ -2,16 +2,20 @@
 
 Three places know of calls: dispatch of those under way, the Store of spawned ones, the ring of timelines of those that
 ended since the server was started. Here they are put together; nothing is changed. Costs the calls that are shown and
-the ring, never the inputs of a call beyond COUNT_LIMIT. Tested in `tests/integration/test_spawn.py`.
+the ring, never the inputs of a call beyond COUNT_LIMIT; what is long is looked at some at a time, as the loop is
+everybody's. Tested in `tests/integration/test_spawn.py`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from squall.server.calls import CallInfo, title_of
+from squall.server.inputs import Call
 from squall.server.objects import Scope
 
 if TYPE_CHECKING:
@@ -19,6 +23,11 @@ if TYPE_CHECKING:
 
 KEPT_LIMIT = 200
 """Spawned calls that are read from the Store."""
+UNDER_WAY_LIMIT = 10_000
+SEEN_LIMIT = 100_000
+"""Calls under way that are looked at for those of one environment, the newest first."""
+TURN = 1000
+"""Of what is looked at before others have their turn."""
 COUNT_LIMIT = 2000
 """Of an ended call with more inputs it is not counted how many have failed."""
 
@@ -31,35 +40,46 @@ async def call_rows(server: Server, scope: Scope) -> list[Row]:
     rows: dict[str, Row] = {}
     for row in kept:
         rows[row["call_id"]] = row
-    for row in _ended(server, scope).values():
+    for row in (await _ended(server, scope)).values():
         rows.setdefault(row["call_id"], row)
-    for row in _under_way(server, scope):
+    for row in await _under_way(server, scope):
         rows[row["call_id"]] = rows.get(row["call_id"], {"ended_at": None}) | row
     return sorted(rows.values(), key=lambda row: float(row["started_at"]))
 
 
-def _under_way(server: Server, scope: Scope) -> Iterator[Row]:
-    now = time.time()
-    for call in server.dispatch.calls.values():
+async def _under_way(server: Server, scope: Scope) -> list[Row]:
+    """The newest; a million may be."""
+    rows: list[Row] = []
+    for number, call in enumerate(list(islice(reversed(server.dispatch.calls.values()), SEEN_LIMIT))):
+        if number % TURN == TURN - 1:
+            await asyncio.sleep(0)
         info = call.data
-        if not isinstance(info, CallInfo) or info.function is None or info.function.app.scope != scope:
-            continue
-        yield {
-            "call_id": call.call_id,
-            "app": info.function.app.name,
-            "function": title_of(info),
-            "function_id": info.function_id,
-            "kind": call.kind,
-            "state": "running",
-            "started_at": info.sent_at or now,
-            "inputs": call.submitted,
-            "failed": call.failed,
-        }
+        if isinstance(info, CallInfo) and info.function is not None and info.function.app.scope == scope:
+            rows.append(_row(call, info, info.function.app.name))
+        if len(rows) == UNDER_WAY_LIMIT:
+            break
+    return rows
 
 
-def _ended(server: Server, scope: Scope) -> dict[str, Row]:
+def _row(call: Call, info: CallInfo, app: str) -> Row:
+    return {
+        "call_id": call.call_id,
+        "app": app,
+        "function": title_of(info),
+        "function_id": info.function_id,
+        "kind": call.kind,
+        "state": "running",
+        "started_at": info.sent_at or time.time(),
+        "inputs": call.submitted,
+        "failed": call.failed,
+    }
+
+
+async def _ended(server: Server, scope: Scope) -> dict[str, Row]:
     found: dict[str, Row] = {}
-    for one in server.timelines.inputs:
+    for number, one in enumerate(list(server.timelines.inputs)):
+        if number % TURN == TURN - 1:
+            await asyncio.sleep(0)
         if one.place != scope:
             continue
         row = found.get(one.call_id)
