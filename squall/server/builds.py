@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from squall._observe import Logger
-from squall.exception import ConflictError, Error, InvalidError, NotFoundError, ServiceError, from_wire
+from squall.exception import ConflictError, Error, InternalError, InvalidError, NotFoundError, ServiceError, from_wire
 from squall.protocol.images import build_id_of, check_image, check_secrets, image_id_of, layer_keys
 from squall.protocol.messages import (
     BuildImage,
@@ -199,8 +199,11 @@ class Builds:
         except asyncio.TimeoutError:
             done.set_result(_failed(record, ServiceError(f"no node registered within {NODE_TIMEOUT:g} s")))
             return
-        record.node = self.nodes.any_up()
-        record.node.send(BuildImage(record.image, secrets))
+        try:
+            record.node = self.nodes.any_up()
+            record.node.send(BuildImage(record.image, secrets))
+        except Exception as error:  # ours, and nobody else would end the wait of who asked for it
+            done.set_result(_failed(record, InternalError(f"the build could not be given to a node: {error!r}")))
 
     def _ended(self, record: ImageRecord, done: asyncio.Future[BuildDone]) -> None:
         if record.done is done:

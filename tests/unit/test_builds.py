@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from squall.exception import NotFoundError
+from squall.exception import InternalError, NotFoundError
 from squall.protocol.images import build_id_of, layer_keys
 from squall.protocol.messages import BuildImage, BuildOutput, ImageSpec, ImageStep, Message
 from squall.protocol.requests import BuildDone, Pruned, PruneImages
@@ -98,7 +98,7 @@ def make(tmp_path: Path) -> tuple[Builds, Node]:
     node = Node()
     changed = asyncio.Event()
     changed.set()
-    nodes: Any = SimpleNamespace(nodes={"no-1": node}, changed=changed)
+    nodes: Any = SimpleNamespace(any_up=lambda: node, changed=changed)
     logs: Any = SimpleNamespace(append=lambda *_: None, close_app=lambda _: None, remove=lambda _: None)
     made = node.builds = Builds(tmp_path / "images", nodes, SimpleNamespace(), logs, 1 << 40)  # type: ignore[arg-type]
     return made, node
@@ -201,5 +201,15 @@ def test_a_size_is_what_was_built_until_the_node_says_what_it_is(tmp_path: Path)
         assert builds.row(record)["size_bytes"] == 120
         builds.sizes = {last: 30}
         assert builds.row(record)["size_bytes"] == 130
+
+    asyncio.run(main())
+
+
+def test_a_build_that_no_node_can_be_given_fails_and_is_not_waited_for(tmp_path: Path) -> None:
+    async def main() -> None:
+        builds, _ = make(tmp_path)
+        builds.nodes.any_up = lambda: next(iter(()))  # type: ignore[method-assign]
+        with pytest.raises(InternalError, match="could not be given to a node"):
+            await asyncio.wait_for(build(builds, "main"), 10)
 
     asyncio.run(main())
