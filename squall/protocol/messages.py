@@ -20,6 +20,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
+from squall.protocol.records import Record
+
 PROTOCOL_VERSION = 1
 SUPPORTED_VERSIONS = (1,)
 
@@ -45,9 +47,8 @@ MESSAGES: dict[str, type[Message]] = {}
 
 
 @dataclass(eq=False, repr=False)
-class Message:
-    """One message. Comparing and showing are written once here: generated for each of 40 classes, they would take a
-    third of the time that `import squall` takes."""
+class Message(Record):
+    """One message."""
 
     TAG: ClassVar[str] = ""
     NESTED: ClassVar[dict[str, type]] = {}
@@ -55,23 +56,12 @@ class Message:
     """A request that may be sent again when the connection was lost before its answer: twice is as good as once."""
     IS_FLEETING: ClassVar[bool] = False
     """Without an answer, and of no use to another connection than the one it was meant for."""
-    __hash__ = None  # type: ignore[assignment]
-
     id: int = field(default=0, kw_only=True)
     re: int = field(default=0, kw_only=True)
 
     def __init_subclass__(cls) -> None:
         if "TAG" in cls.__dict__:  # one that is only made of another message is none
             MESSAGES[cls.TAG] = cls
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self._values() == other._values()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"
-
-    def _values(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
 
 # ---- opening, answers -------------------------------------------------------------------------------------------
@@ -103,6 +93,8 @@ class Hello(Message):
 
 @dataclass(eq=False, repr=False)
 class Welcome(Message):
+    """The answer to `Hello`."""
+
     TAG = "welcome"
     server_id: str
     version: int = PROTOCOL_VERSION
@@ -155,16 +147,18 @@ class Ping(Message):
 # ---- specs ------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class RetryPolicy:
+@dataclass(eq=False, repr=False)
+class RetryPolicy(Record):
+    """When a failed attempt is followed by another."""
+
     max_retries: int = 0
     backoff_coefficient: float = 1.0
     initial_delay: float = 1.0
     max_delay: float = 60.0
 
 
-@dataclass
-class ImageStep:
+@dataclass(eq=False, repr=False)
+class ImageStep(Record):
     """One step of an image's recipe; `protocol.images` says what each kind's `args` hold."""
 
     kind: str
@@ -175,8 +169,8 @@ class ImageStep:
     """Build it, and all after it, even where a layer of the same key exists."""
 
 
-@dataclass
-class ImageSpec:
+@dataclass(eq=False, repr=False)
+class ImageSpec(Record):
     """`kind` is `host` (the node's system directories and the Python environment Squall runs with) or `layers`
     (what `steps` build). `image_id` follows from these, once built; whose layers, by `workspace`, the server says."""
 
@@ -188,8 +182,8 @@ class ImageSpec:
     workspace: str = ""
 
 
-@dataclass
-class ScheduleSpec:
+@dataclass(eq=False, repr=False)
+class ScheduleSpec(Record):
     """When a deployed function, or the `method` of a class, is called without arguments: by a cron expression in a
     time zone, or every `period`, which is unit (`years` to `seconds`) -> number."""
 
@@ -199,8 +193,8 @@ class ScheduleSpec:
     method: str = ""
 
 
-@dataclass
-class FunctionSpec:
+@dataclass(eq=False, repr=False)
+class FunctionSpec(Record):
     """All that the platform must know to run one function. Sent once in `CreateApp`."""
 
     NESTED: ClassVar[dict[str, type]] = {"retries": RetryPolicy, "image": ImageSpec, "schedules": ScheduleSpec}
@@ -391,8 +385,8 @@ class GetImage(Message):
 # ---- calls ------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class InputItem:
+@dataclass(eq=False, repr=False)
+class InputItem(Record):
     """One set of arguments. Its bytes are `size` of the payload, or the blob named by `blob` when size is 0."""
 
     idx: int
@@ -430,8 +424,8 @@ class Submit(Message):
     digest: str = ""
 
 
-@dataclass
-class OutputItem:
+@dataclass(eq=False, repr=False)
+class OutputItem(Record):
     """One result, or one yielded value. `status` is an OutputStatus or `yield`; `seq` counts the yields."""
 
     call_id: str
@@ -551,8 +545,8 @@ class Loaded(Message):
     steps: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass
-class RunItem:
+@dataclass(eq=False, repr=False)
+class RunItem(Record):
     """An input for a runner."""
 
     call_id: str
@@ -565,6 +559,8 @@ class RunItem:
 
 @dataclass(eq=False, repr=False)
 class Run(Message):
+    """Inputs for a runner."""
+
     TAG = "run"
     NESTED = {"items": RunItem}
     items: list[RunItem]
@@ -650,8 +646,8 @@ class Register(Message):
     """Random, the same for as long as the agent lives: by it a node that comes back is known."""
 
 
-@dataclass
-class ContainerSpec:
+@dataclass(eq=False, repr=False)
+class ContainerSpec(Record):
     """What a node must know to make a container. No environment and no secret: those go to the runner alone."""
 
     NESTED: ClassVar[dict[str, type]] = {"image": ImageSpec}
@@ -772,6 +768,8 @@ EXEC_WINDOW_BYTES = 1 << 20
 
 @dataclass(eq=False, repr=False)
 class ExecExit(Message):
+    """A command has ended."""
+
     TAG = "exec_exit"
     exec_id: str
     code: int
