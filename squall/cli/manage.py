@@ -233,12 +233,14 @@ def _has_past(noun: str) -> bool:
 
 
 def show_list(noun: str, *, app: str, include_all: bool, as_json: bool) -> None:
+    empty = NOUNS[noun].empty
     try:
-        client = connect(start=_has_past(noun))
+        client = connect(start=include_all and _has_past(noun))
     except ServiceError:
         if config.load().server:
             raise
-        rows = []  # nothing ran here ever, so there is nothing
+        rows = []  # nothing runs
+        empty = "no server is running (`--all` starts one, to see what it keeps)" if _has_past(noun) else empty
     else:
         rows = fetch(client.link, noun, app=app, include_all=include_all)
         client.close()
@@ -246,7 +248,7 @@ def show_list(noun: str, *, app: str, include_all: bool, as_json: bool) -> None:
         print_json(rows)
         return
     columns = [c for c in NOUNS[noun].columns if any(c.show(row) for row in rows)]
-    print_table(rows, columns, NOUNS[noun].empty)
+    print_table(rows, columns, empty)
 
 
 def resolve(link: Link, noun: str, word: str) -> str:

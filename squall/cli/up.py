@@ -2,7 +2,7 @@
 
 In the foreground this process becomes the server, so that a terminal, a container or systemd has the very process it
 started. `--detach` leaves it running and waits until it serves. Must never end a server that has work: an idle embedded
-one makes way. Tested in `tests/unit/test_cli_up.py` and `tests/acceptance/test_server.py`.
+one makes way. Tested in `tests/unit/test_cli_access.py` and `tests/acceptance/test_server.py`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from squall._observe import Logger
 from squall.config import Config
+
+log = Logger("agent")
 
 FULL_BYTES = 1 << 20
 """With less than that nothing can be made."""
@@ -52,7 +55,8 @@ def full_disk(home: Path) -> str:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Each `{"index", "uuid", "type", "memory_mib"}`; empty where NVML or the driver is missing."""
+    """Each `{"index", "uuid", "type", "memory_mib"}`; empty where NVML or the driver is missing. One that does not
+    answer is left out: it has fallen off its bus."""
     try:
         import pynvml
     except ImportError:
@@ -62,20 +66,28 @@ def gpus() -> list[dict[str, Any]]:
     except pynvml.NVMLError:
         return []
     try:
-        return [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+        found = (_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
+        return [gpu for gpu in found if gpu is not None]
+    except pynvml.NVMLError as error:
+        log.error("the GPUs cannot be counted", error=str(error))
+        return []
     finally:
         pynvml.nvmlShutdown()
 
 
-def _gpu(nvml: Any, index: int) -> dict[str, Any]:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    memory_mib = nvml.nvmlDeviceGetMemoryInfo(handle).total >> 20
-    return {
-        "index": index,
-        "uuid": _text(nvml.nvmlDeviceGetUUID(handle)),
-        "type": gpu_type(_text(nvml.nvmlDeviceGetName(handle)), memory_mib),
-        "memory_mib": memory_mib,
-    }
+def _gpu(nvml: Any, index: int) -> dict[str, Any] | None:
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        memory_mib = nvml.nvmlDeviceGetMemoryInfo(handle).total >> 20
+        return {
+            "index": index,
+            "uuid": _text(nvml.nvmlDeviceGetUUID(handle)),
+            "type": gpu_type(_text(nvml.nvmlDeviceGetName(handle)), memory_mib),
+            "memory_mib": memory_mib,
+        }
+    except nvml.NVMLError as error:
+        log.error("a GPU does not answer and is left out", index=index, error=str(error))
+        return None
 
 
 def _text(value: str | bytes) -> str:
@@ -83,9 +95,11 @@ def _text(value: str | bytes) -> str:
 
 
 def gpu_type(name: str, memory_mib: int) -> str:
-    """The short name people ask for: `NVIDIA A100-SXM4-40GB` is `A100-40GB`, `NVIDIA H100 80GB HBM3` is `H100`."""
-    words = re.sub(r"^(NVIDIA|Tesla|GeForce)\s+", "", name.strip()).replace("NVIDIA ", "")
-    model = re.split(r"[\s]|-(?=SXM|PCIE|PCIe)", words)[0]
+    """The short name people ask for: `NVIDIA A100-SXM4-40GB` is `A100-40GB`, `NVIDIA H100 80GB HBM3` is `H100`, and
+    `NVIDIA GeForce RTX 4090` is `RTX-4090`."""
+    words = re.sub(r"^((NVIDIA|Tesla|GeForce|Quadro)\s+)+", "", name.strip()).split()
+    numbered = next((n for n, word in enumerate(words) if any(map(str.isdigit, word))), 0)
+    model = re.split(r"-(?=SXM|PCI)", "-".join(words[: numbered + 1]), flags=re.IGNORECASE)[0]
     if model == "A100":
         return "A100-80GB" if memory_mib > 60_000 else "A100-40GB"
     return model

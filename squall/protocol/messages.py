@@ -20,6 +20,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
+from squall.protocol.records import Record, record
+
 PROTOCOL_VERSION = 1
 SUPPORTED_VERSIONS = (1,)
 
@@ -44,10 +46,9 @@ MESSAGES: dict[str, type[Message]] = {}
 """Tag -> class, of every module of messages that was imported: `wire` of the server imports them all."""
 
 
-@dataclass(eq=False, repr=False)
-class Message:
-    """One message. Comparing and showing are written once here: generated for each of 40 classes, they would take a
-    third of the time that `import squall` takes."""
+@record
+class Message(Record):
+    """One message."""
 
     TAG: ClassVar[str] = ""
     NESTED: ClassVar[dict[str, type]] = {}
@@ -55,8 +56,6 @@ class Message:
     """A request that may be sent again when the connection was lost before its answer: twice is as good as once."""
     IS_FLEETING: ClassVar[bool] = False
     """Without an answer, and of no use to another connection than the one it was meant for."""
-    __hash__ = None  # type: ignore[assignment]
-
     id: int = field(default=0, kw_only=True)
     re: int = field(default=0, kw_only=True)
 
@@ -64,20 +63,11 @@ class Message:
         if "TAG" in cls.__dict__:  # one that is only made of another message is none
             MESSAGES[cls.TAG] = cls
 
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self._values() == other._values()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"
-
-    def _values(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-
 
 # ---- opening, answers -------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Hello(Message):
     """First frame of every connection. `role` is `client`, `agent` or `runner`."""
 
@@ -101,8 +91,10 @@ class Hello(Message):
     """How many `Outputs` and `LogChunk` of this server have come to the client."""
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Welcome(Message):
+    """The answer to `Hello`."""
+
     TAG = "welcome"
     server_id: str
     version: int = PROTOCOL_VERSION
@@ -116,7 +108,7 @@ class Welcome(Message):
     """It knows the client, and goes on where its last connection broke: `Outputs` and `LogChunk` are counted on."""
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Ending(Message):
     """The server ends, so the connection will. `returns`: another takes its place, and clients may wait for it."""
 
@@ -133,7 +125,7 @@ class Reply(Message):
     data: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Failure(Message):
     """A request's failure; `code` names the class in `squall.exception`, the texts are for people."""
 
@@ -155,16 +147,18 @@ class Ping(Message):
 # ---- specs ------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class RetryPolicy:
+@record
+class RetryPolicy(Record):
+    """When a failed attempt is followed by another."""
+
     max_retries: int = 0
     backoff_coefficient: float = 1.0
     initial_delay: float = 1.0
     max_delay: float = 60.0
 
 
-@dataclass
-class ImageStep:
+@record
+class ImageStep(Record):
     """One step of an image's recipe; `protocol.images` says what each kind's `args` hold."""
 
     kind: str
@@ -175,8 +169,8 @@ class ImageStep:
     """Build it, and all after it, even where a layer of the same key exists."""
 
 
-@dataclass
-class ImageSpec:
+@record
+class ImageSpec(Record):
     """`kind` is `host` (the node's system directories and the Python environment Squall runs with) or `layers`
     (what `steps` build). `image_id` follows from these, once built; whose layers, by `workspace`, the server says."""
 
@@ -188,8 +182,8 @@ class ImageSpec:
     workspace: str = ""
 
 
-@dataclass
-class ScheduleSpec:
+@record
+class ScheduleSpec(Record):
     """When a deployed function, or the `method` of a class, is called without arguments: by a cron expression in a
     time zone, or every `period`, which is unit (`years` to `seconds`) -> number."""
 
@@ -199,8 +193,8 @@ class ScheduleSpec:
     method: str = ""
 
 
-@dataclass
-class FunctionSpec:
+@record
+class FunctionSpec(Record):
     """All that the platform must know to run one function. Sent once in `CreateApp`."""
 
     NESTED: ClassVar[dict[str, type]] = {"retries": RetryPolicy, "image": ImageSpec, "schedules": ScheduleSpec}
@@ -271,7 +265,7 @@ class FunctionSpec:
 # ---- apps -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False, repr=False)
+@record
 class CreateApp(Message):
     """Make an app and its functions. `Reply.data`: `{"app_id": str, "functions": {tag: function_id}}`.
 
@@ -293,7 +287,7 @@ class CreateApp(Message):
     """The TERM of the terminal that the app's containers may ask this connection for (`Interact`); empty: none."""
 
 
-@dataclass(eq=False, repr=False)
+@record
 class BindFunction(Message):
     """Find, or make, the variant of a function that has other options, or of a class that has these parameters: a pool
     of its own. From a client or a runner. `Reply.data`: `{"function_id": str}`, the same for whoever asks for the same.
@@ -308,7 +302,7 @@ class BindFunction(Message):
     """Fields of its `FunctionSpec`; variables in `env` are laid over those it has."""
 
 
-@dataclass(eq=False, repr=False)
+@record
 class StopApp(Message):
     """End an app: cancel its inputs, stop its containers. `Reply.data`: `{}` once all its containers are gone and
     their last output was pushed. `app` is an id or a name."""
@@ -332,7 +326,7 @@ class LogChunk(Message):
     at: float = 0.0
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Notice(Message):
     """Something a person following the app wants to know.
 
@@ -351,7 +345,7 @@ class Notice(Message):
 # ---- images -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False, repr=False)
+@record
 class BuildImage(Message):
     """Build what of an image's layers is missing. From a client: `BuildOutput` pushes follow while layers are built,
     then `Reply.data`: `{"image_id": str, "built": number of layers}`. From the server to an agent,
@@ -366,7 +360,7 @@ class BuildImage(Message):
     for_app: bool = False
 
 
-@dataclass(eq=False, repr=False)
+@record
 class BuildOutput(Message):
     """What a build has to say. `kind`: `step` (`text` is the step that begins), `output` (the payload is what its
     command wrote), `done` (the step ended; `text` says how long it took)."""
@@ -378,7 +372,7 @@ class BuildOutput(Message):
     step: int = 0
 
 
-@dataclass(eq=False, repr=False)
+@record
 class GetImage(Message):
     """`image_id` may be the beginning of one. `Reply.data`: image_id, state, steps, layers (as in `BuildDone`),
     size_bytes, created_at, used_at, error, recipe (the steps), in_use."""
@@ -391,8 +385,8 @@ class GetImage(Message):
 # ---- calls ------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class InputItem:
+@dataclass(eq=False, repr=False)
+class InputItem(Record):
     """One set of arguments. Its bytes are `size` of the payload, or the blob named by `blob` when size is 0."""
 
     idx: int
@@ -430,8 +424,8 @@ class Submit(Message):
     digest: str = ""
 
 
-@dataclass
-class OutputItem:
+@dataclass(eq=False, repr=False)
+class OutputItem(Record):
     """One result, or one yielded value. `status` is an OutputStatus or `yield`; `seq` counts the yields."""
 
     call_id: str
@@ -473,7 +467,7 @@ class YieldCredit(Message):
 YIELD_WINDOW = 256
 
 
-@dataclass(eq=False, repr=False)
+@record
 class CancelCall(Message):
     """Cancel inputs of a call: those named, or all. Finished ones stay finished. `Reply.data`: `{"cancelled": n}`."""
 
@@ -497,7 +491,7 @@ class GetOutput(Message):
     timeout: float = -1.0
 
 
-@dataclass(eq=False, repr=False)
+@record
 class GetCall(Message):
     """`Reply.data`: call_id, function_id, function, app_id, kind, state, num_inputs, created_at, counts by state."""
 
@@ -506,7 +500,7 @@ class GetCall(Message):
     call_id: str
 
 
-@dataclass(eq=False, repr=False)
+@record
 class GetStats(Message):
     """`Reply.data`: backlog, num_total_runners, num_running_inputs, input_headroom of a function."""
 
@@ -518,7 +512,7 @@ class GetStats(Message):
 # ---- server and runner ------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Load(Message):
     """First message to a runner, after the host's check: what to import. Answered by `Loaded`. The payload are the
     parameters of a class, as `BindFunction` brought them."""
@@ -539,7 +533,7 @@ class Load(Message):
     """Name of the environment that its app is in."""
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Loaded(Message):
     """User code is imported and a class's enter hooks have run, `ok`, or the payload is the packed exception.
     `steps`: name -> milliseconds."""
@@ -551,8 +545,8 @@ class Loaded(Message):
     steps: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass
-class RunItem:
+@dataclass(eq=False, repr=False)
+class RunItem(Record):
     """An input for a runner."""
 
     call_id: str
@@ -565,12 +559,14 @@ class RunItem:
 
 @dataclass(eq=False, repr=False)
 class Run(Message):
+    """Inputs for a runner."""
+
     TAG = "run"
     NESTED = {"items": RunItem}
     items: list[RunItem]
 
 
-@dataclass(eq=False, repr=False)
+@record
 class CancelRun(Message):
     """Raise `InputCancellation` in a running input; answered by its `Outputs` item with status `cancelled`."""
 
@@ -579,7 +575,7 @@ class CancelRun(Message):
     idx: int
 
 
-@dataclass(eq=False, repr=False)
+@record
 class StopRunner(Message):
     """Take nothing more; run exit hooks; exit within `grace` seconds."""
 
@@ -604,7 +600,7 @@ class PutBlob(Message):
     last: bool = True
 
 
-@dataclass(eq=False, repr=False)
+@record
 class HasBlobs(Message):
     """`Reply.data`: `{"missing": [digest, ...]}`, and `parts`: digest -> bytes that are there of one whose upload broke
     off, after which a `PutBlob` may go on."""
@@ -630,7 +626,7 @@ class GetBlob(Message):
 # ---- server and agent -------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Register(Message):
     """An agent's first message after `Hello`: the machine. `Reply.data`: `{"node_id": str}`, and `sockets`, the
     containers whose runners need another socket, where the server has not given up what the agent had: else all do."""
@@ -650,8 +646,8 @@ class Register(Message):
     """Random, the same for as long as the agent lives: by it a node that comes back is known."""
 
 
-@dataclass
-class ContainerSpec:
+@record
+class ContainerSpec(Record):
     """What a node must know to make a container. No environment and no secret: those go to the runner alone."""
 
     NESTED: ClassVar[dict[str, type]] = {"image": ImageSpec}
@@ -672,7 +668,7 @@ class ContainerSpec:
     function_id: str = ""
 
 
-@dataclass(eq=False, repr=False)
+@record
 class StartContainer(Message):
     """Make a container. No answer: `ContainerEvent`s follow, `exited` at the latest."""
 
@@ -681,7 +677,7 @@ class StartContainer(Message):
     spec: ContainerSpec
 
 
-@dataclass(eq=False, repr=False)
+@record
 class StopContainer(Message):
     """End a container: SIGTERM now, SIGKILL after `grace` seconds (0: at once). Harmless when it is gone.
 
@@ -725,7 +721,7 @@ class ContainerOutput(Message):
     dropped_bytes: int = 0
 
 
-@dataclass(eq=False, repr=False)
+@record
 class NodeReport(Message):
     """Every few seconds: the machine's and each container's use. `containers`: id -> {cpu_seconds, memory_bytes}."""
 
@@ -739,7 +735,7 @@ class NodeReport(Message):
 # ---- exec (client -> server -> agent, bytes back the same way) --------------------------------------------------
 
 
-@dataclass(eq=False, repr=False)
+@record
 class StartExec(Message):
     """Run `argv` in a container. `Reply.data`: `{"exec_id": str}`; then `ExecData` both ways, `ExecExit` last."""
 
@@ -753,7 +749,7 @@ class StartExec(Message):
     workdir: str = ""
 
 
-@dataclass(eq=False, repr=False)
+@record
 class ExecData(Message):
     """Bytes of an exec: `stdin` toward it (`eof` closes), `stdout`/`stderr` from it; `resize` uses rows, cols. `stdin`
     from it brings no bytes but `credit`: how many it has taken. At most EXEC_WINDOW_BYTES may be on their way to it."""
@@ -770,15 +766,17 @@ class ExecData(Message):
 EXEC_WINDOW_BYTES = 1 << 20
 
 
-@dataclass(eq=False, repr=False)
+@record
 class ExecExit(Message):
+    """A command has ended."""
+
     TAG = "exec_exit"
     exec_id: str
     code: int
     message: str = ""
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Interact(Message):
     """From a runner: its user code wants the terminal of who runs the app. `Reply.data`: `{"exec_id", "rows", "cols"}`
     once it has it; then `ExecData` both ways, and `ExecExit` from whoever ends it.

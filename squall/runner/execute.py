@@ -7,7 +7,7 @@ milliseconds, as every container is forked from a process that has it loaded.
 
 The order in `_run_one` is the contract: output of an input is flushed before its result leaves; a result is sent
 exactly once; nothing user code does between inputs stops the loop, short of ending the process.
-Tested in `tests/integration/test_runner.py` and through every call in `tests/integration`.
+Tested in `tests/unit/test_runner_frames.py` and through every call in `tests/integration`.
 """
 
 from __future__ import annotations

@@ -331,7 +331,8 @@ def test_down_stops_a_detached_app_and_leaves_nothing(home: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert squall("down").stderr == "the server has stopped\n"
     assert listed("status")["running"] is False
-    assert squall("app", "list").stdout == ""
+    told = squall("app", "list")
+    assert told.stdout == "" and "no server is running" in told.stderr
 
 
 def test_doctor_names_a_runtime_that_works(home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -114,3 +115,30 @@ def test_a_class_made_of_a_message_does_not_take_its_place() -> None:
 
     assert Special.TAG == "submit"
     assert wire.MESSAGES["submit"] is wire.Submit
+
+
+def test_a_record_is_made_as_a_dataclass_is() -> None:
+    assert wire.Hello("client", 3) == wire.Hello(role="client", version=3)
+    assert wire.RetryPolicy(2).max_delay == 60.0
+    first, second = wire.FunctionSpec("f"), wire.FunctionSpec("f")
+    first.env["A"] = "1"
+    assert second.env == {} and dataclasses.replace(first, tag="g").env == {"A": "1"}
+
+
+HELLO: Any = wire.Hello
+POLICY: Any = wire.RetryPolicy
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: HELLO(),
+        lambda: HELLO("client", role="agent"),
+        lambda: HELLO("client", colour="red"),
+        lambda: POLICY(1, 2.0, 3.0, 4.0, 5.0),
+        lambda: HELLO("client", 1, "", "", "", "", "", "", "", 0.0, 0, 7),  # `id` has no place
+    ],
+)
+def test_a_record_takes_no_fields_it_has_not_got(make: Callable[[], object]) -> None:
+    with pytest.raises(TypeError):
+        make()
