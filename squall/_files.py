@@ -70,16 +70,23 @@ def pack_directory(path: str, ignore: Filter, *, prefix: str = "") -> bytes:
     if not os.path.isdir(path):
         what = "it is a file" if os.path.exists(path) else "there is no such directory"
         raise InvalidError(f"cannot add `{path}` to an image: {what}")
-    return _pack(_walk(path, "", prefix, ignore, (os.path.realpath(path),)), path)
+    found = walk(path, "", ignore, IMAGE, (os.path.realpath(path),))
+    return _pack(((f"{prefix}{inner}", file) for inner, file in found), path)
 
 
-def _walk(
-    directory: str, within: str, prefix: str, ignore: Filter, above: tuple[str, ...]
+IMAGE = "to be added to an image"
+"""What files are read for, as errors say it."""
+
+
+def walk(
+    directory: str, within: str, ignore: Filter, purpose: str, above: tuple[str, ...]
 ) -> Iterator[tuple[str, str]]:
+    """Name, `within` a bundle, and path of each file in a directory, sorted. Links are followed; those to what is
+    `above`, real paths, are not."""
     try:
         names = sorted(os.listdir(directory))
     except OSError as error:
-        raise InvalidError(f"cannot read `{directory}`, to be added to an image: {error.strerror}") from None
+        raise InvalidError(f"cannot read `{directory}`, {purpose}: {error.strerror}") from None
     for name in names:
         path, inner = os.path.join(directory, name), f"{within}{name}"
         try:
@@ -89,9 +96,9 @@ def _walk(
         if stat.S_ISDIR(mode):
             real = os.path.realpath(path)
             if real not in above and not ignore.is_pruned(inner):
-                yield from _walk(path, f"{inner}/", prefix, ignore, (*above, real))
+                yield from walk(path, f"{inner}/", ignore, purpose, (*above, real))
         elif stat.S_ISREG(mode) and not ignore.is_ignored(inner):
-            yield f"{prefix}{inner}", path
+            yield inner, path
 
 
 def _pack(files: Sequence[tuple[str, str]] | Iterator[tuple[str, str]], origin: str) -> bytes:
@@ -100,7 +107,7 @@ def _pack(files: Sequence[tuple[str, str]] | Iterator[tuple[str, str]], origin: 
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for count, (name, path) in enumerate(files, 1):
-            data = _read(path, LIMIT_BYTES - out.tell())
+            data = read_regular(path, LIMIT_BYTES - out.tell(), IMAGE)
             if data is None or count > LIMIT_FILES:
                 raise ResourceExhaustedError(
                     f"`{origin}` is more than {LIMIT_BYTES >> 20} MiB or {LIMIT_FILES} files, too much for an image; "
@@ -114,7 +121,7 @@ def _pack(files: Sequence[tuple[str, str]] | Iterator[tuple[str, str]], origin: 
     return out.getvalue()
 
 
-def _read(path: str, limit: int) -> bytes | None:
+def read_regular(path: str, limit: int, purpose: str, hint: str = "") -> bytes | None:
     """A file's bytes, or None when there are more than `limit`; a large one is not even read."""
     try:
         # Not blocking, in case the file has become a pipe since it was listed.
@@ -126,5 +133,5 @@ def _read(path: str, limit: int) -> bytes | None:
                 return None
             data = file.read(limit + 1)
     except OSError as error:
-        raise InvalidError(f"cannot read `{path}`, to be added to an image: {error.strerror}") from None
+        raise InvalidError(f"cannot read `{path}`, {purpose}: {error.strerror}", hint=hint) from None
     return data if len(data) <= limit else None

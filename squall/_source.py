@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import sys
 import zlib
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ PART_BYTES = 1 << 20
 PART_LIMIT_BYTES = 16 << 20
 PART_ODDS = 4
 """Once it is as large, every so many files a part ends."""
+PURPOSE = "part of your app's source"
 _IGNORED = frozenset(
     {
         "__pycache__",
@@ -178,60 +178,42 @@ def _warning(origin: Origin, total: int, size: int, name: str) -> str:
 
 def _files_of(origin: Origin) -> Iterator[tuple[str, str]]:
     """Name in the bundle and path of each file, sorted; links are followed, a link to a parent is not."""
+    from squall._files import walk
+
     start = os.path.join(origin.root, origin.entry)
     if os.path.isfile(start):
         yield origin.entry, start
         return
-    yield from _walk(start, origin.entry, (os.path.realpath(start),), _ignore_of(origin.root))
+    yield from walk(start, f"{origin.entry}/", _ignore_of(origin.root), PURPOSE, (os.path.realpath(start),))
 
 
 def _ignore_of(root: str) -> Filter:
-    """What the ignore file beside a package leaves out of it, besides clutter; its patterns begin at its directory."""
+    """What stays out: clutter, and what the ignore file beside a package names; its patterns begin at its directory."""
     from squall._files import Filter, read_ignore
     from squall.file_pattern_matcher import FilePatternMatcher
 
     path = os.path.join(root, IGNORE_FILE)
     if not os.path.isfile(path):
-        return Filter(lambda _: False, lambda _: False)
-    return read_ignore(FilePatternMatcher.from_file(path))
+        return Filter(_is_clutter, _is_clutter)
+    named = read_ignore(FilePatternMatcher.from_file(path))
+    return Filter(
+        lambda name: _is_clutter(name) or named.is_ignored(name),
+        lambda name: _is_clutter(name) or named.is_pruned(name),
+    )
 
 
-def _walk(directory: str, prefix: str, above: tuple[str, ...], ignore: Filter) -> Iterator[tuple[str, str]]:
-    try:
-        names = sorted(os.listdir(directory))
-    except OSError as error:
-        raise InvalidError(f"cannot read the source directory `{directory}`: {error.strerror}") from None
-    for name in names:
-        path, inner = os.path.join(directory, name), f"{prefix}/{name}"
-        if name in _IGNORED or name.endswith((".pyc", ".pyo")):
-            continue
-        try:
-            mode = os.stat(path).st_mode
-        except OSError:  # a link to nothing, or gone meanwhile
-            continue
-        if stat.S_ISDIR(mode):
-            real = os.path.realpath(path)
-            if real not in above and not ignore.is_pruned(inner):
-                yield from _walk(path, inner, (*above, real), ignore)
-        elif stat.S_ISREG(mode) and not ignore.is_ignored(inner):
-            yield inner, path
+def _is_clutter(name: str) -> bool:
+    last = name.rpartition("/")[2]
+    return last in _IGNORED or last.endswith((".pyc", ".pyo"))
 
 
 def _read_source(origin: Origin, path: str) -> bytes:
-    try:
-        # Not blocking, in case the file has become a pipe since it was listed.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(None, "it is no file any more")
-            if status.st_size > BUNDLE_LIMIT_BYTES:
-                raise _too_large(origin, path)
-            data = stream.read(BUNDLE_LIMIT_BYTES + 1)
-    except OSError as error:
-        raise InvalidError(
-            f"cannot read `{path}`, part of your app's source: {error.strerror}",
-            hint="make it readable, or leave the source out with `include_source=False`",
-        ) from None
+    from squall._files import read_regular
+
+    hint = "make it readable, or leave the source out with `include_source=False`"
+    data = read_regular(path, BUNDLE_LIMIT_BYTES, PURPOSE, hint)
+    if data is None:
+        raise _too_large(origin, path)
     return data
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -137,3 +138,23 @@ def peer() -> Iterator[Peer]:
     finally:
         clients._state.client = None
         other.close()
+
+
+SCRIPT = """
+import squall
+app = squall.App("script")
+
+@app.function()
+def square(x): return x * x
+"""
+"""What tests import from a file."""
+
+
+@pytest.fixture
+def keep_imports() -> Iterator[None]:
+    """What a test imports is gone after it."""
+    modules, path = dict(sys.modules), list(sys.path)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - set(modules):
+        del sys.modules[name]

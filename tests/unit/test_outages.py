@@ -17,7 +17,7 @@ from squall.server.journal import Added, Entry, Row
 from squall.server.starts import Backoff, Starts
 from squall.testing import InvariantError
 
-SEEDS = int(os.environ.get("SQUALL_TEST_SEEDS", "300"))
+SEEDS = int(os.environ.get("SQUALL_TEST_SEEDS", "2000"))
 BLOCK = 50
 CALLS = Plan(
     retries=(2,), calls=2, call_size=12, duration=0.3, cuts=0, outage_odds=0.0, cancels=2, whole=1.0, tidy_limit=2,

@@ -13,7 +13,7 @@ from squall.server.adoption import Adoption
 from squall.server.liveness import AGENT_GIVES_UP_AFTER, LOST_AFTER, SUSPECT_AFTER
 from squall.testing import InvariantError
 
-SEEDS = int(os.environ.get("SQUALL_TEST_SEEDS", "300"))
+SEEDS = int(os.environ.get("SQUALL_TEST_SEEDS", "1000"))
 BLOCK = 50
 
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,26 +18,12 @@ from squall import client as clients
 from squall._session import import_ref, prepare
 from squall.exception import ConflictError, InvalidError, NotFoundError
 from squall.protocol import messages as m
+from tests.unit.conftest import SCRIPT
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Peer
 
-SCRIPT = """
-import squall
-app = squall.App("script")
-
-@app.function()
-def square(x): return x * x
-"""
-
-
-@pytest.fixture(autouse=True)
-def _keep_imports() -> Iterator[None]:
-    modules, path = dict(sys.modules), list(sys.path)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - set(modules):
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("keep_imports")
 
 
 # ---- references

@@ -14,7 +14,7 @@ from squall.server.inputs import FunctionOptions, Instructions
 from squall.server.scheduler import Request
 from squall.testing import Nature, Scenario, main, simulate
 
-SEEDS = int(os.environ.get("SQUALL_TEST_SEEDS", "300"))
+SEEDS = int(os.environ.get("SQUALL_TEST_SEEDS", "1000"))
 BLOCK = 50
 
 

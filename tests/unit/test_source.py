@@ -6,7 +6,6 @@ import io
 import os
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,23 +14,9 @@ from squall import _source
 from squall._session import import_ref
 from squall._source import IGNORE_FILE, Origin, make_bundle, origin_of
 from squall.exception import ResourceExhaustedError
+from tests.unit.conftest import SCRIPT
 
-SCRIPT = """
-import squall
-app = squall.App("script")
-
-@app.function()
-def square(x): return x * x
-"""
-
-
-@pytest.fixture(autouse=True)
-def _keep_imports() -> Iterator[None]:
-    modules, path = dict(sys.modules), list(sys.path)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - set(modules):
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("keep_imports")
 
 
 def names_in(parts: list[bytes]) -> list[str]:
