@@ -326,10 +326,22 @@ class Status:
     threads: int
 
 
+def _read(path: str) -> str:
+    """A file of /proc, by one call wherever it is short: each start of a container reads several."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = piece = os.read(fd, 16384)
+        while piece:
+            piece = os.read(fd, 65536)
+            data += piece
+    finally:
+        os.close(fd)
+    return data.decode("utf-8", "replace")
+
+
 def read_status(pid: int) -> Status:
     """Raises FileNotFoundError or ProcessLookupError when it is gone."""
-    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-        lines = dict(line.split(":", 1) for line in file if ":" in line)
+    lines = dict(line.split(":", 1) for line in _read(f"/proc/{pid}/status").splitlines() if ":" in line)
     caps = 0
     for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
         caps |= int(lines[name], 16)
@@ -358,8 +370,7 @@ def memory_share(pid: int) -> int:
 def is_ending(pid: int) -> bool:
     """Whether a process is gone, dead or has begun to exit, which it cannot pretend."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            flags = int(file.read().rpartition(")")[2].split()[6])
+        flags = int(_read(f"/proc/{pid}/stat").rpartition(")")[2].split()[6])
     except OSError:
         return True
     return bool(flags & _PF_EXITING)
@@ -369,8 +380,8 @@ def children_of(pid: int) -> Iterator[int]:
     """Direct children, by the kernel's list."""
     with contextlib.suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
-                yield from map(int, file.read().split())
+            with contextlib.suppress(OSError):
+                yield from map(int, _read(f"/proc/{pid}/task/{task}/children").split())
 
 
 def reap_strays(first: int, known: set[int]) -> None:

@@ -120,6 +120,8 @@ class _Nursery:
         self.spares: deque[Shell] = deque()
         self.starting = asyncio.Lock()
         self.refill: asyncio.Task[None] | None = None
+        self.source: Path | None = None
+        """Of the last container that was made."""
 
 
 class NativeContainer(Container):
@@ -619,6 +621,7 @@ class NativeRuntime(Runtime):
             await asyncio.sleep(REFILL_DELAY)
             if self._creating:
                 continue
+            self._compile_source(nursery)
             try:
                 shell = await self._fork_shell(nursery)
             except (Error, OSError) as error:
@@ -626,6 +629,16 @@ class NativeRuntime(Runtime):
                 return
             nursery.spares.append(shell)
         await self._weigh(nursery)
+
+    def _compile_source(self, nursery: _Nursery) -> None:
+        """Where more containers may be made of a bundle, its modules are compiled once for all of them."""
+        source, nursery.source = nursery.source, None
+        if source is None or nursery.zygote is None or nursery.settings.entrypoint:
+            return  # a container that begins with an entrypoint inherits nothing
+        try:
+            nursery.zygote.compile(source)
+        except OSError as error:
+            _log.warning("a bundle is not compiled ahead", source=str(source), error=str(error))
 
     async def _take_shell(self, nursery: _Nursery) -> Shell:
         while nursery.spares:
@@ -666,6 +679,7 @@ class NativeRuntime(Runtime):
             if not self._closed:
                 self._schedule_refill(nursery)
         container.nursery = nursery
+        nursery.source = source
         container.steps = {"queue": (waited - asked) * 1000, **container.steps}
         return container
 

@@ -2,7 +2,8 @@
 
 A zygote belongs to a tenant from its first instruction: what it sends is bounded and checked, what it does not send
 in time kills it. Whom a process is, is learnt from the kernel alone (credentials on a socket, then /proc). Owns the
-processes it started and reaps them; must never give a zygote a descriptor but its own socket and each shell's.
+processes it started and reaps them; must never give a zygote a descriptor but its own socket, each shell's, and the
+read-only trees of source that containers of its workspace have asked for.
 `_launch_steps` is the order to read first. Tested in `tests/kernel/test_native.py`.
 """
 
@@ -34,7 +35,7 @@ from squall.node.cgroups import Cgroup
 from squall.node.linux import StepError
 from squall.node.privileges import ID_RANGE
 from squall.node.removal import Removals
-from squall.node.rootfs import Root
+from squall.node.rootfs import Root, source_tree
 
 ZYGOTE_TIMEOUT = 20.0
 """From exec to the last warm import."""
@@ -46,6 +47,8 @@ _PROCESS_LIMIT = 256
 """A container that is being made has two processes; when we are late, its code may have started more."""
 _CREDENTIALS = struct.Struct("3i")
 _SHM_BYTES = 1 << 30
+_BUNDLES = 1000
+"""How many bundles of source are remembered to have been compiled."""
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -297,6 +300,7 @@ class Zygote:
         self.status = 0
         self.namespaces: dict[str, int] = {}
         """Kind -> id, from the moment it was ready: nothing it may call can change them."""
+        self._compiled: set[Path] = set()
         self._log_fd = -1
         self._is_doomed = False
 
@@ -378,6 +382,22 @@ class Zygote:
             self.channel.send({"scratch": shell.name, **shell.request}, fds)
         except OSError as error:
             raise StepError("fork-shell", f"the zygote takes no request: {error}") from error
+
+    def compile(self, source: Path) -> None:
+        """Have it compile a bundle for the containers to come, once. It does so when it has nothing else to do, and
+        what becomes of it is its own affair: they can do without."""
+        if source in self._compiled or not self.is_alive:
+            return
+        if len(self._compiled) >= _BUNDLES:
+            self._compiled.clear()
+        self._compiled.add(source)
+        tree = source_tree(source)
+        try:
+            self.channel.send({"compile": True}, [tree])
+        except OSError as error:
+            _log.debug("a bundle is not compiled ahead", source=str(source), error=str(error))
+        finally:
+            os.close(tree)
 
     def kill(self) -> None:
         self._is_doomed = True

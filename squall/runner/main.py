@@ -38,6 +38,7 @@ from typing import Any
 
 from squall import _linux
 from squall.runner import rehearsal
+from squall.runner.compiled import Compiler
 
 NEW_ROOT = "/.squall/new"
 LOWER = "/.squall/lower"
@@ -85,14 +86,17 @@ def zygote(fd: int) -> None:
         raise SystemExit(1) from None
     seal_filter = base64.b64decode(config["filter"])
     control.send(json.dumps({"ready": True, "threads": threading.active_count()}).encode())
-    chores = _chores()
+    chores, compiler = _chores(), Compiler(SOURCE)
     while True:
-        while not _is_asked(control) and next(chores, _DONE) is not _DONE:
-            pass
+        _pass_time(control, chores, compiler)
         data, fds, _, _ = socket.recv_fds(control, MESSAGE_LIMIT, FDS_LIMIT)
         if not data:
             return
-        _fork_shell(config, json.loads(data), fds, seal_filter, entry)
+        request = json.loads(data)
+        if "compile" in request:
+            compiler.begin(fds[0])
+        else:
+            _fork_shell(config, request, fds, seal_filter, entry)
 
 
 def _warm_up(entry: str) -> Entry:
@@ -137,8 +141,18 @@ def _chores() -> Iterator[None]:
     _freeze()
 
 
-def _is_asked(control: socket.socket) -> bool:
-    return bool(select.select([control], [], [], 0)[0])
+def _pass_time(control: socket.socket, chores: Iterator[None], compiler: Compiler) -> None:
+    """Until the agent asks for something: chores, as long as there are any, and what was compiled."""
+    idle = False
+    while True:
+        sockets = [control.fileno()] + ([compiler.fd] if compiler.fd >= 0 else [])
+        ready = select.select(sockets, [], [], None if idle else 0)[0]
+        if control.fileno() in ready:
+            return
+        if ready:
+            compiler.read()
+        else:
+            idle = next(chores, _DONE) is _DONE
 
 
 def _fork_shell(
@@ -458,6 +472,7 @@ def _run_runner(dress: _Dress, entry: Entry) -> int:
     control = [CONTROL_FD] if "control" in dress.fds else []
     for fd in (RUNNER_FD, *control):
         os.set_inheritable(fd, False)
+    gc.freeze()  # with what the zygote made since: else the first collection looks at it, and copies its pages
     gc.enable()
     return _serve(entry, RUNNER_FD, dress.source, *control)
 
