@@ -9,12 +9,13 @@ file exists (`python -c`, a notebook), the function by value. Must never print b
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.util
 import os
 import sys
 import threading
 from dataclasses import dataclass, field, replace
-from types import ModuleType, TracebackType
+from types import CodeType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from squall import _blocking
@@ -76,6 +77,15 @@ def _users_part(traceback: TracebackType | None) -> TracebackType | None:
     return None
 
 
+class _ScriptLoader(importlib.machinery.SourceFileLoader):
+    """Compiles a script each time, as Python does. Bytecode beside it would be told apart by size and second only, and
+    a program may well write a script, run it, and write the next one."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _import_file(target: str) -> ModuleType:
     path = os.path.abspath(target)
     if not os.path.isfile(path):
@@ -88,13 +98,13 @@ def _import_file(target: str) -> ModuleType:
     name = checked_module_name(name[:-3], path)
     if directory not in sys.path:
         sys.path.insert(0, directory)
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise InvalidError(f"cannot run `{target}`: Python has no loader for it")
+    loader = _ScriptLoader(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None  # as there is a loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException:
         sys.modules.pop(name, None)
         raise

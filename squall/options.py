@@ -183,7 +183,10 @@ def _check_flag(name: str, value: Any) -> None:
 def _check_limits(fields: Mapping[str, Any]) -> None:
     low, high = fields.get("min_containers", 0), fields.get("max_containers", 0)
     if high and low > high:
-        raise InvalidError(f"option `min_containers` is {low}, more than `max_containers`, {high}")
+        raise InvalidError(
+            f"option `min_containers` is {low}, more than `max_containers`, {high}",
+            hint=f"`max_containers={low}` would allow for it",
+        )
 
 
 _NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
@@ -221,7 +224,7 @@ def _whole(name: str, value: Any, low: int, high: float = math.inf) -> int:
 
 
 def _range(low: float, high: float) -> str:
-    return f"it is at least {low:g}" if high == math.inf else f"it is from {low:g} to {high:g}"
+    return f"it is at least {low:.10g}" if high == math.inf else f"it is from {low:.10g} to {high:.10g}"
 
 
 def _pair(name: str, value: Any) -> tuple[Any, Any]:

@@ -729,13 +729,14 @@ class Dispatch:
     def _expire_container(self, now: float, container: Container, timeout: float, out: Instructions) -> None:
         """Some of its inputs are overdue: they failed, and as nothing less ends a C loop, the container is killed."""
         message = f"one attempt took longer than the function's timeout of {timeout:g} s"
+        hint = "raise `timeout`, which may be up to 86400 s, or give each input less to do"
         budget = container.function.options.max_retries
         began = container.function.running
         for input_ in [input_ for input_ in container.running if began[input_] + timeout <= now]:
             if input_.cancelling:
                 self._finish_cancelled(now, input_, out)
             elif not self._retry(now, input_, budget, out):
-                self._finish(now, input_, "timeout", message, "", None, out)
+                self._finish(now, input_, "timeout", message, hint, None, out)
         self._kill(now, container, f"an input ran longer than {timeout:g} s", out)
 
     def _renew(self, now: float, container: Container) -> None:

@@ -604,7 +604,7 @@ class Reconciler:
         if record.stream is not None:
             record.stream.abort("the container ended")
         fault: Fault = "infra" if infra or record.stopped_by_operator else "container"
-        hint = _oom_hint(record) if oom else ""
+        hint = _oom_hint(record) if oom else _crash_hint(reason) if fault == "container" else ""
         count("containers_ended")
         self.apply(
             self.dispatch.container_gone(
@@ -730,6 +730,17 @@ def container_spec(record: ContainerRecord) -> ContainerSpec:
         hostname=record.container_id,
         function_id=record.function.function_id,
     )
+
+
+_CRASHES = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT")
+
+
+def _crash_hint(reason: str) -> str:
+    if reason.startswith("exited with code"):
+        return "your code, or a library it uses, ended the process; what it wrote last is in the app's output"
+    if reason.endswith(_CRASHES):
+        return "native code crashed; the app's output shows the Python lines that were running"
+    return ""
 
 
 def _oom_hint(record: ContainerRecord) -> str:

@@ -311,8 +311,9 @@ def test_large_results_of_many_calls_at_once_are_not_mixed_up(program: ModuleTyp
 
 
 def test_function_that_takes_too_long_is_ended(program: ModuleType) -> None:
-    with pytest.raises(FunctionTimeoutError, match=r"`too_slow`.*1 s"):
+    with pytest.raises(FunctionTimeoutError, match=r"`too_slow`.*1 s") as caught:
         program.too_slow.remote()
+    assert "raise `timeout`" in caught.value.hint
 
 
 def test_function_that_ends_its_process_is_told_of_with_the_exit_code(program: ModuleType) -> None:

@@ -60,18 +60,26 @@ def home(shared_home: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "said", "hint"),
     [
-        ("exit", "its container exited with code 3 (2 attempts)"),
-        ("segfault", "its container was killed by signal SIGSEGV (2 attempts)"),
-        ("abort", "its container was killed by signal SIGABRT (2 attempts)"),
+        ("exit", "its container exited with code 3 (2 attempts)", "ended the process"),
+        ("segfault", "its container was killed by signal SIGSEGV (2 attempts)", "native code crashed"),
+        ("abort", "its container was killed by signal SIGABRT (2 attempts)", "native code crashed"),
     ],
 )
-def test_a_function_that_ends_its_process_fails_and_says_how(how: str, said: str) -> None:
+def test_a_function_that_ends_its_process_fails_and_says_how(how: str, said: str, hint: str) -> None:
     with pytest.raises(ContainerLostError) as caught:
         faulty.die.remote(how)
     assert caught.value.message == f"`die` lost its container: {said}"
+    assert hint in caught.value.hint
     assert faulty.neighbour.remote(1) == 2
+
+
+def test_a_crash_in_native_code_shows_the_lines_that_were_running(output: Kept) -> None:
+    with pytest.raises(ContainerLostError):
+        faulty.die.remote("segfault")
+    wait_until(lambda: b" in die" in output.text("die"), "its last lines have come")
+    assert b"Segmentation fault" in output.text("die")
 
 
 def test_sys_exit_in_a_function_is_an_error_of_that_call_and_keeps_the_container() -> None:

@@ -37,6 +37,18 @@ def test_file_is_imported_under_its_own_name_with_its_directory_first(tmp_path: 
     assert sys.modules["hello_ref"] is module
 
 
+def test_a_script_that_is_written_again_within_a_second_is_not_mistaken_for_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "script_again.py"
+    for name in ("one", "two"):
+        path.write_text(f"import squall\napp = squall.App({name!r})\n@app.function()\ndef f(): pass\n")
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        sys.modules.pop("script_again", None)
+        assert import_ref(f"{path}::f")[0].app.name == name
+
+
 def test_module_is_imported_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pkg_ref").mkdir()
     (tmp_path / "pkg_ref" / "__init__.py").touch()
