@@ -6,6 +6,7 @@ Must stay small: builders belong in `squall.testing`, a room's own fixtures besi
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +21,16 @@ from pathlib import Path
 
 import pytest
 
+from squall.cli.admin import down
+
 STOP_SECONDS = 30.0
+
+
+def pytest_configure() -> None:
+    """A shell has what it starts in the background ignore two keys of the terminal, and all that this starts would."""
+    for signum, wanted in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, wanted)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -112,7 +122,8 @@ def shared_home() -> Iterator[Path]:
 
 
 class Debian:
-    """The layers of `debian_slim("3.11")`: built by the first home that wants them, and lent to the next ones."""
+    """The layers of `debian_slim("3.11")`: built by the first home that wants them, and lent to the next ones, also to
+    those of other processes that run tests at the same time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -121,14 +132,22 @@ class Debian:
         """To a home whose server has not started yet."""
         (home / "node").mkdir(mode=0o711, exist_ok=True)
         (home / "node/layers").mkdir(exist_ok=True)
-        self._copy(self._path, home / "node/layers")
+        with self._lock():
+            self._copy(self._path, home / "node/layers")
 
     def keep(self, home: Path) -> None:
         """From a home that has built it."""
-        if any(self._path.iterdir()):
-            return
-        wait_until(lambda: all(map(_is_settled, self._layers(home))), "the base is written out", 120.0)
-        self._copy(home / "node/layers", self._path)
+        with self._lock():
+            if _of_base(self._path):
+                return
+            wait_until(lambda: all(map(_is_settled, self._layers(home))), "the base is written out", 120.0)
+            self._copy(home / "node/layers", self._path)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        with (self._path / "lock").open("a") as file:
+            wait_until(lambda: _lock_nowait(file.fileno()), "no other process copies the base", 180.0)
+            yield
 
     def _layers(self, home: Path) -> list[Path]:
         return _of_base(home / "node/layers")
@@ -137,6 +156,14 @@ class Debian:
     def _copy(source: Path, target: Path) -> None:
         for layer in _of_base(source):  # copied, not linked: some tests damage a layer
             subprocess.run(["cp", "-a", layer, target], check=True, timeout=120)
+
+
+def _lock_nowait(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _of_base(layers: Path) -> list[Path]:
@@ -151,19 +178,20 @@ def _is_settled(layer: Path) -> bool:
 
 @pytest.fixture(scope="session")
 def debian_layers() -> Iterator[Debian]:
-    """One Debian for the whole run."""
+    """One Debian for the whole run: in a directory of `scripts/test`, which runs several processes, else of our own."""
+    if shared := os.environ.get("SQUALL_TEST_LAYERS"):
+        yield Debian(Path(shared))
+        return
     with tempfile.TemporaryDirectory(prefix="squall-debian-") as path:
         yield Debian(Path(path))
 
 
 def _stop_server(home: Path) -> None:
+    """As `squall down` does, without a process for it: there are hundreds of homes."""
     if (home / "run" / "server.sock").exists():
-        subprocess.run(
-            [sys.executable, "-m", "squall.cli", "down"],
-            env={**os.environ, "SQUALL_HOME": str(home)},
-            timeout=STOP_SECONDS,
-            check=True,
-        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SQUALL_HOME", str(home))
+            down.main([], standalone_mode=False)
 
 
 def _kill(processes: dict[int, str]) -> None:

@@ -82,7 +82,16 @@ async def serve(settings: Config) -> None:
     await agent.run()
 
 
+def stop_ignoring() -> None:
+    """A shell has a server that it starts in the background, or with `nohup`, ignore what a terminal sends; containers
+    would inherit it, and a Ctrl-\\ in theirs end nothing. No terminal sends this process anything: it has none."""
+    for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
+
+
 def main() -> int:
+    stop_ignoring()
     try:
         settings = config.load()
         _observe.configure(settings.log_level, format=settings.log_format)

@@ -306,6 +306,7 @@ class Server:
         for peer in self.peers:
             peer.stream.send(Ending(self.ending, self.returns))
         self.reconciler.is_held = True
+        self.database.start()  # it is closed with what was measured in it: a short-lived server opens it only now
         await self._stop_apps()
         await self._end_containers()
         await self.provider.stop()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from squall.client import Client
 from tests.conftest import wait_until
 from tests.integration.conftest import own_home, swap_client
 from tests.integration.support import children_of, inits, pid_of, rows
@@ -233,6 +234,18 @@ def test_quit_key_ends_what_waits(script: Path) -> None:
             terminal.type("\x1c")
         terminal.expect("SIGQUIT")
         terminal.ends(1)
+
+
+def test_quit_key_ends_what_waits_also_of_a_server_that_was_started_in_the_background(script: Path) -> None:
+    """Where a shell without job control starts it, it ignores the key itself."""
+    before = signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    try:
+        with own_home():
+            Client.current()  # starts it
+            signal.signal(signal.SIGQUIT, before)
+            test_quit_key_ends_what_waits(script)
+    finally:
+        signal.signal(signal.SIGQUIT, before)
 
 
 def test_quit_key_kills_what_listens_to_nothing(script: Path, home: Path) -> None:
