@@ -167,7 +167,6 @@ def test_shell_in_an_image_and_the_list_of_images_need_no_server_that_runs(debia
     with own_home() as home:
         debian_layers.lend(home)
         image = squall.Image.debian_slim("3.11").run_commands("echo made of steps > /made").build()
-        debian_layers.keep(home)
         down = [sys.executable, "-m", "squall.cli", "down"]
         subprocess.run(down, check=True, timeout=SECONDS)
         listed = subprocess.run(
