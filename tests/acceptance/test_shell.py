@@ -134,8 +134,8 @@ def test_terminal_has_a_size_takes_keys_and_ends_with_its_code() -> None:
         terminal.resize(33, 99)
         terminal.type("stty size\n")
         terminal.expect("33 99")
-        terminal.type("sleep 1000; echo code $?\n")
-        terminal.expect("code $?")
+        terminal.type("sh -c 'echo slee''ping; exec sleep 1000'; echo code $?\n")
+        terminal.expect("sleeping")  # before that the key would be the shell's, which goes on
         (row,) = rows("containers", "shell")
         terminal.type("\x03")
         terminal.type("echo still $((40+2)) here\n")
