@@ -63,8 +63,8 @@ SHELL_FLAGS = _linux.CLONE_NEWNS | _linux.CLONE_NEWPID | _linux.CLONE_NEWIPC | _
 
 WARM_MODULES = (
     "json", "pickle", "socket", "struct", "threading", "traceback", "linecache", "signal", "inspect", "queue",
-    "selectors", "tempfile", "squall", "squall.app", "squall.function", "squall.runner.execute", "squall.runner.loader",
-    "cloudpickle",
+    "selectors", "tempfile", "squall", "squall.app", "squall.function", "squall.image", "squall._calling",
+    "squall.runner.execute", "squall.runner.loader", "cloudpickle",
 )  # fmt: skip
 USUAL_MODULES = (
     "pathlib", "subprocess", "datetime", "hashlib", "asyncio", "logging", "concurrent.futures.thread", "argparse",

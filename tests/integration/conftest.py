@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import squall
-from squall import client as clients
+from squall._context import state
 from squall.client import Client
 from tests.conftest import Debian, temporary_home
 from tests.integration.support import Heard
@@ -33,7 +33,7 @@ def own_home() -> Iterator[Path]:
 
 def swap_client(client: Client | None) -> Client | None:
     """Make `client` that of this process; the one before."""
-    before, clients._state.client = clients._state.client, client
+    before, state.client = state.client, client
     return before
 
 

@@ -20,7 +20,7 @@ import pytest
 
 import squall
 from squall import _session
-from squall import client as clients
+from squall._context import state
 from squall.exception import (
     CancelledError,
     ContainerLostError,
@@ -183,9 +183,9 @@ def program(shared_home: Path, tmp_path: Path) -> Iterator[ModuleType]:
         with module.app.run(output=Recorder.of(module)):
             yield module
     finally:
-        if clients._state.client is not None:
-            clients._state.client.close()
-            clients._state.client = None
+        if state.client is not None:
+            state.client.close()
+            state.client = None
         sys.modules.pop("program_of_test", None)
         sys.path.remove(str(tmp_path))
 

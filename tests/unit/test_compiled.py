@@ -6,7 +6,6 @@ import importlib
 import os
 import select
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,19 +15,8 @@ import pytest
 from squall.runner import compiled
 
 
-def virtual_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def children() -> str:
-    """Of this thread, which other tests have given some."""
-    return Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text()
-
-
 @pytest.fixture
-def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    # The child is a copy of this process, which after thousands of tests is larger than any zygote.
-    monkeypatch.setattr(compiled, "MEMORY_BYTES", compiled.MEMORY_BYTES + virtual_bytes())
+def bundle(tmp_path: Path) -> Iterator[Path]:
     hooks, path, modules = list(sys.path_hooks), list(sys.path), set(sys.modules)
     place = tmp_path / "src"
     place.mkdir()
@@ -171,6 +159,24 @@ def test_the_oldest_bundles_are_forgotten_but_not_what_later_ones_share(
 
 def test_no_child_and_no_descriptor_is_left(bundle: Path) -> None:
     (bundle / "app.py").write_text("VALUE = 13\n")
-    before = set(os.listdir("/proc/self/fd")), children()
+    compiler = compiled.Compiler(str(bundle))
+    tree = os.open(bundle, os.O_PATH | os.O_DIRECTORY)
+    compiler.begin(tree)
+    pipe, child = compiler.fd, compiler._child
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(tree)
+    while compiler.fd >= 0:
+        select.select([compiler.fd], [], [], 60)
+        compiler.read()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(pipe)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child, os.WNOHANG)
+
+
+def test_what_takes_too_much_memory_is_left_to_the_containers(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "MEMORY_BYTES", 64 << 20)
+    (bundle / "a_good.py").write_text("VALUE = 14\n")
+    (bundle / "b_wide.py").write_text("VALUE = (" + "-" * 50 + "x,\n" * 150_000 + ")")
     compile_all(compiled.Compiler(str(bundle)), bundle)
-    assert (set(os.listdir("/proc/self/fd")), children()) == before
+    assert list(compiled._codes) == [f"{bundle}/a_good.py"]
