@@ -56,9 +56,7 @@ DEBIAN_PYTHON = "3.11"
 
 @pytest.fixture(scope="module")
 def debian_home(shared_home: Path, debian_layers: Debian) -> Path:
-    """A Squall that the tests of a module share, with a Debian in it; making the first takes some 20 s and needs a
-    Debian mirror."""
+    """A Squall that the tests of a module share, with a Debian in it."""
     debian_layers.lend(shared_home)
     squall.Image.debian_slim(DEBIAN_PYTHON).build(Heard())
-    debian_layers.keep(shared_home)
     return shared_home
