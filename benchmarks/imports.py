@@ -15,7 +15,8 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYT
 CASES = {
     "python -c pass": "pass",
     "import squall, an App, a decorated function": (
-        "import squall\napp = squall.App('a')\n@app.function()\ndef f(x): return x\n"
+        "import squall\napp = squall.App('a')\n@app.function(cpu=0.5, memory=256)\ndef f(x): return x\n"
+        "@app.local_entrypoint()\ndef main(n: int = 3): print(f.remote(n))\n"
     ),
 }
 

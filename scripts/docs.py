@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import squall
-from squall import call, exception, function, logs
+from squall import call, exception, logs
 from squall._blocking import both, both_generator
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "sdk.md"
@@ -42,7 +42,7 @@ def page() -> str:
             parts += class_parts(name, value)
         elif callable(value):
             parts.append(entry(f"## `squall.{name}`", f"squall.{name}", value))
-    parts += class_parts("FunctionStats", function.FunctionStats, shown="What `Function.get_current_stats` gives")
+    parts += class_parts("FunctionStats", call.FunctionStats, shown="What `Function.get_current_stats` gives")
     parts += class_parts("InputInfo", call.InputInfo, shown="What `FunctionCall.get_call_graph` gives")
     parts += class_parts("Logs", logs.Logs, shown="What `App.logs`, `Function.logs` and `FunctionCall.logs` are")
     parts += class_parts("LogEntry", logs.LogEntry, shown="What `Logs` gives")

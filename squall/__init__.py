@@ -9,11 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from squall._context import current_function_call_id, current_input_id, interact, is_local
     from squall._marks import batched, concurrent, enter, exit, method, parameter
     from squall._output import enable_output
     from squall.app import App, LocalEntrypoint
     from squall.call import FunctionCall
-    from squall.client import Client, current_function_call_id, current_input_id, interact, is_local
+    from squall.client import Client
     from squall.cls import Cls
     from squall.exception import Error, InputCancellation
     from squall.file_pattern_matcher import FilePatternMatcher
@@ -72,13 +73,13 @@ _HOMES = {
     "Secret": "secret",
     "batched": "_marks",
     "concurrent": "_marks",
-    "current_function_call_id": "client",
-    "current_input_id": "client",
+    "current_function_call_id": "_context",
+    "current_input_id": "_context",
     "enable_output": "_output",
     "enter": "_marks",
     "exit": "_marks",
-    "interact": "client",
-    "is_local": "client",
+    "interact": "_context",
+    "is_local": "_context",
     "method": "_marks",
     "parameter": "_marks",
 }

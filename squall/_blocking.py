@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from squall.exception import Error
-from squall.protocol.transport import driver
+from squall.protocol.driving import driver
 
 P = ParamSpec("P")
 R = TypeVar("R")

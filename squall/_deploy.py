@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from squall import client as clients
+from squall._context import is_local
 from squall._output import enabled_output
 from squall._session import PlainOutput, default_name, send_parts
 from squall.client import Client, Output
@@ -82,7 +83,7 @@ async def deploy_app(
     app: App, *, name: str | None, environment_name: str | None, tag: str, strategy: str, output: Output | None
 ) -> Deployment:
     """Make a version of the app on the server and give the app's handles its ids."""
-    if not clients.is_local():
+    if not is_local():
         raise InvalidError(
             "`app.deploy()` was called in a container, while it imports your module",
             hint='put it under `if __name__ == "__main__":`, or use `squall deploy`',

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from squall._blocking import both
-from squall.client import Client
 from squall.exception import InvalidError
 from squall.options import checked_name
 
@@ -34,7 +33,8 @@ class Lookup:
         """Ask the server, if nobody did yet. Raises NotFoundError that says what there is instead."""
         if self.function_id:
             return
-        from squall.protocol.requests import LookupFunction  # which a program without deployed apps never needs
+        from squall.client import Client  # by now somebody calls the function
+        from squall.protocol.requests import LookupFunction
 
         client = Client.current()
         reply, _ = await client.request(LookupFunction(self.app, self.name, self.environment, self.version))

@@ -27,6 +27,7 @@ from squall._blocking import run
 from squall.client import Client, check_payload
 from squall.exception import Error, InvalidError, SerializationError, ServiceError
 from squall.protocol import payload as payloads
+from squall.protocol.driving import driver
 from squall.protocol.frames import Packed, flat
 from squall.protocol.messages import (
     YIELD_WINDOW,
@@ -38,7 +39,7 @@ from squall.protocol.messages import (
     YieldCredit,
     encode_header,
 )
-from squall.protocol.transport import Pending, driver
+from squall.protocol.transport import Pending
 
 IN_FLIGHT_LIMIT = 1000
 UNTAKEN_LIMIT = 8000

@@ -7,18 +7,19 @@ Tested in `tests/unit/test_cls.py`.
 
 from __future__ import annotations
 
-import inspect
-import json
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
+from squall._callables import kind_of, needed, static
 from squall.exception import InvalidError
 from squall.function import Function, check_batched
 from squall.options import batch_fields, concurrency_fields
-from squall.protocol.messages import ScheduleSpec
+from squall.protocol.records import Record, field, record, replaced
 from squall.schedule import Schedule, schedule_fields
+
+if TYPE_CHECKING:
+    from squall.protocol.specs import ScheduleSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -125,9 +126,8 @@ def method(
 
     def decorate(raw_f: Callable[Concatenate[Any, P], R]) -> Marked[P, R]:
         _check_markable(raw_f, "method")
-        target = inspect.unwrap(raw_f)
-        found = inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target)
-        mark: Marked[P, R] = Marked("method", raw_f, is_generator=found if is_generator is None else bool(is_generator))
+        found = kind_of(raw_f)[0] if is_generator is None else bool(is_generator)
+        mark: Marked[P, R] = Marked("method", raw_f, is_generator=found)
         if schedules:
             check_schedulable(raw_f, raw_f.__qualname__, is_generator=mark.is_generator, skip=1)
             mark.schedule = schedules[0]
@@ -233,7 +233,7 @@ def concurrent(*wrong: Any, max_inputs: int, target_inputs: int | None = None) -
     fields = concurrency_fields(max_inputs, target_inputs, "@squall.concurrent")
 
     def decorate(raw: T) -> T:
-        if isinstance(raw, Marked) or (inspect.isfunction(raw) and _is_in_class(raw)):
+        if isinstance(raw, Marked) or (isinstance(raw, types.FunctionType) and _is_in_class(raw)):
             raise InvalidError(
                 f"`{raw.__qualname__}` is a method, and `@squall.concurrent()` belongs to its class",
                 hint="put it between `@app.cls()` and the class: the methods share a container's slots",
@@ -271,13 +271,13 @@ def batched(*wrong: Any, max_batch_size: int, wait_ms: int) -> Callable[[Callabl
     fields = batch_fields(max_batch_size, wait_ms, "@squall.batched")
 
     def decorate(raw: Callable[..., Any]) -> Any:
-        if inspect.isclass(raw):
+        if isinstance(raw, type):
             raise InvalidError(
                 f"`@squall.batched()` decorates the class `{raw.__name__}`",
                 hint="put it above the one method of the class",
             )
         _check_below(raw, "batched")
-        in_class = inspect.isfunction(raw) and _is_in_class(raw)
+        in_class = isinstance(raw, types.FunctionType) and _is_in_class(raw)
         if in_class or isinstance(raw, Marked):
             _check_markable(raw, "batched")
         check_batched(raw, bool(in_class))
@@ -333,7 +333,7 @@ def _check_markable(raw_f: Any, name: str) -> None:
             f"`{raw_f.tag}` is decorated with `@app.function()` and `{decorator}`",
             hint=f"in a class decorated with `@app.cls()`, use `{decorator}` alone",
         )
-    if not inspect.isfunction(raw_f) or "<lambda>" in raw_f.__qualname__:
+    if not isinstance(raw_f, types.FunctionType) or "<lambda>" in raw_f.__qualname__:
         raise InvalidError(f"`{decorator}` decorates {raw_f!r:.200}", hint="it takes a method defined with `def`")
     if not _is_in_class(raw_f):
         raise InvalidError(
@@ -349,40 +349,33 @@ def _is_in_class(raw_f: types.FunctionType) -> bool:
 
 def _check_hook(raw_f: Any, name: str) -> None:
     _check_markable(raw_f, name)
-    needed = _needed(raw_f)
-    if needed:
+    missing = needed(raw_f, 1)
+    if missing:
         raise InvalidError(
-            f"{name} hook `{raw_f.__qualname__}` has the argument `{needed[0]}`",
+            f"{name} hook `{raw_f.__qualname__}` has the argument `{missing[0]}`",
             hint="a hook gets nothing but `self`; use `squall.parameter()` for what differs between instances",
         )
-    if inspect.isgeneratorfunction(raw_f) or inspect.isasyncgenfunction(raw_f):
+    if kind_of(raw_f)[0]:
         raise InvalidError(f"{name} hook `{raw_f.__qualname__}` is a generator", hint="a hook returns when it is done")
 
 
 def check_schedulable(raw_f: Any, name: str, *, is_generator: bool, skip: int = 0) -> None:
     """Raises InvalidError for what cannot be called without arguments, or gives no single result."""
-    needed = _needed(raw_f, skip)
-    if needed:
+    missing = needed(raw_f, skip)
+    if missing:
         raise InvalidError(
-            f"`{name}` has a schedule and the argument `{needed[0]}`, which a schedule cannot give it",
-            hint=f"give `{needed[0]}` a default, or put the schedule on a function without arguments that calls it",
+            f"`{name}` has a schedule and the argument `{missing[0]}`, which a schedule cannot give it",
+            hint=f"give `{missing[0]}` a default, or put the schedule on a function without arguments that calls it",
         )
     if is_generator:
         raise InvalidError(f"generator `{name}` has a schedule", hint="nobody would take what it yields")
 
 
-def _needed(raw_f: Any, skip: int = 1) -> list[str]:
-    """Arguments that a call must give, but for the first `skip`: `self`."""
-    rest = list(inspect.signature(raw_f).parameters.values())[skip:]
-    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [one.name for one in rest if one.default is one.empty and one.kind not in optional]
-
-
 # ---- parameters -------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Parameter:
+@record
+class Parameter(Record):
     """One parameter of a class; `kind` is its type's name."""
 
     default: Any
@@ -424,10 +417,9 @@ def parameter(*, default: Any = MISSING, init: bool = True) -> Any:
 def _parameters_of(raw: type) -> dict[str, Parameter]:
     found: dict[str, Parameter] = {}
     for base in reversed(raw.__mro__):
-        annotations = inspect.get_annotations(base)
         for name, value in vars(base).items():
             if isinstance(value, Parameter):
-                found[name] = _parameter_of(raw, name, value, annotations.get(name))
+                found[name] = _parameter_of(raw, name, value, base.__annotations__.get(name))
             elif name in found:  # a subclass has made it a plain attribute
                 del found[name]
     return found
@@ -454,6 +446,8 @@ def check_value(one: Parameter, value: Any, what: str) -> None:
 
 def pack_parameters(shape: Shape, values: dict[str, Any]) -> bytes:
     """The values as bytes: the same for the same. JSON, with bytes as hexadecimal digits."""
+    import json  # a program has reason to when it makes an instance
+
     rows = [
         [name, shape.parameters[name].kind, value.hex() if isinstance(value, bytes) else value]
         for name, value in sorted(values.items())
@@ -462,6 +456,8 @@ def pack_parameters(shape: Shape, values: dict[str, Any]) -> bytes:
 
 
 def unpack_parameters(data: bytes) -> dict[str, Any]:
+    import json
+
     rows = json.loads(data) if data else []
     return {name: bytes.fromhex(value) if kind == "bytes" else value for name, kind, value in rows}
 
@@ -469,8 +465,8 @@ def unpack_parameters(data: bytes) -> dict[str, Any]:
 # ---- the shape of a class ---------------------------------------------------------------------------------------
 
 
-@dataclass
-class Shape:
+@record
+class Shape(Record):
     """What is to be known of a class to make handles of it and to run it; plain values, so that it travels."""
 
     methods: dict[str, bool] = field(default_factory=dict)
@@ -506,7 +502,7 @@ def shape_of(raw: type) -> Shape:
 
 
 def _take_schedules(raw: type, shape: Shape, methods: Mapping[str, Marked[..., Any]]) -> None:
-    schedules = [replace(mark.schedule, method=name) for name, mark in methods.items() if mark.schedule is not None]
+    schedules = [replaced(mark.schedule, method=name) for name, mark in methods.items() if mark.schedule is not None]
     if schedules and shape.parameters:
         raise InvalidError(
             f"class `{raw.__qualname__}` has parameters, and its method `{schedules[0].method}` a schedule",
@@ -549,7 +545,7 @@ def _marks(raw: type, bases: Iterator[type]) -> Iterator[tuple[str, Marked[..., 
                     f"`{inner.__qualname__}` is a `{type(value).__name__}` with `@squall.{inner.kind}()`",
                     hint="it takes a plain method, with `self`",
                 )
-            final = inspect.getattr_static(raw, name)
+            final = static(raw, name)
             if isinstance(final, Marked) and isinstance(value, (Marked, types.FunctionType)) and name not in seen:
                 seen.add(name)
                 yield name, final
@@ -563,9 +559,9 @@ def _check_init(raw: type, shape: Shape) -> None:
             f"class `{raw.__qualname__}` has parameters and an `__init__` of its own",
             hint="leave `__init__` (or `@dataclass`) out, and set up the object in a `@squall.enter()` hook",
         )
-    needed = _needed(raw.__init__)  # type: ignore[misc]
-    if needed:
+    missing = needed(raw.__init__, 1)  # type: ignore[misc]
+    if missing:
         raise InvalidError(
-            f"`{raw.__qualname__}.__init__` has the argument `{needed[0]}`, which a container cannot give it",
-            hint=f"declare it in the class: `{needed[0]}: str = squall.parameter()`",
+            f"`{raw.__qualname__}.__init__` has the argument `{missing[0]}`, which a container cannot give it",
+            hint=f"declare it in the class: `{missing[0]}: str = squall.parameter()`",
         )

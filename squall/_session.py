@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from squall import _blocking
 from squall import client as clients
+from squall._context import is_local
 from squall._output import enabled_output
 from squall._source import Bundle, Origin, checked_module_name, make_bundle, origin_of
 from squall._terminal import Between, Terminal, check_terminal
@@ -39,6 +40,7 @@ from squall.protocol.messages import (
     StopApp,
     new_id,
 )
+from squall.protocol.records import replaced
 
 if TYPE_CHECKING:
     from squall.app import App
@@ -165,7 +167,7 @@ def prepare(app: App) -> Prepared:
                 prepared.shared_main.add(tag)
                 _alias_main(origin.module)
             prepared.specs.append(
-                replace(spec, module=origin.module, source=source, source_parts=parts, main_alias=origin.is_main)
+                replaced(spec, module=origin.module, source=source, source_parts=parts, main_alias=origin.is_main)
             )
     finally:
         app._packing = False
@@ -174,7 +176,7 @@ def prepare(app: App) -> Prepared:
 
 def _by_value(app: App, spec: FunctionSpec, prepared: Prepared) -> FunctionSpec:
     data = payloads.pack_by_value(app._raw_of(spec.tag), f"`{spec.tag}`")
-    return replace(spec, module="", source="", serialized_blob=_add_blob(prepared, data))
+    return replaced(spec, module="", source="", serialized_blob=_add_blob(prepared, data))
 
 
 def _add_bundle(prepared: Prepared, bundle: Bundle) -> tuple[str, list[str]]:
@@ -321,7 +323,7 @@ class AppRun:
         _blocking.run(self.__aexit__(kind, error, traceback))
 
     async def __aenter__(self) -> App:
-        if not clients.is_local():
+        if not is_local():
             raise InvalidError(
                 "`app.run()` was called in a container, while it imports your module",
                 hint='put it under `if __name__ == "__main__":` or into a `@app.local_entrypoint()`',

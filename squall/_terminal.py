@@ -48,13 +48,13 @@ def terminal_size() -> tuple[int, int]:
     return size.lines, size.columns
 
 
-def make_raw() -> Callable[[], None]:
-    """Have the keys come as they are; returns how to undo it."""
+def make_raw(flush: bool = True) -> Callable[[], None]:
+    """Have the keys come as they are, and drop those that came before unless told not to; returns how to undo it."""
     import termios
     import tty
 
     before = termios.tcgetattr(0)
-    tty.setraw(0)
+    tty.setraw(0, termios.TCSAFLUSH if flush else termios.TCSADRAIN)
     return lambda: termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 

@@ -7,7 +7,6 @@ function. Starting an app is `_session`'s part; calling is `function.py`'s. Test
 
 from __future__ import annotations
 
-import inspect
 import sys
 import types
 import warnings
@@ -16,22 +15,26 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from squall._blocking import both, is_notebook
+from squall._callables import kind_of
 from squall._marks import EXIT_GRACE, Marked, Shape, check_schedulable, described, fields_of, parameter, shape_of
 from squall.cls import Cls
 from squall.exception import InvalidError
 from squall.function import Function
-from squall.image import Image
-from squall.options import FunctionOptions, checked_name, not_yet, read_options, secret_fields, with_secrets
-from squall.protocol.messages import FunctionSpec
+from squall.options import checked_image, checked_name, not_yet, read_options, secret_fields, with_secrets
+from squall.protocol.specs import FunctionSpec
 from squall.secret import Secret, checked_env
 
 if TYPE_CHECKING:
+    import inspect
+
     from typing_extensions import Unpack, dataclass_transform
 
     from squall._deploy import AppInfo, Deployment
     from squall._session import AppRun, RunningApp
     from squall.client import Client, Output
+    from squall.image import Image
     from squall.logs import Logs
+    from squall.options import FunctionOptions
 
 else:
 
@@ -89,6 +92,8 @@ class LocalEntrypoint:
     @property
     def signature(self) -> inspect.Signature:
         """The parameters, with annotations as objects where they can be evaluated."""
+        import inspect  # the command line asks; a program that defines an app does not
+
         try:
             return inspect.signature(self.raw_f, eval_str=True)
         except Exception:  # an annotation that does not evaluate here
@@ -146,8 +151,8 @@ class App:
                 )
             )
         self.name = None if name is None else checked_name(name, "app name")
-        if image is not None and not isinstance(image, Image):
-            raise InvalidError(f"`App(image={image!r})` takes an Image", hint="give `squall.Image.host()`")
+        if image is not None:
+            checked_image(image, f"`App(image={image!r})` takes an Image")
         if not isinstance(include_source, bool):
             raise InvalidError(f"`App(include_source={include_source!r})` takes True or False")
         self._image = image
@@ -262,7 +267,7 @@ class App:
         _check_callable(raw_f, "@app.function()")
         _check_scope(raw_f, serialized, options.get("name"))
         tag = checked_name(options.get("name") or raw_f.__name__, "function name")
-        is_generator, is_async = _kind_of(raw_f)
+        is_generator, is_async = kind_of(raw_f)
         if options.get("is_generator") is not None:
             is_generator = bool(options["is_generator"])
         if is_generator and fields.get("retries") and fields["retries"].max_retries:
@@ -666,7 +671,7 @@ def _check_callable(raw_f: Any, decorator: str) -> None:
             f"`{raw_f.name}` is a local entrypoint and runs in your own program",
             hint="make it a function of the app or an entrypoint, not both",
         )
-    if inspect.isclass(raw_f):
+    if isinstance(raw_f, type):
         raise InvalidError(
             f"`{decorator}` decorates the class `{raw_f.__name__}`", hint="decorate a class with `@app.cls()`"
         )
@@ -681,7 +686,7 @@ def _check_callable(raw_f: Any, decorator: str) -> None:
 def _check_class(raw: Any) -> None:
     if isinstance(raw, Cls):
         raise InvalidError(f"`{raw.tag}` is decorated with `@app.cls()` twice", hint="keep one decorator")
-    if not inspect.isclass(raw):
+    if not isinstance(raw, type):
         raise InvalidError(
             f"`@app.cls()` decorates {raw!r:.200}", hint="it takes a class; decorate a function with `@app.function()`"
         )
@@ -708,14 +713,6 @@ def _check_scope(raw_f: Any, serialized: bool, name: str | None, what: str = "fu
         f"`{qualname}` is a method of a class",
         hint="decorate the class with `@app.cls()` and the method with `@squall.method()`",
     )
-
-
-def _kind_of(raw_f: Any) -> tuple[bool, bool]:
-    """Whether it is a generator, and whether it is async."""
-    target = inspect.unwrap(raw_f)
-    if inspect.isasyncgenfunction(target):
-        return True, True
-    return inspect.isgeneratorfunction(target), inspect.iscoroutinefunction(target)
 
 
 def _is_same(one: Any, other: Any) -> bool:

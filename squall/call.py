@@ -46,6 +46,17 @@ class InputInfo:
     children: list[InputInfo] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class FunctionStats:
+    """How busy a function is at this moment: inputs that wait (`backlog`), containers (`num_total_runners`), inputs
+    that run (`num_running_inputs`), and how many more the ready containers could take (`input_headroom`)."""
+
+    backlog: int = 0
+    num_total_runners: int = 0
+    num_running_inputs: int = 0
+    input_headroom: int = 0
+
+
 class FunctionCall(Handle, Generic[R]):
     """A call made by `spawn` or `spawn_map`: its results are kept 7 days and can be had from any process.
 

@@ -10,17 +10,17 @@ to retry an input: the server does. How it goes on when its connection breaks is
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import os
 import socket
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from squall._blocking import both
+from squall._context import state
 from squall._observe import Logger
 from squall.exception import (
     CancelledError,
@@ -293,20 +293,20 @@ class Client:
     @staticmethod
     def current() -> Client:
         """The process's client; connects when there is none, or when it broke or was inherited by a fork."""
-        client = _state.client
+        client = state.client
         if client is not None and client.usable():
             return client
-        with _state.lock:
-            client = _state.client
+        with state.lock:
+            client = state.client
             if client is None or not client.usable():
-                if _state.in_container:
+                if state.in_container:
                     raise ServiceError(
                         "this process has no connection to the server",
                         hint="in a container, only the function's own process can call others, not its children",
                     )
                 if client is not None and client.pid == os.getpid():  # a parent's is not ours to close
                     client.close()
-                client = _state.client = Client.connect()
+                client = state.client = Client.connect()
         return client
 
     def usable(self) -> bool:
@@ -616,129 +616,14 @@ def _show_on(output: Output, message: Message, payload: bytes) -> None:
         log.warning("an app's output failed", output=type(output).__name__, error=repr(error))
 
 
-# ---- the process's client and the running input -------------------------------------------------------------------
-
-
-class _State:
-    def __init__(self) -> None:
-        self.client: Client | None = None
-        self.lock = threading.Lock()
-        self.in_container = False
-        self.app_name = ""
-        self.app_id = ""
-        self.attach: Callable[[], None] | None = None
-        """In a container whose app was run with a terminal: makes it this process's own."""
-
-
-_state = _State()
-_input: contextvars.ContextVar[tuple[str, str]] = contextvars.ContextVar("squall_input", default=("", ""))
-
-os.register_at_fork(after_in_child=lambda: setattr(_state, "lock", threading.Lock()))
+# ---- in a container ---------------------------------------------------------------------------------------------
 
 
 def install(link: Link) -> Client:
     """For the runner: make a client on its link the process's client. It passes pushes on to `Client.on_push`."""
-    _state.client = Client(link=link)
-    _state.in_container = True
-    return _state.client
-
-
-def uninstall() -> None:
-    """Undo `install`, `set_app` and `set_context`: of a rehearsal nothing may be left."""
-    _state.client, _state.in_container = None, False
-    _state.app_name, _state.app_id = "", ""
-    _input.set(("", ""))
-
-
-def set_app(name: str, app_id: str) -> None:
-    """For the runner: which app this container belongs to."""
-    _state.in_container = True
-    _state.app_name, _state.app_id = name, app_id
-
-
-def set_attach(attach: Callable[[], None]) -> None:
-    """For the runner: how user code comes by a terminal."""
-    _state.attach = attach
-
-
-def set_context(input_id: str, call_id: str) -> None:
-    """For the runner: which input this thread or task runs from now on."""
-    _input.set((input_id, call_id))
-
-
-def is_local() -> bool:
-    """Whether this code runs in your program (True) or in a container of Squall (False).
-
-    Example:
-
-        if squall.is_local():
-            print("imported by your program")
-    """
-    return not _state.in_container and "SQUALL_IS_REMOTE" not in os.environ
-
-
-def interact() -> None:
-    """Attach your terminal to the container that this code runs in: `input()`, `code.interact()` and debuggers work.
-
-    The app must run in a terminal with `squall run -i`, or `app.run(interactive=True)`. From here to the end of the
-    input, standard input, output and error of the container are that terminal: keys go to it as they are, Ctrl-C
-    raises KeyboardInterrupt there, and Ctrl-\\ kills the container. What it prints meanwhile is not in its logs, and
-    no timeout of the function ends it. One container has the terminal at a time; others wait here, and say so.
-    `breakpoint()` calls this by itself. In your own program, so under `.local()` too, it does nothing.
-
-    Raises InvalidError in a container of an app that was run without a terminal, ServiceError when the terminal has
-    gone.
-
-    Example:
-
-        @app.function()
-        def shout(text):
-            squall.interact()
-            return text.upper()
-
-        @app.local_entrypoint()
-        def main():
-            print(shout.local("hello"))
-    """
-    if _state.attach is not None and _state.client is not None and _state.client.usable():
-        _state.attach()
-    elif not is_local():
-        raise InvalidError(
-            "`squall.interact()`: the app of this container was run without a terminal, or this is a child process",
-            hint="run it with `squall run -i`, and call this in the function's own process",
-        )
-
-
-def refuse_breakpoint(*args: Any, **kwargs: Any) -> Any:
-    """For the runner: `breakpoint()` where there is no terminal, which else ends in an obscure `BdbQuit`."""
-    if os.environ.get("PYTHONBREAKPOINT"):
-        return sys.__breakpointhook__(*args, **kwargs)  # noqa: T100 - one that needs none, or nothing
-    raise InvalidError(
-        "`breakpoint()`: the app of this container was run without a terminal", hint="run it with `squall run -i`"
-    )
-
-
-def current_input_id() -> str | None:
-    """Id of the input this code runs for, such as `in-5f2c19d04be87a36-0`; None outside a container.
-
-    Example:
-
-        @app.function()
-        def who(): return squall.current_input_id()
-
-        @app.local_entrypoint()
-        def main():
-            print(who.remote())
-    """
-    return _input.get()[0] or None
-
-
-def current_function_call_id() -> str | None:
-    """Id of the call this code runs for, such as `fc-5f2c19d04be87a36`; None outside a container.
-
-    `squall trace` takes it, and for a spawned call `FunctionCall.from_id` does.
-    """
-    return _input.get()[1] or None
+    state.client = Client(link=link)
+    state.in_container = True
+    return state.client
 
 
 # ---- starting a server ------------------------------------------------------------------------------------------

@@ -9,14 +9,14 @@ What is decorated how is `_marks`'s part. Tested in `tests/unit/test_cls.py` and
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
-import threading
 import types
-from collections.abc import Callable
+from _thread import RLock  # that of `threading`, which takes a millisecond
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from squall._blocking import both, run
+from squall._callables import kind_of, static
 from squall._lookup import Autoscaler, checked_lookup
 from squall._marks import (
     MISSING,
@@ -31,12 +31,13 @@ from squall._marks import (
 from squall._object import Handle
 from squall.exception import InvalidError
 from squall.function import Function, Variant, by_lookup, check_batched, derived
-from squall.options import FunctionOptions, batch_fields, concurrency_fields, merged_fields, variant_fields
+from squall.options import batch_fields, concurrency_fields, merged_fields, variant_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from squall.app import App
+    from squall.options import FunctionOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -194,7 +195,7 @@ class Cls(Handle, Generic[T]):
                 hint=f"methods: {', '.join(self._shape.methods)}",
             )
         if self._raw is not None:
-            check_batched(inspect.getattr_static(self._raw, self.methods[0]).raw_f, True)
+            check_batched(static(self._raw, self.methods[0]).raw_f, True)
         return self._variant_with(batch_fields(max_batch_size, wait_ms, f"{self.tag}.with_batching"))
 
     def _variant_with(self, fields: dict[str, Any]) -> Cls[T]:
@@ -273,7 +274,7 @@ class Obj:
         self._raw = raw
         self._local: Any = None
         self._is_entered = False
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_lock" not in self.__dict__:
@@ -311,7 +312,7 @@ class Obj:
             try:
                 for name in self._shape.enters:
                     result = plain_method(instance, name)()
-                    if inspect.isawaitable(result):
+                    if isinstance(result, Awaitable):
                         await result
             except BaseException:
                 self._is_entered = False
@@ -346,7 +347,7 @@ class Method(Function[P, R]):
     """A method of an instance, as a Function."""
 
     def __init__(self, obj: Obj, name: str, is_generator: bool) -> None:
-        raw_f = None if obj._raw is None else inspect.getattr_static(obj._raw, name).raw_f
+        raw_f = None if obj._raw is None else static(obj._raw, name).raw_f
         super().__init__(f"{obj._tag}.{name}", raw_f, obj._pool.app, is_generator)
         self._parameters = self._parameters[1:]  # without `self`
         self._base, self._method, self._variant = obj._pool, name, obj._variant
@@ -359,7 +360,7 @@ class Method(Function[P, R]):
         result: Any
         if not is_async(raw_f):
             result = raw_f(self._obj._entered(), *args, **kwargs)
-        elif inspect.isasyncgenfunction(inspect.unwrap(raw_f)):
+        elif kind_of(raw_f)[0]:
             result = self._generate_here(args, kwargs)
         else:
             result = self._run_here(args, kwargs)
@@ -399,13 +400,12 @@ def _run_here(awaitable: Any, name: str) -> Any:
 
 
 def is_async(call: Callable[..., Any]) -> bool:
-    target = inspect.unwrap(call)
-    return inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
+    return kind_of(call)[1]
 
 
 def plain_method(instance: Any, name: str) -> Callable[..., Any]:
     """A decorated method or hook of an object, as the plain bound method."""
-    mark = inspect.getattr_static(type(instance), name)
+    mark = static(type(instance), name)
     return types.MethodType(mark.raw_f, instance)
 
 

@@ -1,78 +1,39 @@
-"""Function: what a user calls; `call.py` has the handle of what was spawned.
+"""Function: what a user calls; `call.py` has the handle of what was spawned, `_calling.py` what the verbs do.
 
-Owns the calling verbs (`remote`, `local`, `map`, `spawn` ...) and turning one call into a `Submit` and its result
-back into a value. Each verb is one coroutine with two faces (`_blocking`). Must never build specs (`app.py`) or know
-how results are streamed (`_map.py`). Tested in `tests/unit/test_function.py` and `tests/integration/test_calls.py`.
+Owns the handle: what it stands for, its variants, how it travels, and the verbs (`remote`, `local`, `map`, `spawn` ...)
+as users see them, each one coroutine with two faces (`_blocking`). Must never build specs (`app.py`), nor import at its
+head what talks to the server: decorating a function has to stay cheap. Tested in `tests/unit/test_function.py` and
+`tests/integration/test_calls.py`.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
-import os
-import time
 import types
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from squall import _map
-from squall import client as clients
 from squall._blocking import both, both_generator, run
+from squall._callables import kind_of
 from squall._lookup import Autoscaler, Lookup, checked_lookup
 from squall._object import Handle, checked_id
-from squall.call import FunctionCall
-from squall.client import Client, Waiter, check_payload
 from squall.exception import InvalidError, NotFoundError, SerializationError
-from squall.options import FunctionOptions, batch_fields, concurrency_fields, merged_fields, variant_fields
-from squall.protocol import payload as payloads
-from squall.protocol.frames import Packed, flat
-from squall.protocol.messages import (
-    BindFunction,
-    CancelCall,
-    GetStats,
-    InputItem,
-    Submit,
-    new_id,
-)
-from squall.protocol.transport import Pending
+from squall.options import batch_fields, concurrency_fields, merged_fields, variant_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from squall._calling import Caller, Target
     from squall.app import App
+    from squall.call import FunctionCall, FunctionStats
+    from squall.client import Client
     from squall.logs import Logs
+    from squall.options import FunctionOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SPAWN_BATCH = 512
-SPAWN_WINDOW = 8
-"""Batches of a `spawn_map` that are on their way to the server's disk at a time: they share its syncs."""
 KEY_LIMIT = 200
-
-
-@dataclass(frozen=True)
-class FunctionStats:
-    """How busy a function is at this moment: inputs that wait (`backlog`), containers (`num_total_runners`), inputs
-    that run (`num_running_inputs`), and how many more the ready containers could take (`input_headroom`)."""
-
-    backlog: int = 0
-    num_total_runners: int = 0
-    num_running_inputs: int = 0
-    input_headroom: int = 0
-
-
-@dataclass
-class Target:
-    """Where a function's inputs go, resolved once per call."""
-
-    client: Client
-    function_id: str
-    source_map: dict[str, str]
-    main_by_value: bool
-    method: str = ""
 
 
 class Variant:
@@ -84,16 +45,6 @@ class Variant:
         self.parameters = parameters
         self._ids: dict[str, str] = {}
         """Base function's id -> the pool's."""
-
-    async def bind(self, target: Target) -> str:
-        """The id of the pool."""
-        found = self._ids.get(target.function_id)
-        if found is None:
-            asked = BindFunction(target.function_id, self.options)
-            reply, _ = await target.client.request(asked, self.parameters)
-            found = self._ids[target.function_id] = str(reply.data["function_id"])
-            target.client.pools[found] = (asked, self.parameters)
-        return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Variant, (self.options, self.parameters)
@@ -224,41 +175,22 @@ class Function(Handle, Generic[P, R]):
         if not self._object_id and self._app is not None and self._app._packing:
             return _handle_by_tag, (self._tag, self._is_generator)
         try:
-            return _handle_by_id, (self._resolve().function_id, self._tag, self._is_generator)
+            return _handle_by_id, (self._caller().resolve().function_id, self._tag, self._is_generator)
         except InvalidError as error:
             raise SerializationError(f"cannot pickle {self!r}: its app is not running", hint=error.hint) from None
 
+    def _caller(self) -> Caller:
+        """Its other half, which talks to the server."""
+        from squall._calling import Caller  # what calls functions is not needed to define them
+
+        return Caller(self)
+
     async def _target(self) -> Target:
-        if self._lookup is not None:
-            await self._find()
-        target = self._resolve()
-        if self._variant is not None:
-            target.function_id = await self._variant.bind(target)
-        return target
+        return await self._caller().target()
 
-    async def _find(self) -> None:
-        """Make sure that a function looked up by name was found."""
-        lookup = self._lookup
-        assert lookup is not None  # callers have looked
-        await lookup.find()
-        if not self._method:
-            self._is_generator = lookup.is_generator
-
-    def _resolve(self) -> Target:
-        if self._base is not None:
-            target = self._base._resolve()
-            target.method = self._method
-            return target
-        app = self._app
-        running = None if app is None else app._running
-        if running is not None and self._tag in running.functions:
-            client = running.client if running.client.pid == os.getpid() else Client.current()
-            return Target(client, running.functions[self._tag], running.source_map, not running.main_shared(self._tag))
-        if self._object_id:
-            return Target(Client.current(), self._object_id, {}, True)
-        if self._lookup is not None and self._lookup.function_id:
-            return Target(Client.current(), self._lookup.function_id, {}, True)
-        raise _not_running(self._tag, app)
+    def _known_id(self) -> str:
+        """Its id where that does not follow from its app's run; empty while there is none."""
+        return self._object_id or ("" if self._lookup is None else self._lookup.function_id)
 
     def with_options(self, **options: Unpack[FunctionOptions]) -> Function[P, R]:
         """A handle of the same function with other options, and so with containers of its own.
@@ -348,23 +280,7 @@ class Function(Handle, Generic[P, R]):
                 except ZeroDivisionError as error:
                     print("as if it had happened here:", error)
         """
-        if self._lookup is not None:
-            await self._find()
-        if self._is_generator:
-            raise InvalidError(f"`{self._tag}` is a generator", hint=f"use `{self._tag}.remote_gen(...)`")
-        target = await self._target()
-        item, payload = await self._pack(target, 0, args, kwargs)
-        call_id, client = new_id("fc"), target.client
-        waiter = client.sinks[call_id] = Waiter(client.link)
-        try:
-            waiter.send(_submit(call_id, target, [item], "remote"), payload)
-            output, data = await waiter.pending
-        except BaseException:
-            _cancel_quietly(client, call_id)
-            raise
-        finally:
-            client.sinks.pop(call_id, None)
-        return await client.value_of(output, data, self._tag, target.source_map)  # type: ignore[no-any-return]
+        return await self._caller().remote(args, kwargs)  # type: ignore[no-any-return]
 
     @both_generator
     async def remote_gen(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Any, None]:
@@ -384,15 +300,7 @@ class Function(Handle, Generic[P, R]):
                 for letter in letters.remote_gen("abc"):
                     print(letter)
         """
-        if self._lookup is not None:
-            await self._find()
-        if not self._is_generator:
-            raise InvalidError(f"`{self._tag}` is not a generator", hint=f"use `{self._tag}.remote(...)`")
-        target = await self._target()
-        item, payload = await self._pack(target, 0, args, kwargs)
-        stream = _map.YieldStream(target.client, new_id("fc"), self._tag, target.source_map)
-        submit = _submit(stream.call_id, target, [item], "gen")
-        async for value in stream.values(submit, payload):
+        async for value in await self._caller().remote_gen(args, kwargs):
             yield value
 
     @both
@@ -412,7 +320,7 @@ class Function(Handle, Generic[P, R]):
                 call = square.spawn(7)
                 print(call.get(timeout=30))
         """
-        return await self._spawn("", args, kwargs)
+        return await self._caller().spawn("", args, kwargs)
 
     @both
     async def spawn_once(self, key: str, /, *args: P.args, **kwargs: P.kwargs) -> FunctionCall[R]:
@@ -438,30 +346,7 @@ class Function(Handle, Generic[P, R]):
                 f"`{self._tag}.spawn_once` got the key {key!r:.80}",
                 hint=f"a key is text of 1 to {KEY_LIMIT} characters",
             )
-        return await self._spawn(key, args, kwargs)
-
-    async def _spawn(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FunctionCall[R]:
-        if self._lookup is not None:
-            await self._find()
-        if self._is_generator:
-            raise InvalidError(f"`{self._tag}` is a generator and cannot be spawned", hint="use `.remote_gen(...)`")
-        target = await self._target()
-        item, payload = await self._pack(target, 0, args, kwargs)
-        submit = _submit(new_id("fc"), target, [item], "spawn")
-        if key:
-            submit.key, submit.digest = key, payloads.digest_call(args, kwargs, payload or item.blob.encode())
-        reply, _ = await target.client.request(submit, payload)
-        return FunctionCall(str(reply.data.get("call_id", submit.call_id)), self._tag, target.source_map)
-
-    async def _pack(
-        self, target: Target, idx: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[InputItem, Packed]:
-        """One input for the wire; its arguments are uploaded first when they are too large to travel inline."""
-        by_value = target.main_by_value
-        data = payloads.pack_call_in_pieces(args, kwargs, self._tag, self._parameters, main_by_value=by_value)
-        if check_payload(data, f"the arguments of `{self._tag}`"):
-            return InputItem(idx, len(data)), data
-        return InputItem(idx, 0, await target.client.put_blob.aio(data)), b""
+        return await self._caller().spawn(key, args, kwargs)
 
     # -- many
 
@@ -492,8 +377,8 @@ class Function(Handle, Generic[P, R]):
             def main():
                 print(list(power.map([2, 3], [10, 2], kwargs={"offset": 1})))
         """
-        inputs = _map.zip_inputs(input_iterators, "map")
-        async for value in await self._map(inputs, kwargs, order_outputs, return_exceptions):
+        results = await self._caller().map("map", input_iterators, kwargs, order_outputs, return_exceptions)
+        async for value in results:
             yield value
 
     @both_generator
@@ -516,8 +401,8 @@ class Function(Handle, Generic[P, R]):
             def main():
                 print(list(add.starmap([(1, 2), (3, 4)])))
         """
-        inputs = _map.Inputs(input_iterator, spread=True, verb="starmap")
-        async for value in await self._map(inputs, kwargs, order_outputs, return_exceptions):
+        results = await self._caller().starmap(input_iterator, kwargs, order_outputs, return_exceptions)
+        async for value in results:
             yield value
 
     @both
@@ -538,21 +423,8 @@ class Function(Handle, Generic[P, R]):
             def main():
                 greet.for_each(["Ada", "Grace"])
         """
-        inputs = _map.zip_inputs(input_iterators, "for_each")
-        async for _ in await self._map(inputs, kwargs, False, ignore_exceptions):
+        async for _ in await self._caller().map("for_each", input_iterators, kwargs, False, ignore_exceptions):
             pass
-
-    async def _map(
-        self, inputs: _map.Inputs, kwargs: dict[str, Any] | None, ordered: bool, return_exceptions: bool
-    ) -> AsyncGenerator[Any, None]:
-        if self._lookup is not None:
-            await self._find()
-        if self._is_generator:
-            raise InvalidError(f"`{self._tag}` is a generator and cannot be mapped", hint="use `.remote_gen(...)`")
-        target = await self._target()
-        order = _map.Order(self._tag, self._parameters, kwargs or {}, ordered, return_exceptions, target.main_by_value)
-        submit = _submit(new_id("fc"), target, [], "map")
-        return _map.Mapping(target.client, submit, inputs, order, target.source_map).results()
 
     @both
     async def spawn_map(self, *input_iterators: Any, kwargs: dict[str, Any] | None = None) -> FunctionCall[R]:
@@ -570,37 +442,7 @@ class Function(Handle, Generic[P, R]):
                 call = square.spawn_map(range(5))
                 print(list(call.iter()))
         """
-        if self._lookup is not None:
-            await self._find()
-        if self._is_generator:
-            raise InvalidError(f"`{self._tag}` is a generator and cannot be spawned", hint="use `.remote_gen(...)`")
-        target = await self._target()
-        call_id = new_id("fc")
-        inputs = _map.zip_inputs(input_iterators, "spawn_map")
-        under_way: deque[Pending[Any]] = deque()
-        items: list[InputItem] = []
-        parts: list[Packed] = []
-        count = size = 0
-        try:
-            async for args in inputs.stream():
-                item, data = await self._pack(target, count, args, kwargs or {})
-                items.append(item)
-                parts.append(data)
-                count += 1
-                size += len(data)
-                if len(items) >= SPAWN_BATCH or size > _map.FRAME_TARGET_BYTES:
-                    under_way.append(_send_spawned(target, call_id, items, parts))
-                    items, parts, size = [], [], 0
-                    if len(under_way) >= SPAWN_WINDOW:
-                        await under_way.popleft().within(clients.REQUEST_TIMEOUT)
-            if items or not count:
-                under_way.append(_send_spawned(target, call_id, items, parts))
-            while under_way:
-                await under_way.popleft().within(clients.REQUEST_TIMEOUT)
-        except BaseException:  # nobody has a handle of what was spawned so far
-            _cancel_spawned(target.client, call_id)
-            raise
-        return FunctionCall(call_id, self._tag, target.source_map, count)
+        return await self._caller().spawn_map(input_iterators, kwargs or {})
 
     @both
     async def hydrate(self) -> Function[P, R]:
@@ -608,8 +450,7 @@ class Function(Handle, Generic[P, R]):
 
         Raises InvalidError when its app does not run, NotFoundError when it has ended, or is not there by its name.
         """
-        target = await self._target()
-        await target.client.request(GetStats(target.function_id))
+        await self._caller().stats()
         return self
 
     @both
@@ -625,10 +466,7 @@ class Function(Handle, Generic[P, R]):
             def main():
                 print(square.get_current_stats().backlog)
         """
-        target = await self._target()
-        reply, _ = await target.client.request(GetStats(target.function_id))
-        known = {key: int(value) for key, value in reply.data.items() if key in FunctionStats.__dataclass_fields__}
-        return FunctionStats(**known)
+        return await self._caller().stats()
 
     @property
     def autoscaler(self) -> Autoscaler:
@@ -655,8 +493,10 @@ class Function(Handle, Generic[P, R]):
 
 def check_batched(raw_f: Any, is_method: bool) -> None:
     """Raises InvalidError for a function that cannot be given lists."""
+    import inspect  # 9 ms that only rarer decorators need
+
     name = getattr(raw_f, "__qualname__", repr(raw_f))
-    if inspect.isgeneratorfunction(raw_f) or inspect.isasyncgenfunction(raw_f):
+    if kind_of(raw_f)[0]:
         raise InvalidError(f"`{name}` is a generator and cannot be batched")
     parameters = list(inspect.signature(raw_f).parameters.values())[1 if is_method else 0 :]
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -668,43 +508,6 @@ def check_batched(raw_f: Any, is_method: bool) -> None:
             )
     if not parameters:
         raise InvalidError(f"`{name}` is batched and has no argument", hint="each argument becomes a list")
-
-
-def _submit(call_id: str, target: Target, items: list[InputItem], kind: str) -> Submit:
-    parent = clients.current_input_id() or ""
-    sent_at = time.time()
-    return Submit(call_id, target.function_id, items, kind=kind, parent=parent, sent_at=sent_at, method=target.method)
-
-
-def _send_spawned(target: Target, call_id: str, items: list[InputItem], parts: list[Packed]) -> Pending[Any]:
-    return target.client.link.request(_submit(call_id, target, items, "spawn"), b"".join(flat(parts)))
-
-
-def _cancel_spawned(client: Client, call_id: str) -> None:
-    try:
-        client.link.request(CancelCall(call_id))
-    except Exception:  # the reason why is on its way to the user already
-        pass
-
-
-def _cancel_quietly(client: Client, call_id: str) -> None:
-    """Tell the server that nobody waits any more; the reason is on its way to the user already."""
-    try:
-        client.link.send(CancelCall(call_id))
-    except Exception:  # the connection is gone, and the server cancels what belonged to it
-        pass
-
-
-def _not_running(tag: str, app: App | None) -> InvalidError:
-    running = None if app is None else app._running
-    if running is not None:
-        return InvalidError(
-            f"`{tag}` was added to the app after it was started", hint="define all functions before `app.run()`"
-        )
-    return InvalidError(
-        f"`{tag}` cannot be called: its app is not running",
-        hint="start it with `squall run file.py`, or call inside `with app.run():`",
-    )
 
 
 # ---- handles that travel ------------------------------------------------------------------------------------------
@@ -736,13 +539,13 @@ def derived(
 class _SiblingFunction(Function[..., Any]):
     """A function of the app whose container this is, met in code that was sent by value, before ids existed."""
 
-    def _resolve(self) -> Target:
+    def _known_id(self) -> str:
         from squall.app import sibling_id
 
         function_id = sibling_id(self._tag)
         if not function_id:
             raise NotFoundError(f"this container's app has no function `{self._tag}`")
-        return Target(Client.current(), function_id, {}, True)
+        return function_id
 
 
 def _handle_by_tag(tag: str, is_generator: bool) -> Function[..., Any]:

@@ -13,12 +13,12 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from squall import _steps
 from squall.exception import InvalidError, VersionError
-from squall.protocol.messages import ImageSpec, ImageStep
+from squall.protocol.records import replaced
+from squall.protocol.specs import ImageSpec, ImageStep
 
 if TYPE_CHECKING:
     from squall._files import Ignore
@@ -61,22 +61,33 @@ class _ImageMeta(type):
         _refuse(name)
 
 
-@dataclass(frozen=True)
 class _Part:
     """A step as written, and how to read what it needs of this disk when it is built."""
 
-    step: ImageStep
-    read: Callable[[], bytes] | None = None
-    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    __slots__ = ("read", "secrets", "step")
+
+    def __init__(
+        self, step: ImageStep, read: Callable[[], bytes] | None = None, secrets: Mapping[str, str] | None = None
+    ) -> None:
+        self.step = step
+        self.read = read
+        self.secrets = secrets or {}
 
 
-@dataclass(frozen=True)
 class _Own:
     """What is a step's alone."""
 
-    secrets: dict[str, str] = field(default_factory=dict, repr=False)
-    env: dict[str, str] = field(default_factory=dict)
-    later: Mapping[str, object] = field(default_factory=dict)
+    __slots__ = ("env", "later", "secrets")
+
+    def __init__(
+        self,
+        secrets: dict[str, str] | None = None,
+        env: dict[str, str] | None = None,
+        later: Mapping[str, object] | None = None,
+    ) -> None:
+        self.secrets = secrets or {}
+        self.env = env or {}
+        self.later = later or {}
 
 
 _NOTHING = _Own()
@@ -725,9 +736,9 @@ class Image(metaclass=_ImageMeta):
                 step = ImageStep(step.kind, step.args, blob_digest(data), step.force)
                 blobs[step.blob] = data
             if config.ignore_cache and step.kind == "debian":
-                step = replace(step, args={**step.args, "nonce": _nonce()}, force=False)
+                step = replaced(step, args={**step.args, "nonce": _nonce()}, force=False)
             elif forced and not steps:
-                step = replace(step, force=True)
+                step = replaced(step, force=True)
             steps.append(step)
         spec = ImageSpec(self._kind, steps, image_id_of(steps) if steps else "")
         check_image(spec)
@@ -757,7 +768,7 @@ class Image(metaclass=_ImageMeta):
                 raise InvalidError(f"`Image.{method}({name}=...)` is not available yet", hint=_LATER[name])
 
     def _with_step(
-        self, step: ImageStep, read: Callable[[], bytes] | None = None, secrets: Mapping[str, str] = _NOTHING.secrets
+        self, step: ImageStep, read: Callable[[], bytes] | None = None, secrets: Mapping[str, str] | None = None
     ) -> Image:
         from squall.protocol.images import HOST_HINT
 

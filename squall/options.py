@@ -7,44 +7,48 @@ One row of `_READERS` per option; a value of None means the default. Must not lo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypedDict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from squall.exception import InvalidError
-from squall.image import Image
-from squall.protocol.messages import RetryPolicy
-from squall.schedule import Schedule, schedule_fields
+from squall.protocol.specs import RetryPolicy
+from squall.schedule import schedule_fields
 from squall.secret import Secret, checked_env, named
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TypedDict
+
+    from squall.image import Image
+    from squall.schedule import Schedule
+
+    class FunctionOptions(TypedDict, total=False):
+        """The options of `@app.function`, for type checkers; `docs/reference` describes each."""
+
+        image: Image | None
+        env: Mapping[str, str | None] | None
+        secrets: Sequence[Secret] | None
+        gpu: str | Sequence[str] | None
+        cpu: float | tuple[float, float] | None
+        memory: int | tuple[int, int] | None
+        timeout: int
+        startup_timeout: int | None
+        retries: int | Retries | None
+        min_containers: int | None
+        max_containers: int | None
+        buffer_containers: int | None
+        scaledown_window: int | None
+        serialized: bool
+        name: str | None
+        single_use_containers: bool
+        block_network: bool
+        include_source: bool | None
+        is_generator: bool | None
+        schedule: Schedule | None
+
 
 NAME_LIMIT = 64
 DAY_S = 86_400
-
-
-class FunctionOptions(TypedDict, total=False):
-    """The options of `@app.function`, for type checkers; `docs/reference` describes each."""
-
-    image: Image | None
-    env: Mapping[str, str | None] | None
-    secrets: Sequence[Secret] | None
-    gpu: str | Sequence[str] | None
-    cpu: float | tuple[float, float] | None
-    memory: int | tuple[int, int] | None
-    timeout: int
-    startup_timeout: int | None
-    retries: int | Retries | None
-    min_containers: int | None
-    max_containers: int | None
-    buffer_containers: int | None
-    scaledown_window: int | None
-    serialized: bool
-    name: str | None
-    single_use_containers: bool
-    block_network: bool
-    include_source: bool | None
-    is_generator: bool | None
-    schedule: Schedule | None
-
 
 NOT_YET = frozenset(
     {
@@ -70,7 +74,6 @@ def not_yet(what: str, hint: str = "") -> InvalidError:
     return InvalidError(f"`{what}` is not available in this release", hint=hint)
 
 
-@dataclass(frozen=True)
 class Retries:
     """How often and how soon a failed input is tried again, for `@app.function(retries=...)`.
 
@@ -95,16 +98,26 @@ class Retries:
             print(flaky.remote())
     """
 
-    max_retries: int
-    backoff_coefficient: float = 2.0
-    initial_delay: float = 1.0
-    max_delay: float = 60.0
+    def __init__(
+        self,
+        max_retries: int,
+        backoff_coefficient: float = 2.0,
+        initial_delay: float = 1.0,
+        max_delay: float = 60.0,
+    ) -> None:
+        self.max_retries = _whole("Retries(max_retries)", max_retries, 0)
+        self.backoff_coefficient = _number("Retries(backoff_coefficient)", backoff_coefficient, 1, 10)
+        self.initial_delay = _number("Retries(initial_delay)", initial_delay, 0, 60)
+        self.max_delay = _number("Retries(max_delay)", max_delay, 1, 60)
 
-    def __post_init__(self) -> None:
-        _whole("Retries(max_retries)", self.max_retries, 0)
-        _number("Retries(backoff_coefficient)", self.backoff_coefficient, 1, 10)
-        _number("Retries(initial_delay)", self.initial_delay, 0, 60)
-        _number("Retries(max_delay)", self.max_delay, 1, 60)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Retries) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"Retries({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
 
 def read_options(options: Mapping[str, Any], where: str = "@app.function") -> dict[str, Any]:
@@ -285,9 +298,16 @@ def _read_retries(value: Any) -> dict[str, Any]:
 
 
 def _read_image(value: Any) -> dict[str, Any]:
+    return {"image": checked_image(value, f"option `image` is {value!r}")._spec}
+
+
+def checked_image(value: Any, problem: str) -> Image:
+    """`value`, which has to be an Image. Raises InvalidError."""
+    from squall.image import Image  # whoever has one has loaded it
+
     if not isinstance(value, Image):
-        raise InvalidError(f"option `image` is {value!r}", hint="give `squall.Image.host()`")
-    return {"image": value._spec}
+        raise InvalidError(problem, hint="give `squall.Image.host()`")
+    return value
 
 
 def _read_timeout(value: Any) -> dict[str, Any]:

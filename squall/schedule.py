@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from squall.exception import InvalidError
-from squall.protocol.messages import ScheduleSpec
+from squall.protocol.specs import ScheduleSpec
 
 SHORTEST_S = 1.0
 LONGEST_YEARS = 100

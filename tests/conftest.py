@@ -23,6 +23,7 @@ import pytest
 
 from squall.cli.admin import down
 
+ROOT = Path(__file__).parents[1]
 STOP_SECONDS = 30.0
 
 
@@ -122,40 +123,37 @@ def shared_home() -> Iterator[Path]:
 
 
 class Debian:
-    """The layers of `debian_slim("3.11")`: built by the first home that wants them, and lent to the next ones, also to
-    those of other processes that run tests at the same time."""
+    """The layers of `debian_slim("3.11")`, built once, in a home of their own, by the first process that wants them."""
+
+    PROGRAM = "import squall; squall.Image.debian_slim('3.11').build()"
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def lend(self, home: Path) -> None:
-        """To a home whose server has not started yet."""
+        """To a home whose server has not started yet. Building them takes some 20 s and needs a Debian mirror."""
+        with (self._path / "lock").open("a") as file:
+            wait_until(lambda: _lock_nowait(file.fileno()), "no other process builds them", 300.0)
+            if not _of_base(self._path):
+                self._build()
         (home / "node").mkdir(mode=0o711, exist_ok=True)
         (home / "node/layers").mkdir(exist_ok=True)
-        with self._lock():
-            self._copy(self._path, home / "node/layers")
+        # Linked where that can be, as it is 15,000 files: nothing writes into a layer, and a test that damages one has
+        # built it itself.
+        how = "-al" if self._path.stat().st_dev == home.stat().st_dev else "-a"
+        subprocess.run(["cp", how, *_of_base(self._path), home / "node/layers"], check=True, timeout=120)
 
-    def keep(self, home: Path) -> None:
-        """From a home that has built it."""
-        with self._lock():
-            if _of_base(self._path):
-                return
-            wait_until(lambda: all(map(_is_settled, self._layers(home))), "the base is written out", 120.0)
-            self._copy(home / "node/layers", self._path)
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        with (self._path / "lock").open("a") as file:
-            wait_until(lambda: _lock_nowait(file.fileno()), "no other process copies the base", 180.0)
-            yield
-
-    def _layers(self, home: Path) -> list[Path]:
-        return _of_base(home / "node/layers")
-
-    @staticmethod
-    def _copy(source: Path, target: Path) -> None:
-        for layer in _of_base(source):  # copied, not linked: some tests damage a layer
-            subprocess.run(["cp", "-a", layer, target], check=True, timeout=120)
+    def _build(self) -> None:
+        with temporary_home() as home:
+            done = subprocess.run(
+                [sys.executable, "-c", self.PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            layers = home / "node/layers"
+            wait_until(lambda: all(map(_is_settled, _of_base(layers))), "they are written out", 120.0)
+            _stop_server(home)
+            for layer in _of_base(layers):
+                shutil.move(layer, self._path)
 
 
 def _lock_nowait(fd: int) -> bool:

@@ -53,7 +53,7 @@ class Exec:
 
     def __init__(self, link: Link, container_id: str, argv: list[str], *, pty: bool, workdir: str) -> None:
         self.link = link
-        rows, cols = terminal_size()
+        self._size = rows, cols = terminal_size()
         self.request = StartExec(container_id, argv, pty=pty, rows=rows, cols=cols, workdir=workdir)
         self.exec_id = ""
         self._done = threading.Event()
@@ -99,6 +99,8 @@ class Exec:
                 with self._credit:
                     self._credit.wait_for(lambda: self._unread < EXEC_WINDOW_BYTES)
                     self._unread += len(data)
+                if self.request.pty:
+                    self._send_size()  # before keys that were typed at that size
                 self.link.send(ExecData(self.exec_id, "stdin"), data)
             self.link.send(ExecData(self.exec_id, "stdin", eof=True))
         except (OSError, ServiceError):  # no stdin at all, or the command has ended
@@ -108,19 +110,21 @@ class Exec:
         """Keys go to the command as they are, and so do changes of the window's size; returns how to undo it."""
         import signal
 
-        undo = make_raw()
-
-        def resized(*_: object) -> None:
-            rows, cols = terminal_size()
-            self.link.send(ExecData(self.exec_id, "resize", rows=rows, cols=cols))
-
-        previous = signal.signal(signal.SIGWINCH, resized)
+        undo = make_raw(flush=False)  # the prompt may be there already, and an answer to it
+        self._send_size()
+        previous = signal.signal(signal.SIGWINCH, self._send_size)
 
         def restore() -> None:
             signal.signal(signal.SIGWINCH, previous)
             undo()
 
         return restore
+
+    def _send_size(self, *_: object) -> None:
+        size = terminal_size()
+        if size != self._size:
+            self._size = size
+            self.link.send(ExecData(self.exec_id, "resize", rows=size[0], cols=size[1]))
 
 
 class CapturedExec(Exec):

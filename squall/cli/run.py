@@ -20,7 +20,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from squall import client as clients
+from squall._context import state
 from squall._output import Output, make_output
 from squall._session import AppRun, import_ref
 from squall._terminal import check_terminal
@@ -374,8 +374,8 @@ def interrupts(app_run: AppRun, output: Output) -> Iterator[None]:
         if pressed > 1:
             if sys.stderr.isatty():
                 os.write(2, b"\x1b[?25h")  # the live view hides the cursor, and will not get to show it again
-            if clients._state.client is not None:
-                clients._state.client.say_goodbye()
+            if state.client is not None:
+                state.client.say_goodbye()
             os._exit(128 + signum)
         name = app_run.name
         if app_run.detach:

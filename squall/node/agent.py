@@ -78,7 +78,7 @@ MEET_EVERY = 0.01
 RETURN_EVERY = 0.05
 """Seconds between two looks for a server, after one was lost."""
 IDLE_GRACE = 5.0
-"""How long to look for one at most, when there is no container that would be lost."""
+"""How long to look for one at most, when there is no container, nor the end of one, that would be lost."""
 HAND_OVER_TIMEOUT = 5.0
 BEATS_MISSED = 3
 REQUEST_TIMEOUT = 30.0
@@ -218,7 +218,7 @@ class Agent:
         if isinstance(message, RegisterAgain):
             held = self.held.values()
             message.containers = [HeldContainer(h.spec, h.container is not None, h.requested_at) for h in held]
-            message.ended = [ended for at, ended in self._ended if at > self._lost_at - UNWRITTEN_SECONDS]
+            message.ended = self._unwritten()
         reply, _ = await self.request(message)
         self._ended.clear()
         self.connected.set()
@@ -226,14 +226,23 @@ class Agent:
         sockets: list[str] | None = reply.data.get("sockets")
         return sockets
 
+    def _unwritten(self) -> list[EndedContainer]:
+        return [ended for at, ended in self._ended if at > self._lost_at - UNWRITTEN_SECONDS]
+
     # -- the next server
+
+    def _grace(self) -> float:
+        """Seconds to look for it. What only this agent knows is waited with as long as containers are."""
+        if self.held or self._unwritten():
+            return self.config.reattach_grace
+        return min(IDLE_GRACE, self.config.reattach_grace)
 
     async def _return(self, reason: str) -> None:
         """Look for a server until the grace is over; it may be the one that was there, which only the network had
         parted from us. What containers write meanwhile stays in their pipes."""
-        grace = self.config.reattach_grace if self.held else min(IDLE_GRACE, self.config.reattach_grace)
-        deadline = self.loop.time() + grace
         self._lost_at = self.loop.time()
+        grace = self._grace()
+        deadline = self._lost_at + grace
         log.warning("the server is gone", reason=reason, containers=len(self.held), grace=grace)
         self.execs.close()
         self.handoff.close()

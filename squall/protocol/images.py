@@ -29,15 +29,13 @@ whose values travel beside the recipe, never in it: a key depends on the names a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from squall.exception import InvalidError
-from squall.protocol.messages import ImageSpec, ImageStep
+from squall.protocol.records import Record, field, record
+from squall.protocol.specs import ImageSpec, ImageStep
 
 RECIPE_VERSION = 1
 """Part of every key: raised when the same recipe has come to mean something else."""
@@ -83,6 +81,9 @@ _OPTIONS: dict[str, type] = {
 def chain(steps: Iterable[ImageStep], workspace: str = "") -> Iterator[tuple[str, ImageStep]]:
     """Each step with its key, in order. Keys above the base are a workspace's own: what a step made may depend on
     secrets, which are no part of its key, and on whoever said what the `tag` of a function is."""
+    import hashlib  # 4 ms that writing an image down does not need, nor json's 2
+    import json
+
     parent = ""
     for step in steps:
         # A function's pickle differs with the line it stands on; what counts of it is in its tag.
@@ -119,8 +120,8 @@ def layer_keys(image: ImageSpec) -> Iterator[tuple[str, ImageStep]]:
             yield key, step
 
 
-@dataclass
-class Settings:
+@record
+class Settings(Record):
     """What the steps that make no layer say, as far as they have come."""
 
     env: dict[str, str] = field(default_factory=dict)
@@ -237,7 +238,7 @@ def check_step(step: ImageStep) -> None:
         raise InvalidError(f"image step `{step.kind}`: its files are {'missing' if not step.blob else 'unexpected'}")
     _check_variables(step.args.get("env", {}))
     for name in step.args.get("secrets", []):
-        if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
+        if not isinstance(name, str) or not re.fullmatch(_VARIABLE, name):
             raise InvalidError(f"image step `{step.kind}`: {name!r:.80} cannot name a secret's variable")
     _CHECKS.get(step.kind, lambda _: None)(step)
 
@@ -268,12 +269,12 @@ def _check_run(step: ImageStep) -> None:
     _check_words(step, "commands", "command")
 
 
-_APT_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?([=/][A-Za-z0-9.+:~-]+)?")
+_APT_NAME = r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?([=/][A-Za-z0-9.+:~-]+)?"
 
 
 def _check_apt(step: ImageStep) -> None:
     for name in step.args["packages"]:
-        if not isinstance(name, str) or not _APT_NAME.fullmatch(name):
+        if not isinstance(name, str) or not re.fullmatch(_APT_NAME, name):
             raise InvalidError(
                 f"{name!r:.200} is not the name of a Debian package",
                 hint="as in `apt_install('git', 'curl=7.88.1-10')`",
@@ -301,13 +302,13 @@ def _check_packages(step: ImageStep) -> None:
         raise InvalidError("installing packages needs a package", hint='as in `uv_pip_install("numpy")`')
 
 
-_USER_OF_URL = re.compile(r"https?://([^/?#\s@]+)@")
+_USER_OF_URL = r"https?://([^/?#\s@]+)@"
 
 
 def check_no_credentials(text: str, what: str) -> None:
     """A recipe is kept, listed and hashed in the clear: a password is no part of it. `${NAME}`, which pip and uv look
     up when they run, may stand for one."""
-    for found in _USER_OF_URL.finditer(text):
+    for found in re.finditer(_USER_OF_URL, text):
         user, _, password = found[1].partition(":")
         if not re.fullmatch(r"\$\{\w+\}", password or user):
             host = text[found.end() :].split("/")[0][:80]
@@ -330,7 +331,7 @@ def check_requirement(requirement: object) -> str:
             hint="use `index_url=`, `extra_index_url=`, `find_links=`, `pre=` or `extra_options=`, and "
             "`pip_install_from_requirements` for a file",
         )
-    if not _REQUIREMENT.match(requirement.strip()):
+    if not re.match(_REQUIREMENT, requirement.strip()):
         raise InvalidError(
             f"requirement `{requirement[:200]}` is not the name of a package",
             hint='as in `"numpy"`, `"numpy>=2"` or `"name @ https://…"`; local files go in with `add_local_file`',
@@ -338,22 +339,20 @@ def check_requirement(requirement: object) -> str:
     return requirement
 
 
-_REQUIREMENT = re.compile(
+_REQUIREMENT = (
     r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\s*(\[[A-Za-z0-9,._\s-]*\])?\s*"
     r"($|;|\(?\s*[<>=!~]=?|===|@\s*(https?|git\+https?|git\+ssh)://)"
 )
-_ALLOWED_LINES = re.compile(
-    r"(--(index-url|extra-index-url|find-links|pre|prefer-binary|only-binary|no-binary)\b|-i\s|-f\s)"
-)
-_HASHES = re.compile(r"\s+--hash[=\s]\S+")
+_ALLOWED_LINES = r"(--(index-url|extra-index-url|find-links|pre|prefer-binary|only-binary|no-binary)\b|-i\s|-f\s)"
+_HASHES = r"\s+--hash[=\s]\S+"
 
 
 def check_requirements_text(text: str) -> None:
     """The lines of a requirements file. Those that read other files of the builder's are refused."""
     for line in text.replace("\\\n", " ").splitlines():
         line = re.sub(r"(^|\s)#.*$", "", line).strip()
-        if line and not _ALLOWED_LINES.match(line):
-            check_requirement(_HASHES.sub("", line))
+        if line and not re.match(_ALLOWED_LINES, line):
+            check_requirement(re.sub(_HASHES, "", line))
 
 
 def _check_target(step: ImageStep) -> None:
@@ -390,7 +389,7 @@ def check_path(path: str) -> str:
     return path
 
 
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
 def _check_env(step: ImageStep) -> None:
@@ -399,12 +398,12 @@ def _check_env(step: ImageStep) -> None:
 
 def _check_variables(variables: Mapping[str, object], what: str = "environment variable") -> None:
     for name, value in variables.items():
-        if not _VARIABLE.fullmatch(name) or not isinstance(value, str) or "\0" in value:
+        if not re.fullmatch(_VARIABLE, name) or not isinstance(value, str) or "\0" in value:
             shown = "what it is" if what == "secret" else f"{value!r:.80}"
             raise InvalidError(f"{what} {name!r:.80} cannot be {shown}")
 
 
-_REPOSITORY = re.compile(
+_REPOSITORY = (
     r"(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?)(/[A-Za-z0-9_~][A-Za-z0-9._~-]*){2,}(@[A-Za-z0-9][A-Za-z0-9._/+-]*)?"
     r"(#(subdirectory|egg)=[A-Za-z0-9._/-]+)?"
 )
@@ -412,7 +411,7 @@ _REPOSITORY = re.compile(
 
 def token_of(repository: str) -> tuple[str, str]:
     """The host of a private repository, and the variable that its token is read from. Raises InvalidError."""
-    found = _REPOSITORY.fullmatch(repository) if isinstance(repository, str) else None
+    found = re.fullmatch(_REPOSITORY, repository) if isinstance(repository, str) else None
     if found is None or "/.." in repository:
         raise InvalidError(
             f"{repository!r:.200} is not the name of a git repository",

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from squall.exception import Error, OutputTimeoutError, ServiceError, StartupError, from_wire
+from squall.protocol.driving import driver
 from squall.protocol.frames import HEAD_BYTES, LARGE_FRAME_BYTES, PEEK_BYTES, Frame, FrameReader, Packed, flat
 from squall.protocol.messages import (
     FRAME_LIMIT_BYTES,
@@ -53,7 +54,6 @@ __all__ = [
     "Link",
     "Pending",
     "RequestLostError",
-    "driver",
     "payload_for",
     "widen",
 ]
@@ -77,9 +77,6 @@ SO_SNDBUFFORCE = 32
 
 IN_PLACE = (Outputs, Run, Submit, PutBlob)
 """Whose large payloads are worked on where they lie; all other messages have bytes."""
-
-driver = threading.local()
-"""`driver.blocking` is true while a thread drives a coroutine with `squall._blocking.run`."""
 
 
 def widen(sock: socket.socket) -> None:

@@ -32,8 +32,10 @@ BUNDLE_ENTRIES = 4096
 RESULT_BYTES = 16 << 20
 CPU_SECONDS = 20
 MEMORY_BYTES = 1 << 30
-KEPT_BYTES = 32 << 20
-"""Of all bundles together, before the ones that were compiled first are forgotten."""
+"""Beside what it shares with the zygote."""
+KEPT_BYTES = 8 << 20
+"""Of all bundles together, before the ones that were compiled first are forgotten: each MiB that a zygote has makes a
+fork of it 0.2 ms dearer."""
 
 _codes: dict[str, dict[bytes, CodeType]] = {}
 """Path of a module in a container -> its source -> the code."""
@@ -154,7 +156,8 @@ def _be_child(tree: int, place: str, out: int) -> None:
     try:
         _linux.set_parent_death_signal(signal.SIGKILL)
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) + MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
         warnings.simplefilter("ignore")  # whoever wrote the module sees them in the program that sent it
         with os.fdopen(out, "wb") as stream:
             for path, source in _sources(tree):

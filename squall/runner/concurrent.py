@@ -22,7 +22,7 @@ from squall.exception import InputCancellation, InvalidError, ServiceError
 from squall.protocol import payload as payloads
 from squall.protocol.frames import Packed
 from squall.protocol.messages import INLINE_LIMIT_BYTES, YIELD_WINDOW, OutputItem, RunItem, input_id
-from squall.runner.loader import Callee, sdk
+from squall.runner.loader import Callee, context
 from squall.runner.slots import Slots
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class Serving:
 
     def _run_here(self, run: Run) -> None:
         """In a thread of its own."""
-        sdk.set_context(input_id(*run.jobs[0].key), run.jobs[0].item.call_id)
+        context.set_context(input_id(*run.jobs[0].key), run.jobs[0].item.call_id)
         try:
             if self.is_batched:
                 calls = self._batch(run, [self._read(job) for job in run.jobs])
@@ -232,7 +232,7 @@ class Serving:
             self._fail(run, error)
 
     async def _run_async(self, run: Run) -> None:
-        sdk.set_context(input_id(*run.jobs[0].key), run.jobs[0].item.call_id)
+        context.set_context(input_id(*run.jobs[0].key), run.jobs[0].item.call_id)
         try:
             data = [await self._read_async(job) for job in run.jobs]
             if self.is_batched:

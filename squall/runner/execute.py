@@ -51,7 +51,7 @@ from squall.protocol.messages import (
 )
 from squall.protocol.transport import Link, Pending
 from squall.runner import loader
-from squall.runner.loader import sdk
+from squall.runner.loader import context, sdk
 from squall.runner.returning import Ledger, await_socket
 
 if TYPE_CHECKING:
@@ -233,11 +233,11 @@ class Runner:
         self._wait_mail(lambda: self.load)
         assert self.load is not None
         message, parameters = self.load
-        sdk.set_app(message.app_name, message.app_id)
+        context.set_app(message.app_name, message.app_id)
         if message.terminal:
             self._offer_terminal(message.terminal)
         else:
-            sys.breakpointhook = sdk.refuse_breakpoint
+            sys.breakpointhook = context.refuse_breakpoint
         try:
             self.code = loader.load(message, parameters, self.source, self.read_blob)
             self._enter()
@@ -261,10 +261,10 @@ class Runner:
             return self.serving is None and threading.current_thread() is threading.main_thread()
 
         def current() -> str | None:
-            return sdk.current_input_id() if self.serving is not None else ""
+            return context.current_input_id() if self.serving is not None else ""
 
         self.terminal = Terminal(self.link, term, current, may_control)
-        sdk.set_attach(self.terminal.attach)
+        context.set_attach(self.terminal.attach)
         sys.breakpointhook = self.terminal.breakpoint
 
     def release_terminal(self) -> None:
@@ -289,7 +289,7 @@ class Runner:
         if not self.entered:
             return
         self.entered = False
-        sdk.set_context("", "")
+        context.set_context("", "")
         for hook in self.code.exits:
             try:
                 if hook.is_async:
@@ -339,7 +339,7 @@ class Runner:
 
     def _execute(self, key: Key, item: RunItem, data: bytes) -> Packed:
         self.current = key
-        sdk.set_context(input_id(*key), item.call_id)
+        context.set_context(input_id(*key), item.call_id)
         if key in self.cancelled:
             raise InputCancellation("input was cancelled")
         if item.blob:

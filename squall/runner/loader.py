@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from squall import _context as context
 from squall import client as sdk
 from squall.exception import Error, NotFoundError, VersionError
 from squall.protocol import payload as payloads
 from squall.protocol.messages import FunctionSpec, Load
 
-__all__ = ["Callee", "UserCode", "load", "sdk", "what_failed"]
-"""`sdk`: the client of this process, through which user code calls functions; the runner gets it from here."""
+__all__ = ["Callee", "UserCode", "context", "load", "sdk", "what_failed"]
+"""`sdk` has the client of this process, through which user code calls functions, `context` what user code asks of where
+it runs; the runner gets both from here."""
 
 ReadBlob = Callable[[str], bytes]
 

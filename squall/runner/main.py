@@ -63,8 +63,8 @@ SHELL_FLAGS = _linux.CLONE_NEWNS | _linux.CLONE_NEWPID | _linux.CLONE_NEWIPC | _
 
 WARM_MODULES = (
     "json", "pickle", "socket", "struct", "threading", "traceback", "linecache", "signal", "inspect", "queue",
-    "selectors", "tempfile", "squall", "squall.app", "squall.function", "squall.runner.execute", "squall.runner.loader",
-    "cloudpickle",
+    "selectors", "tempfile", "squall", "squall.app", "squall.function", "squall.image", "squall._calling",
+    "squall.runner.execute", "squall.runner.loader", "cloudpickle",
 )  # fmt: skip
 USUAL_MODULES = (
     "pathlib", "subprocess", "datetime", "hashlib", "asyncio", "logging", "concurrent.futures.thread", "argparse",
@@ -473,7 +473,7 @@ def _run_runner(dress: _Dress, entry: Entry) -> int:
     control = [CONTROL_FD] if "control" in dress.fds else []
     for fd in (RUNNER_FD, *control):
         os.set_inheritable(fd, False)
-    faulthandler.enable()  # a crash in native code then tells which lines were running
+    faulthandler.enable(all_threads=False)  # a crash in native code then tells which lines were running
     gc.freeze()  # with what the zygote made since: else the first collection looks at it, and copies its pages
     gc.enable()
     return _serve(entry, RUNNER_FD, dress.source, *control)

@@ -19,7 +19,7 @@ import threading
 from squall.protocol import payload as payloads
 from squall.protocol.messages import FunctionSpec, Load, Run, RunItem, StopRunner, encode
 from squall.runner import execute
-from squall.runner.loader import sdk
+from squall.runner.loader import context
 
 ROUNDS = 12
 """Bytecode is specialised after 8 calls; more rounds than this bring nothing that can be measured."""
@@ -45,7 +45,7 @@ def rehearse(rounds: int) -> str:
         return f"{type(error).__name__}: {error}"
     finally:
         _forget(here)
-        sdk.uninstall()
+        context.forget()
         os.environ.clear()
         os.environ.update(environment)
         for signum, handler in handlers.items():

@@ -14,15 +14,19 @@ The hand is `firings`. Tested in `tests/unit/test_schedules.py` and `test_schedu
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from squall.exception import InvalidError
 from squall.protocol.messages import FunctionSpec, ScheduleSpec
+
+if TYPE_CHECKING:
+    from cronsim import CronSim
 
 OVERLAP_LIMIT = 10
 """Firings of one schedule that may be unfinished; what is due beyond is left out and counted."""
@@ -33,6 +37,9 @@ SHORTEST_PERIOD_S = 1.0
 LONGEST_PERIOD_S = 101 * 366 * 86400.0
 MONTH_S = 30.436875 * 86400
 _LOOK_BACK_S = (3600.0, 86400.0, 32 * 86400.0, 367 * 86400.0, 5 * 366 * 86400.0, 41 * 366 * 86400.0)
+_TICKS = 5000
+"""Steps of a search for the next moment; a real one takes hundreds."""
+_STUCK_TRIES = 3
 _UNIT_S = {"weeks": 604800.0, "days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
 _UNIT_MONTHS = {"years": 12, "months": 1}
 
@@ -144,16 +151,41 @@ def _count(rule: Rule, due: float, latest: float) -> int:
 # ---- rules --------------------------------------------------------------------------------------------------------
 
 
+class _StuckError(Exception):
+    def __init__(self, at: datetime) -> None:
+        super().__init__(at)
+        self.at = at
+
+
+@functools.cache
+def _simulator() -> type[CronSim]:
+    """The library's iterator over moments; it notices when it goes round in circles. Where a clock is set back over
+    midnight from some minutes after it, as in Newfoundland until 2011, the first of a day that was just begun leads
+    back to the day before, and from there to the first again."""
+    from cronsim import CronSim  # with its time zones 5 ms, for servers that have a schedule
+
+    class Simulator(CronSim):
+        ticks = 0
+
+        def tick(self, seconds: int = 1) -> None:
+            self.ticks += 1
+            if self.ticks > _TICKS:
+                raise _StuckError(self.dt)
+            super().tick(seconds)
+
+    return Simulator
+
+
 class CronRule:
     """A cron expression on the wall clock of a time zone."""
 
     def __init__(self, cron: str, zone: str) -> None:
-        import zoneinfo  # with cronsim 5 ms, for servers that have a schedule
+        import zoneinfo
 
-        from cronsim import CronSim, CronSimError
+        from cronsim import CronSimError
 
         self._cron = cron
-        self._sim = CronSim
+        self._sim = _simulator()
         try:
             self._zone = timezone.utc if zone == "UTC" else zoneinfo.ZoneInfo(zone)
         except (LookupError, ValueError, OSError):
@@ -163,18 +195,24 @@ class CronRule:
         if len(cron) > 1000 or len(cron.split()) != 5:
             raise InvalidError(f"cron expression `{cron[:80]}` does not have five fields")
         try:
-            CronSim(cron, datetime(2000, 1, 1))
+            self._sim(cron, datetime(2000, 1, 1))
         except (CronSimError, ValueError) as error:
             raise InvalidError(f"cron expression `{cron[:80]}`: {error}") from None
 
     def next_after(self, at: float) -> float | None:
-        try:
-            for moment in self._sim(self._cron, datetime.fromtimestamp(at, self._zone)):
-                found = moment.timestamp()
-                if found > at:  # around a change of the clock it may offer one that is not
-                    return found
-        except (OverflowError, ValueError):  # past the year 9999
-            pass
+        begin = at
+        for _ in range(_STUCK_TRIES):
+            try:
+                for moment in self._sim(self._cron, datetime.fromtimestamp(begin, self._zone)):
+                    found = moment.timestamp()
+                    if found > at:  # around a change of the clock it may offer one that is not
+                        return found
+            except _StuckError as stuck:
+                begin = max(begin, stuck.at.timestamp()) + 2 * 3600.0  # further than any clock is set back
+                continue
+            except (OverflowError, ValueError):  # past the year 9999
+                pass
+            return None
         return None
 
     def last_until(self, at: float) -> float | None:

@@ -66,8 +66,9 @@ def shell(*words: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
 class Terminal:
     """A shell on a terminal of its own."""
 
-    def __init__(self, *words: object) -> None:
+    def __init__(self, *words: object, ahead: str = "") -> None:
         self.ours, theirs = pty.openpty()
+        self.type(ahead)
         env = {**os.environ, "TERM": "xterm"}
         self.process = subprocess.Popen(
             [*SHELL, *map(str, words)], stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True
@@ -75,14 +76,14 @@ class Terminal:
         os.close(theirs)
         os.set_blocking(self.ours, False)
         self.text = ""
-        self.expect("# ")  # what is typed before the terminal is raw would be lost
+        self.expect("# ")
 
     def type(self, text: str) -> None:
         os.write(self.ours, text.encode())
 
     def expect(self, text: str) -> None:
         wait_until(lambda: text in self.read(), lambda: f"it shows {text!r}: {self.text!r}", 20)
-        self.text = self.text[self.text.rindex(text) + len(text) :]
+        self.text = self.text[self.text.index(text) + len(text) :]
 
     def read(self) -> str:
         with contextlib.suppress(OSError):  # nothing there, or the other end is closed
@@ -133,8 +134,8 @@ def test_terminal_has_a_size_takes_keys_and_ends_with_its_code() -> None:
         terminal.resize(33, 99)
         terminal.type("stty size\n")
         terminal.expect("33 99")
-        terminal.type("sleep 1000; echo code $?\n")
-        terminal.expect("code $?")
+        terminal.type("sh -c 'echo slee''ping; exec sleep 1000'; echo code $?\n")
+        terminal.expect("sleeping")  # before that the key would be the shell's, which goes on
         (row,) = rows("containers", "shell")
         terminal.type("\x03")
         terminal.type("echo still $((40+2)) here\n")
@@ -142,6 +143,11 @@ def test_terminal_has_a_size_takes_keys_and_ends_with_its_code() -> None:
         terminal.type("exit 5\n")
         assert terminal.process.wait(SECONDS) == 5
     wait_until(lambda: row["container_id"] not in {r["container_id"] for r in rows("containers")}, "it has ended")
+
+
+def test_what_is_typed_before_the_prompt_is_there_is_not_lost() -> None:
+    with Terminal(ahead="echo typed $((1+1)) ahead\n") as terminal:
+        terminal.expect("typed 2 ahead")
 
 
 def test_running_container_is_entered(script: Path) -> None:
@@ -167,7 +173,6 @@ def test_shell_in_an_image_and_the_list_of_images_need_no_server_that_runs(debia
     with own_home() as home:
         debian_layers.lend(home)
         image = squall.Image.debian_slim("3.11").run_commands("echo made of steps > /made").build()
-        debian_layers.keep(home)
         down = [sys.executable, "-m", "squall.cli", "down"]
         subprocess.run(down, check=True, timeout=SECONDS)
         listed = subprocess.run(

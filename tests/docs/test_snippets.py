@@ -12,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,9 +27,8 @@ _FAILS = re.compile(r"^(error: |Traceback )", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def environment(shared_home: Path, debian_layers: Debian) -> Iterator[dict[str, str]]:
+def environment(shared_home: Path, debian_layers: Debian) -> dict[str, str]:
     """Where `squall` and `python` are those that run this test."""
-    debian_layers.lend(shared_home)
     tools = shared_home / "bin"
     tools.mkdir()
     for name, words in (("squall", " -m squall.cli"), ("python", "")):
@@ -40,8 +38,8 @@ def environment(shared_home: Path, debian_layers: Debian) -> Iterator[dict[str, 
     found = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": path, "TERM": "dumb"}
     if json.loads(run("squall doctor --json", shared_home, found)[1])["runtime"] != "native":
         pytest.skip("the pages show what is printed where containers can be made, and here they cannot")
-    yield found
-    debian_layers.keep(shared_home)
+    debian_layers.lend(shared_home)
+    return found
 
 
 def name_of(block: Block) -> str:

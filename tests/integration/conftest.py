@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import squall
-from squall import client as clients
+from squall._context import state
 from squall.client import Client
 from tests.conftest import Debian, temporary_home
 from tests.integration.support import Heard
@@ -33,7 +33,7 @@ def own_home() -> Iterator[Path]:
 
 def swap_client(client: Client | None) -> Client | None:
     """Make `client` that of this process; the one before."""
-    before, clients._state.client = clients._state.client, client
+    before, state.client = state.client, client
     return before
 
 
@@ -56,9 +56,7 @@ DEBIAN_PYTHON = "3.11"
 
 @pytest.fixture(scope="module")
 def debian_home(shared_home: Path, debian_layers: Debian) -> Path:
-    """A Squall that the tests of a module share, with a Debian in it; making the first takes some 20 s and needs a
-    Debian mirror."""
+    """A Squall that the tests of a module share, with a Debian in it."""
     debian_layers.lend(shared_home)
     squall.Image.debian_slim(DEBIAN_PYTHON).build(Heard())
-    debian_layers.keep(shared_home)
     return shared_home

@@ -20,7 +20,7 @@ import pytest
 
 import squall
 from squall import _session
-from squall import client as clients
+from squall._context import state
 from squall.exception import (
     CancelledError,
     ContainerLostError,
@@ -175,17 +175,17 @@ def say(word):
 
 
 @pytest.fixture
-def program(home: Path, tmp_path: Path) -> Iterator[ModuleType]:
-    """The program above, imported, with its app running."""
+def program(shared_home: Path, tmp_path: Path) -> Iterator[ModuleType]:
+    """The program above, imported, with its app running, in a home that the tests of this module share."""
     (tmp_path / "program_of_test.py").write_text(PROGRAM)
     module, _ = _session.import_ref(str(tmp_path / "program_of_test.py"))
     try:
         with module.app.run(output=Recorder.of(module)):
             yield module
     finally:
-        if clients._state.client is not None:
-            clients._state.client.close()
-            clients._state.client = None
+        if state.client is not None:
+            state.client.close()
+            state.client = None
         sys.modules.pop("program_of_test", None)
         sys.path.remove(str(tmp_path))
 
@@ -402,7 +402,7 @@ def test_program_of_one_file_or_none_runs_as_it_is(home: Path, tmp_path: Path, a
     assert run_program(SMALL, tmp_path, as_file=as_file) == "2 True\n"
 
 
-def test_script_that_runs_its_app_while_it_is_imported_is_told_so(home: Path, tmp_path: Path) -> None:
+def test_script_that_runs_its_app_while_it_is_imported_is_told_so(shared_home: Path, tmp_path: Path) -> None:
     text = """
     import squall
     app = squall.App("unguarded")
@@ -419,7 +419,7 @@ def test_script_that_runs_its_app_while_it_is_imported_is_told_so(home: Path, tm
     assert "was called in a container" in run_program(text, tmp_path)
 
 
-def test_failed_import_in_the_container_is_shown_as_the_cause(home: Path, tmp_path: Path) -> None:
+def test_failed_import_in_the_container_is_shown_as_the_cause(shared_home: Path, tmp_path: Path) -> None:
     text = """
     import os, squall
     app = squall.App("broken")
@@ -440,7 +440,7 @@ def test_failed_import_in_the_container_is_shown_as_the_cause(home: Path, tmp_pa
     assert run_program(text, tmp_path) == "LookupError only in the container\n"
 
 
-def test_interrupt_stops_the_app_and_its_containers(home: Path, tmp_path: Path) -> None:
+def test_interrupt_stops_the_app_and_its_containers(shared_home: Path, tmp_path: Path) -> None:
     text = """
     import time, squall
     app = squall.App("interrupted")
@@ -476,7 +476,7 @@ def test_handles_are_hydrated_when_what_they_name_exists(program: ModuleType) ->
         squall.FunctionCall.from_id("fc-0000000000000000").hydrate()
 
 
-def test_threads_that_upload_the_same_bytes_at_once_all_return(home: Path) -> None:
+def test_threads_that_upload_the_same_bytes_at_once_all_return(shared_home: Path) -> None:
     client = squall.Client.current()
     for _ in range(10):
         data, together = os.urandom(2000), threading.Barrier(3)

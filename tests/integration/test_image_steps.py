@@ -10,6 +10,7 @@ import pytest
 
 import squall
 from squall.exception import BuildError, Error
+from tests.conftest import wait_until
 from tests.integration.conftest import DEBIAN_PYTHON
 from tests.integration.support import Heard, content, layers_in, on
 
@@ -55,9 +56,16 @@ def test_new_value_of_a_secret_builds_nothing() -> None:
 
 def test_layer_that_needs_a_secret_is_not_built_again_without_it(debian: Path) -> None:
     image = base().run_commands("date +%N > /made", secrets=[squall.Secret.from_dict({"TOKEN": SECRET})])
+    before = layers_in(debian)
     image.build(Heard())
     same = squall.Image.from_id(image.image_id)
-    subprocess.run([sys.executable, "-m", "squall.cli", "image", "prune", image.image_id], check=True, timeout=60)
+    prune = [sys.executable, "-m", "squall.cli", "image", "prune", image.image_id]
+
+    def is_pruned() -> bool:
+        subprocess.run(prune, check=True, timeout=60)
+        return layers_in(debian) <= before
+
+    wait_until(is_pruned, "its layer, which stays while it is written out, is gone")
     with pytest.raises(BuildError, match="needs the secret `TOKEN`") as caught:
         same.build(Heard())
     assert "call `image.build()` in it" in caught.value.hint

@@ -78,7 +78,9 @@ def test_a_map_outlives_five_agents(home: Path) -> None:
         call = Outcome(lambda: list(faulty.slowly.map(range(200))))
         for _ in range(5):
             wait_until(lambda: any(row["running"] for row in containers_of("slowly")), "the map goes on")
+            agent = pid_of(home, "node")
             kill(home, "node")
+            wait_until(lambda: not is_alive(agent), "it is gone")  # noqa: B023 - called before the next round
             wait_until(lambda: pid_of(home, "node") and rows("nodes"), "another agent is there")
         assert call.result() == [x * x for x in range(200)]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from squall import client as clients
+from squall._context import state
 from squall._session import RunningApp
 from squall.app import App
 from squall.client import Client
@@ -132,11 +132,11 @@ class Peer:
 @pytest.fixture
 def peer() -> Iterator[Peer]:
     other = Peer()
-    clients._state.client = other.client
+    state.client = other.client
     try:
         yield other
     finally:
-        clients._state.client = None
+        state.client = None
         other.close()
 
 

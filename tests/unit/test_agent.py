@@ -181,6 +181,20 @@ def test_a_container_that_floods_waits_and_none_of_its_output_is_lost(
     with_agent(tmp_path, Broken(Standing), body)
 
 
+def test_an_end_that_no_server_may_have_written_down_is_waited_with_as_a_container_is(tmp_path: Path) -> None:
+    async def body(agent: Agent, sent: Sent) -> None:
+        agent._lost_at = agent.loop.time()
+        assert agent._grace() < agent.config.reattach_grace
+        held = Held(ContainerSpec("co-1"))
+        agent._report_exit(held, 0, "done")
+        agent._lost_at = agent.loop.time()
+        assert agent._grace() == agent.config.reattach_grace
+        agent._lost_at += 60.0
+        assert agent._grace() < agent.config.reattach_grace, "it is written by then"
+
+    with_agent(tmp_path, Broken(Standing), body)
+
+
 def test_a_message_the_agent_stumbles_over_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped: list[str] = []
 

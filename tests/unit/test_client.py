@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import squall
-from squall import client as clients
+from squall import _context as context
 from squall.client import Client
 from squall.config import Config
 from squall.exception import ServiceError, VersionError
@@ -200,7 +200,7 @@ def test_context_is_that_of_the_running_input() -> None:
     assert squall.current_input_id() is None
 
     def work() -> None:
-        clients.set_context("in-1-0", "fc-1")
+        context.set_context("in-1-0", "fc-1")
         found.extend([squall.current_input_id(), squall.current_function_call_id()])
 
     found: list[Any] = []

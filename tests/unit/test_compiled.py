@@ -159,8 +159,24 @@ def test_the_oldest_bundles_are_forgotten_but_not_what_later_ones_share(
 
 def test_no_child_and_no_descriptor_is_left(bundle: Path) -> None:
     (bundle / "app.py").write_text("VALUE = 13\n")
-    before = set(os.listdir("/proc/self/fd"))
-    compile_all(compiled.Compiler(str(bundle)), bundle)
-    assert set(os.listdir("/proc/self/fd")) == before
+    compiler = compiled.Compiler(str(bundle))
+    tree = os.open(bundle, os.O_PATH | os.O_DIRECTORY)
+    compiler.begin(tree)
+    pipe, child = compiler.fd, compiler._child
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(tree)
+    while compiler.fd >= 0:
+        select.select([compiler.fd], [], [], 60)
+        compiler.read()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(pipe)
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(child, os.WNOHANG)
+
+
+def test_what_takes_too_much_memory_is_left_to_the_containers(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "MEMORY_BYTES", 64 << 20)
+    (bundle / "a_good.py").write_text("VALUE = 14\n")
+    (bundle / "b_wide.py").write_text("VALUE = (" + "-" * 50 + "x,\n" * 150_000 + ")")
+    compile_all(compiled.Compiler(str(bundle)), bundle)
+    assert list(compiled._codes) == [f"{bundle}/a_good.py"]

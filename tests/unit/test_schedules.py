@@ -140,6 +140,17 @@ def test_job_of_every_hour_runs_in_both_hours_of_the_same_name() -> None:
 # ---- periods ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("cron", ["1 * L 10 *", "1,2 * 31 10 *"])
+def test_a_clock_that_is_set_back_over_midnight_leads_nobody_round_in_circles(cron: str) -> None:
+    zone = ZoneInfo("America/St_Johns")  # at 00:01 it became 23:01 of the day before
+    rule = CronRule(cron, "America/St_Johns")
+    before = datetime(1999, 10, 30, 12, tzinfo=zone).timestamp()
+    following = rule.next_after(before)
+    assert following is not None
+    assert datetime.fromtimestamp(following, zone).date() == datetime(1999, 10, 31).date()
+    assert rule.last_until(before) is not None
+
+
 def test_months_go_by_the_calendar_and_do_not_drift() -> None:
     begin = datetime(2026, 1, 31, 8, tzinfo=ZoneInfo("UTC")).timestamp()
     rule, at, found = PeriodRule({"months": 1}, begin), begin, []

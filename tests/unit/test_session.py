@@ -14,7 +14,7 @@ import pytest
 
 import squall
 from squall import _session
-from squall import client as clients
+from squall._context import state
 from squall._session import import_ref, prepare
 from squall.exception import ConflictError, InvalidError, NotFoundError
 from squall.protocol import messages as m
@@ -274,7 +274,7 @@ def test_interrupt_in_the_block_stops_the_app_with_a_short_deadline(
 
 
 def test_run_in_a_container_is_refused_with_the_way_out(app: squall.App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients._state, "in_container", True)
+    monkeypatch.setattr(state, "in_container", True)
     with pytest.raises(InvalidError, match="__main__"), app.run():
         pass
 
