@@ -55,6 +55,7 @@ CONTROL_FD = 4
 """Where there is one, the agent sends another socket over it in place of RUNNER_FD's, after the server was killed."""
 Entry = Callable[..., int]
 """Called with the runner's descriptor, the source tree and, where there is one, the control descriptor."""
+CRASH_BYTES = 64 * 1024
 KEEP_BYTES = 8 << 20
 """What a container's allocator may keep of freed memory: as much as a few large inputs take."""
 
@@ -409,9 +410,14 @@ def _run_init(control: socket.socket, dress: _Dress, entry: Entry) -> int:
 
     Signals are blocked and taken one by one, so none is lost between fork and loop; the runner unblocks them.
     """
+    has_runner = not dress.command and not dress.wrapped
+    crash = -1
+    if has_runner:
+        crash, dress.fds["crash"] = os.pipe()
     runner = os.fork()
     if runner == 0:
         _end_with(lambda: _run_runner(dress, entry))
+    stderr = dress.fds.pop("stderr") if has_runner else -1
     for fd in dress.fds.values():
         os.close(fd)
     os.dup2(0, 1)
@@ -426,9 +432,23 @@ def _run_init(control: socket.socket, dress: _Dress, entry: Entry) -> int:
             continue
         status = _reap_until(runner)
         if status is not None:
+            if os.WIFSIGNALED(status) and has_runner:
+                _tell_of_crash(crash, stderr)
             with contextlib.suppress(OSError):
                 control.send(struct.pack("<i", status))
             return exit_code(status)
+
+
+def _tell_of_crash(crash: int, stderr: int) -> None:
+    """Write what `faulthandler` left in the pipe `crash`, without the lines that are Squall's own."""
+    own = (f'"{os.path.dirname(os.path.dirname(__file__))}/', '"<string>"')
+    if not select.select([crash], [], [], 0)[0]:
+        return  # it was killed, which leaves no words
+    lines = os.read(crash, CRASH_BYTES).decode("utf-8", "replace").splitlines(keepends=True)
+    text = "".join(line for line in lines if not any(part in line for part in own)).encode()
+    with contextlib.suppress(OSError):
+        if select.select([], [stderr], [], 1.0)[1]:  # then a pipe takes this much without a wait
+            os.write(stderr, text[: select.PIPE_BUF])
 
 
 def _reap_until(runner: int) -> int | None:
@@ -452,14 +472,14 @@ def exit_code(status: int) -> int:
 
 
 def _run_runner(dress: _Dress, entry: Entry) -> int:
-    """Become the runner: standard streams, descriptor 3 to the server, the environment, and nothing else."""
+    """Become the runner: standard streams, descriptor 3 to the server, one or two more, and the environment."""
     _linux.set_name("squall-runner")
     os.setsid()
     # Copies above all of the numbers wanted, so that no dup2 overwrites one that is still needed.
-    names = [name for name in ("stdout", "stderr", "runner", "control") if name in dress.fds]
+    names = [name for name in ("stdout", "stderr", "runner", "control", "crash") if name in dress.fds]
     high = [fcntl.fcntl(dress.fds[name], fcntl.F_DUPFD_CLOEXEC, 64) for name in names]
-    for fd, wanted in zip(high, (1, 2, RUNNER_FD, CONTROL_FD), strict=False):
-        os.dup2(fd, wanted)
+    for wanted, fd in enumerate(high, 1):  # so that the runner's is RUNNER_FD, and the one for control CONTROL_FD
+        os.dup2(fd, wanted, inheritable=wanted < RUNNER_FD or "crash" not in names)
     _linux.close_from(len(names) + 1)
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
     os.environ.clear()
@@ -471,9 +491,7 @@ def _run_runner(dress: _Dress, entry: Entry) -> int:
     if dress.wrapped:
         return _execute(dress.wrapped)
     control = [CONTROL_FD] if "control" in dress.fds else []
-    for fd in (RUNNER_FD, *control):
-        os.set_inheritable(fd, False)
-    faulthandler.enable(all_threads=False)  # a crash in native code then tells which lines were running
+    faulthandler.enable(len(names), all_threads=False)  # a crash in native code then tells which lines were running
     gc.freeze()  # with what the zygote made since: else the first collection looks at it, and copies its pages
     gc.enable()
     return _serve(entry, RUNNER_FD, dress.source, *control)
@@ -525,6 +543,7 @@ def process(fd: int, source: str | None, entry: str, *control: int) -> None:
     """The runner as a process that was not forked from a zygote: the same loop. What has walls has them already."""
     for inherited in (fd, *control):
         os.set_inheritable(inherited, False)
+    faulthandler.enable(all_threads=False)
     module, _, function = entry.partition(":")
     serve: Entry = getattr(importlib.import_module(module), function)
     _end_with(lambda: _serve(serve, fd, source, *control))

@@ -36,7 +36,7 @@ def enter(input_: Input, first: bool = False) -> None:
         line = call.line = Line(call)
     line.outside.pop(input_.idx, None)
     last = queue[-1] if queue and not first else None
-    if last is not None and last.state == "run" and last.line is line:
+    if last is not None and last.state == "run" and last in line.runs:  # one that was cleared is nobody's any more
         last.inputs.append(input_)
         return
     run = Run(line)

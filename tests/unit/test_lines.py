@@ -102,6 +102,15 @@ def test_something_ahead_is_found_in_queues_of_either_kind() -> None:
     assert lines.probe(function, 40) is inputs[21]
 
 
+def test_what_comes_after_a_call_was_dropped_can_be_dropped_as_well() -> None:
+    function = function_of()
+    call = Call("fc-1", function, "spawn", None)
+    for first in (0, 10):
+        add(call, *range(first, first + 4))
+        lines.drop(call)
+        assert function.queued == len(list(lines.waiting(function.queue)))
+
+
 MOVES = st.lists(
     st.tuples(st.sampled_from(("add", "back", "take", "cancel", "drop", "move")), st.integers(0, 2), st.integers(1, 4)),
     max_size=40,
