@@ -3,6 +3,7 @@
 `Output` writes plainly: the bytes of containers go to this process's stdout and stderr as they are, whole lines at a
 time once several containers write, so that their lines never tear. `LiveOutput` is for a terminal: logs above, one
 line per function below, and a container's unfinished line (a progress bar drawn with carriage returns) in between.
+For programs there is `_output_json`.
 Called by the client's reader thread and by the main thread, so all state is behind one lock. Must never raise into
 the reader: when the terminal or pipe is gone, output is dropped. rich is imported when the live view first shows,
 which a short run never reaches. Tested in `tests/unit/test_output.py`.
@@ -170,6 +171,18 @@ class Output:
         with self._lock:
             self._end_open_line("stderr")
             _write_bytes(self._stream("stderr"), f"{text}\n".encode())
+
+    def yielded(self, value: Any) -> None:
+        """A generator that is run by name has given this."""
+        print(value, flush=True)
+
+    def returned(self, value: Any) -> None:
+        """A function that is run by name has."""
+        if value is not None:
+            print(value)
+
+    def result(self, value: Any) -> None:
+        """What was run, an entrypoint too, has returned this and all is well. People have seen what there is to see."""
 
     def close(self) -> None:
         """Write what is held. Idempotent."""

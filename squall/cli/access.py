@@ -16,8 +16,10 @@ from typing import Any
 import click
 
 from squall import config
+from squall.cli.documents import json_option, print_json, tell
+from squall.cli.exec import ANSWER_SECONDS
 from squall.cli.main import Group
-from squall.cli.manage import ANSWER_SECONDS, Column, ago, ask, connect, date, json_option, print_json, print_table
+from squall.cli.manage import Column, ago, ask, connect, date, print_table
 from squall.client import Client
 from squall.exception import InvalidError
 from squall.protocol.messages import Message
@@ -174,10 +176,11 @@ def token_list(as_json: bool) -> None:
 
 @token.command("revoke")
 @click.argument("token_ref", metavar="TOKEN")
-def token_revoke(token_ref: str) -> None:
+@json_option
+def token_revoke(token_ref: str, as_json: bool) -> None:
     """Have a token count no more, and close its connections. TOKEN is its id or name."""
     made = _send(RevokeToken(token_ref))
-    click.echo(f"token `{made['token_id']}` is revoked", err=True)
+    tell(as_json, {**made, "state": "revoked"}, f"token `{made['token_id']}` is revoked")
 
 
 @token.command("set")
@@ -188,8 +191,16 @@ def token_revoke(token_ref: str) -> None:
 @click.option("--profile", "profile_name", default="", metavar="PROFILE", help="The one to write; else the active one.")
 @click.option("--activate/--no-activate", default=True, help="Have commands and programs use this profile from now on.")
 @click.option("--verify/--no-verify", default=True, help="See whether the server takes the token, before it is kept.")
+@json_option
 def token_set(
-    server: str, token_id: str, token_secret: str, ca_file: str, profile_name: str, activate: bool, verify: bool
+    server: str,
+    token_id: str,
+    token_secret: str,
+    ca_file: str,
+    profile_name: str,
+    activate: bool,
+    verify: bool,
+    as_json: bool,
 ) -> None:
     """Keep a server's address and a token for it in a profile of the configuration file."""
     profile_name = profile_name or config.load().profile or "default"
@@ -200,15 +211,18 @@ def token_set(
     values = {"server": server, "token_id": token_id, "token_secret": token_secret}
     if ca_file:
         values["ca_file"] = str(Path(ca_file).expanduser().resolve())
+    workspace = None
     if verify:
         client = Client.connect(config=_settings(values))
         place = ask(client.link, GetServer())
         client.close()
-        click.echo(f"{server} takes the token, for workspace `{place['workspace']}`", err=True)
+        workspace = place["workspace"]
+        click.echo(f"{server} takes the token, for workspace `{workspace}`", err=True)
     path = config.write(values, profile=profile_name)
     if activate:
         config.write({"active_profile": profile_name})
-    click.echo(f"kept in profile `{profile_name}` of {path}", err=True)
+    row = {"profile": profile_name, "server": server, "token_id": token_id, "workspace": workspace, "active": activate}
+    tell(as_json, {**row, "path": str(path)}, f"kept in profile `{profile_name}` of {path}")
 
 
 def _settings(values: dict[str, str]) -> config.Config:
@@ -231,8 +245,9 @@ def secret() -> None:
 @click.option("--from-dotenv", type=click.Path(exists=True, dir_okay=False), help="Take values from a .env file.")
 @click.option("--from-json", type=click.Path(exists=True, dir_okay=False), help="Take values from a JSON object.")
 @click.option("--force", is_flag=True, help="Replace what the name holds; containers that run keep what they have.")
+@json_option
 def secret_create(
-    name: str, values: tuple[str, ...], from_dotenv: str | None, from_json: str | None, force: bool
+    name: str, values: tuple[str, ...], from_dotenv: str | None, from_json: str | None, force: bool, as_json: bool
 ) -> None:
     """Keep values under NAME, for `Secret.from_name`. KEY alone asks for its value, which is then not shown."""
     merged: dict[str, str] = {}
@@ -247,7 +262,7 @@ def secret_create(
         raise click.UsageError("give at least one KEY=VALUE, --from-dotenv or --from-json")
     checked = Secret.from_dict(merged)._values
     _send(PutSecret(name, force), json.dumps(checked).encode())
-    click.echo(f"secret `{name}` holds {', '.join(sorted(checked))}", err=True)
+    tell(as_json, {"name": name, "keys": sorted(checked)}, f"secret `{name}` holds {', '.join(sorted(checked))}")
 
 
 def _read_json(path: str) -> dict[str, str]:
@@ -272,11 +287,12 @@ def secret_list(as_json: bool) -> None:
 @secret.command("delete")
 @click.argument("name")
 @yes_option
-def secret_delete(name: str, yes: bool) -> None:
+@json_option
+def secret_delete(name: str, yes: bool, as_json: bool) -> None:
     """Delete a secret; containers that run keep what they have, and no more are started that name it."""
     _confirm(f"delete secret `{name}`?", yes)
     _send(DeleteSecret(name))
-    click.echo(f"secret `{name}` is deleted", err=True)
+    tell(as_json, {"name": name, "state": "deleted"}, f"secret `{name}` is deleted")
 
 
 # ---- environment, workspace ---------------------------------------------------------------------------------------
@@ -296,29 +312,32 @@ def environment_list(as_json: bool) -> None:
 
 @environment.command("create")
 @click.argument("name")
-def environment_create(name: str) -> None:
+@json_option
+def environment_create(name: str, as_json: bool) -> None:
     """Make an environment; `-e NAME` of other commands, or SQUALL_ENVIRONMENT, then works in it."""
     _send(CreateEnvironment(name))
-    click.echo(f"environment `{name}` is there", err=True)
+    tell(as_json, {"name": name, "state": "created"}, f"environment `{name}` is there")
 
 
 @environment.command("rename")
 @click.argument("name")
 @click.argument("new_name")
-def environment_rename(name: str, new_name: str) -> None:
+@json_option
+def environment_rename(name: str, new_name: str, as_json: bool) -> None:
     """Rename an environment in which nothing runs, its secrets with it."""
     _send(RenameEnvironment(name, new_name))
-    click.echo(f"environment `{name}` is now `{new_name}`", err=True)
+    tell(as_json, {"name": new_name, "was": name, "state": "renamed"}, f"environment `{name}` is now `{new_name}`")
 
 
 @environment.command("delete")
 @click.argument("name")
 @yes_option
-def environment_delete(name: str, yes: bool) -> None:
+@json_option
+def environment_delete(name: str, yes: bool, as_json: bool) -> None:
     """Delete an environment in which nothing runs, with its secrets."""
     _confirm(f"delete environment `{name}` with its secrets?", yes)
     _send(DeleteEnvironment(name))
-    click.echo(f"environment `{name}` is deleted", err=True)
+    tell(as_json, {"name": name, "state": "deleted"}, f"environment `{name}` is deleted")
 
 
 @click.group(cls=Group)
@@ -336,20 +355,22 @@ def workspace_list(as_json: bool) -> None:
 
 @workspace.command("create")
 @click.argument("name")
-def workspace_create(name: str) -> None:
+@json_option
+def workspace_create(name: str, as_json: bool) -> None:
     """Make a workspace; `squall token new --workspace NAME` lets somebody in."""
     _send(CreateWorkspace(name))
-    click.echo(f"workspace `{name}` is there", err=True)
+    tell(as_json, {"name": name, "state": "created"}, f"workspace `{name}` is there")
 
 
 @workspace.command("delete")
 @click.argument("name")
 @yes_option
-def workspace_delete(name: str, yes: bool) -> None:
+@json_option
+def workspace_delete(name: str, yes: bool, as_json: bool) -> None:
     """Delete a workspace in which nothing runs, with its environments, secrets and tokens."""
     _confirm(f"delete workspace `{name}` with its secrets and tokens?", yes)
     _send(DeleteWorkspace(name))
-    click.echo(f"workspace `{name}` is deleted", err=True)
+    tell(as_json, {"name": name, "state": "deleted"}, f"workspace `{name}` is deleted")
 
 
 # ---- profile, config ----------------------------------------------------------------------------------------------
@@ -377,20 +398,27 @@ def profile_list(as_json: bool) -> None:
 
 
 @profile.command("current")
-def profile_current() -> None:
+@json_option
+def profile_current(as_json: bool) -> None:
     """Print the name of the profile in force."""
-    click.echo(config.load().profile or "(none: the server of this home)")
+    name = config.load().profile
+    if as_json:
+        print_json({"name": name or None})
+    else:
+        click.echo(name or "(none: the server of this home)")
 
 
 @profile.command("activate")
 @click.argument("name")
-def profile_activate(name: str) -> None:
+@json_option
+def profile_activate(name: str, as_json: bool) -> None:
     """Have commands and programs use a profile from now on; `-` for none: the server of this home."""
     if name != "-" and name not in config.profiles():
         config.choose(profile=name)
         config.load()  # says which there are
-    config.write({"active_profile": "" if name == "-" else name})
-    click.echo("no profile is active" if name == "-" else f"profile `{name}` is active", err=True)
+    chosen = "" if name == "-" else name
+    config.write({"active_profile": chosen})
+    tell(as_json, {"name": chosen or None}, f"profile `{name}` is active" if chosen else "no profile is active")
 
 
 @click.group(cls=Group, name="config")
@@ -421,7 +449,10 @@ def _hidden(row: config.Setting, value: Any) -> Any:
 
 @config_group.command("set-environment")
 @click.argument("name")
-def config_set_environment(name: str) -> None:
+@json_option
+def config_set_environment(name: str, as_json: bool) -> None:
     """Work in an environment from now on: written into the active profile, or at the top of the file."""
-    path = config.write({"environment": name}, profile=config.load().profile)
-    click.echo(f"environment `{name}`, kept in {path}", err=True)
+    profile_name = config.load().profile
+    path = config.write({"environment": name}, profile=profile_name)
+    document = {"environment": name, "profile": profile_name or None, "path": str(path)}
+    tell(as_json, document, f"environment `{name}`, kept in {path}")

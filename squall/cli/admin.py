@@ -19,7 +19,8 @@ from typing import Any
 import click
 
 from squall import config
-from squall.cli.manage import ago, ask, json_option, print_json
+from squall.cli.documents import json_option, print_json, tell
+from squall.cli.manage import ago, ask
 from squall.client import Client
 from squall.engines.provider import end_agent
 from squall.exception import Error, ServiceError
@@ -207,7 +208,8 @@ def _node_line(node: dict[str, Any]) -> str:
 @click.command()
 @click.option("--now", is_flag=True, help="Do not wait for running inputs.")
 @click.option("--grace", type=click.FloatRange(0, 86_400), help="Seconds to wait for them; else as the settings say.")
-def down(now: bool, grace: float | None) -> None:
+@json_option
+def down(now: bool, grace: float | None, as_json: bool) -> None:
     """Stop the server of this home, whatever server the profile names. Harmless when none runs.
 
     One of `squall up` starts nothing more and lets running inputs end first; apps stop, containers end.
@@ -218,7 +220,8 @@ def down(now: bool, grace: float | None) -> None:
         (settings.run_dir / "stays").unlink(missing_ok=True)
         had_agent = end_agent(settings)
         waited = "; its containers, which waited for another, were ended" if had_agent else ""
-        click.echo(f"no server is running{waited}", err=True)
+        document = {"home": str(settings.home), "running": False, "stopped": False, "ended_containers": had_agent}
+        tell(as_json, document, f"no server is running{waited}")
         return
     seconds = 0.0 if now else -1.0 if grace is None else grace
     try:
@@ -227,7 +230,7 @@ def down(now: bool, grace: float | None) -> None:
         if not client.link.closed:
             raise
     wait_gone(client, settings, DOWN_SECONDS + (settings.drain_timeout if seconds < 0 else seconds))
-    click.echo("the server has stopped", err=True)
+    tell(as_json, {"home": str(settings.home), "running": False, "stopped": True}, "the server has stopped")
 
 
 def wait_gone(client: Client, settings: config.Config, seconds: float) -> None:

@@ -13,6 +13,7 @@ import click
 
 from squall._deploy import Deployment, user_name
 from squall.cli.deploy import told
+from squall.cli.documents import json_option, print_json
 from squall.cli.manage import (
     Column,
     ago,
@@ -20,8 +21,6 @@ from squall.cli.manage import (
     ask,
     complete,
     connect,
-    json_option,
-    print_json,
     print_table,
     resolve,
 )

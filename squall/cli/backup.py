@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from squall import config
-from squall.cli.manage import json_option, print_json
+from squall.cli.documents import json_option, print_json
 
 
 @click.command()

@@ -6,18 +6,23 @@ Tested in `tests/unit/test_cli_calls.py` and `tests/acceptance/test_cli.py`.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
+from squall._output_json import json_fields
 from squall.call import FunctionCall
+from squall.cli.documents import json_option, print_json
+from squall.cli.failures import Exits, UserError
 from squall.cli.logs import Printer, log_options
 from squall.cli.main import Group
-from squall.cli.manage import ask, cells, connect, date, json_option, print_json, show_list
-from squall.exception import InvalidError, OutputTimeoutError
+from squall.cli.manage import ask, cells, connect, date, show_list
+from squall.exception import Error, InvalidError, OutputTimeoutError
 from squall.protocol.messages import CancelCall, GetCall
 from squall.protocol.requests import GetCallGraph
+
+NOT_THERE = 3
+"""Exit code of a result that is not there in time."""
 
 
 @click.group(cls=Group)
@@ -54,15 +59,22 @@ def call_info(call_id: str, as_json: bool) -> None:
 @click.option(
     "--timeout", type=click.FloatRange(0), default=None, help="Seconds to wait; by default until it is there."
 )
-def call_get(call_id: str, index: int, timeout: float | None) -> None:
+@json_option
+def call_get(call_id: str, index: int, timeout: float | None, as_json: bool) -> None:
     """Print the result of a spawned call; exits with 1 when it failed, with 3 when it is not there in time."""
     found: FunctionCall[Any] = FunctionCall.from_id(checked(call_id))
     try:
         value = found.get(timeout, index=index)
     except OutputTimeoutError as error:
-        click.echo(f"error: {error.message}", err=True)
-        sys.exit(3)
-    click.echo(value if isinstance(value, str) else repr(value))
+        raise Exits(error, NOT_THERE) from None
+    except Error:
+        raise
+    except Exception as error:
+        raise UserError(error) from None
+    if as_json:
+        print_json({"call_id": call_id, "index": index, "status": "ok", **json_fields(value)})
+    else:
+        click.echo(value if isinstance(value, str) else repr(value))
 
 
 @call.command("logs")
@@ -108,12 +120,18 @@ def graph_lines(inputs: list[dict[str, Any]]) -> list[str]:
 @call.command("cancel")
 @click.argument("call_ids", metavar="CALL...", nargs=-1, required=True)
 @click.option("--terminate", is_flag=True, help="Kill the containers it runs in, instead of asking.")
-def call_cancel(call_ids: tuple[str, ...], terminate: bool) -> None:
+@json_option
+def call_cancel(call_ids: tuple[str, ...], terminate: bool, as_json: bool) -> None:
     """Cancel the inputs of calls that have not ended."""
     client = connect(start=True)
+    rows = []
     for call_id in call_ids:
         data = ask(client.link, CancelCall(checked(call_id), [], terminate))
-        click.echo(f"call `{call_id}`: {int(data['cancelled'])} inputs cancelled", err=True)
+        rows.append({"call_id": call_id, "cancelled": int(data["cancelled"])})
+        if not as_json:
+            click.echo(f"call `{call_id}`: {int(data['cancelled'])} inputs cancelled", err=True)
+    if as_json:
+        print_json(rows)
 
 
 def checked(call_id: str) -> str:

@@ -14,9 +14,10 @@ import click
 from squall._deploy import Deployment
 from squall._output import make_output
 from squall.app import App
+from squall.cli.documents import json_option, own_stdout, print_json
+from squall.cli.failures import Interrupted
 from squall.cli.logs import Printer
 from squall.cli.main import did_you_mean
-from squall.cli.manage import print_json
 from squall.cli.run import apps_of, import_script
 from squall.client import Client
 from squall.exception import InvalidError, NotFoundError
@@ -35,7 +36,7 @@ from squall.protocol.requests import ReadLogs
     help="rolling: old containers end what they run. recreate: they have 10 s.",
 )
 @click.option("--stream-logs", is_flag=True, help="Follow the app's output afterwards, until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+@json_option
 @click.argument("ref", metavar="REF")
 def deploy(
     ref: str, as_module: bool, name: str | None, tag: str, strategy: str, stream_logs: bool, as_json: bool
@@ -45,14 +46,17 @@ def deploy(
     REF is a file (app.py), or one of several apps in it (app.py::name). Deployed again, it becomes a new version, which
     takes over without a call failing; when it cannot start, the version before goes on serving.
     """
-    app = find_app(ref, as_module)
-    output = make_output(quiet=as_json, timestamps=False)
-    try:
-        done = app.deploy(name=name, tag=tag, strategy=strategy, output=output)
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        output.close()
+    if as_json and stream_logs:
+        raise click.UsageError("--json and --stream-logs exclude each other: `squall app logs -f --json` follows it")
+    with own_stdout(as_json):
+        app = find_app(ref, as_module)
+        output = make_output(quiet=as_json, timestamps=False)
+        try:
+            done = app.deploy(name=name, tag=tag, strategy=strategy, output=output)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+        finally:
+            output.close()
     if as_json:
         print_json({**vars(done), "functions": sorted(app._specs)})
     else:

@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from squall.cli.apps import FUNCTION_COLUMNS, show_stats
+from squall.cli.documents import json_option, print_json
 from squall.cli.logs import Printer, log_options
 from squall.cli.main import Group, did_you_mean
-from squall.cli.manage import NOUNS, ask, connect, json_option, print_json, print_table
+from squall.cli.manage import NOUNS, ask, connect, print_table
 from squall.cli.manage import _field as named_field
 from squall.exception import InvalidError, NotFoundError
 from squall.protocol.requests import GetFunctionStats, ListObjects, UpdateAutoscaler

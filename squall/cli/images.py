@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from squall import _blocking
+from squall.cli.documents import json_option, print_json, tell
 from squall.cli.logs import Printer, log_options
 from squall.cli.main import Group
 from squall.cli.manage import (
@@ -22,8 +23,6 @@ from squall.cli.manage import (
     ask,
     complete,
     connect,
-    json_option,
-    print_json,
     resolve,
     show_list,
     size_of,
@@ -83,32 +82,37 @@ def image_logs(image_id: str, printer: Printer) -> None:
 @image.command("prune")
 @click.argument("image_id", metavar="[IMAGE]", default="", shell_complete=complete("image"))
 @click.option("--older-than", type=click.FloatRange(0), default=0.0, help="Only images unused for so many days.")
-def image_prune(image_id: str, older_than: float) -> None:
+@json_option
+def image_prune(image_id: str, older_than: float, as_json: bool) -> None:
     """Remove images that no running app uses, or the one named, with the layers that no other image has."""
     client = connect(start=True)
     found = resolve(client.link, "image", image_id) if image_id else ""
     data = ask(client.link, PruneImages(found, older_than * DAY_SECONDS), timeout=PRUNE_SECONDS)
-    click.echo(f"removed {len(data['images'])} images, {size_of(int(data['size_bytes']))}", err=True)
+    tell(as_json, data, f"removed {len(data['images'])} images, {size_of(int(data['size_bytes']))}")
 
 
 @image.command("verify")
 @click.argument("image_id", metavar="IMAGE", shell_complete=complete("image"))
+@json_option
 @click.pass_context
-def image_verify(ctx: click.Context, image_id: str) -> None:
+def image_verify(ctx: click.Context, image_id: str, as_json: bool) -> None:
     """Compare every byte of an image with what was built; damaged layers are removed and built again when wanted."""
     client = connect(start=True)
     found = resolve(client.link, "image", image_id)
     damaged = ask(client.link, VerifyImage(ImageSpec(image_id=found)), timeout=PRUNE_SECONDS)["damaged"]
-    for title in damaged:
-        click.echo(f"damaged: {title}")
-    click.echo("all layers are as they were built" if not damaged else f"{len(damaged)} layers were damaged", err=True)
+    if not as_json:
+        for title in damaged:
+            click.echo(f"damaged: {title}")
+    said = "all layers are as they were built" if not damaged else f"{len(damaged)} layers were damaged"
+    tell(as_json, {"image_id": found, "damaged": damaged}, said)
     ctx.exit(1 if damaged else 0)
 
 
 @image.command("why")
 @click.argument("image_id", metavar="IMAGE", shell_complete=complete("image"))
 @click.argument("other", metavar="[OTHER]", default="", shell_complete=complete("image"))
-def image_why(image_id: str, other: str) -> None:
+@json_option
+def image_why(image_id: str, other: str, as_json: bool) -> None:
     """Tell which input made an image differ from OTHER, or from the one it has most in common with."""
     client = connect(start=True)
     mine = ask(client.link, GetImage(resolve(client.link, "image", image_id)))
@@ -119,8 +123,14 @@ def image_why(image_id: str, other: str) -> None:
     theirs = closest(mine, rows)
     if theirs is None:
         raise NotFoundError(f"no other image to compare `{mine['image_id']}` with", hint="see `squall image list`")
+    lines = explain(mine["recipe"], theirs["recipe"], Blobs(client))
+    if as_json:
+        same = common(mine["recipe"], theirs["recipe"])
+        about = {"image_id": mine["image_id"], "compared_with": theirs["image_id"]}
+        print_json({**about, "steps_in_common": same, "explanation": lines})
+        return
     click.echo(f"compared with {theirs['image_id']}:")
-    for line in explain(mine["recipe"], theirs["recipe"], Blobs(client)):
+    for line in lines:
         click.echo(line)
 
 

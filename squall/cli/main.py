@@ -1,9 +1,8 @@
-"""The `squall` command: its table of subcommands, and how every failure is told.
+"""The `squall` command: its table of subcommands, and how one of them is run.
 
-Owns the form of errors: `error: ...`, perhaps where in the user's file, `hint: ...`, all on stderr; exit code 1, 2
-for wrong usage, 130 after Ctrl-C. Subcommands are imported when they are called, so that `squall run` loads nothing
-of the others. Must never show a traceback for a `squall.exception.Error`. Tested in `tests/unit/test_cli_main.py` and
-`tests/acceptance/test_cli.py`.
+Subcommands are imported when they are called, so that `squall run` loads nothing of the others. Here is decided in
+which form a failure is told, for people or with `--json`; what is said is in `failures`. Must never print by itself
+where `--json` was asked for. Tested in `tests/unit/test_cli_main.py` and `tests/acceptance/test_cli.py`.
 """
 
 from __future__ import annotations
@@ -12,14 +11,13 @@ import difflib
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import click
 
 from squall import __version__, config
-from squall.exception import Error, StartupError
+from squall.cli import failures
 
 COMMANDS = {
     "run": "squall.cli.run:run",
@@ -146,88 +144,7 @@ def cli() -> None:
     """Serverless compute for Python that you run yourself."""
 
 
-# ---- telling what went wrong --------------------------------------------------------------------------------------
-
-
-def report(message: str, hint: str = "", where: str = "") -> None:
-    """An error for people, on stderr."""
-    red, plain = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else ("", "")
-    lines = [f"{red}error:{plain} {message}"]
-    if where:
-        lines.append(f"  at {where}")
-    if hint:
-        lines.append(f"hint: {hint}")
-    print("\n".join(lines), file=sys.stderr)
-
-
-def is_ours(filename: str) -> bool:
-    """A frame of Squall's own, or of what calls the user's code on its behalf."""
-    return filename.startswith((_PACKAGE, "<frozen ", os.path.dirname(click.__file__)))
-
-
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
-
-
-def user_frames(frames: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
-    """Frames from the first of the user's on, without Squall's: what the user's code called stays."""
-    kept: list[traceback.FrameSummary] = []
-    for frame in frames:
-        library = frame.filename.startswith(_STDLIB) and "site-packages" not in frame.filename
-        if not is_ours(frame.filename) and (kept or not library):
-            kept.append(frame)
-    return kept
-
-
-def user_traceback(error: BaseException) -> str:
-    """The traceback of an error of the user's code, its causes included, with the user's frames only."""
-    whole = traceback.TracebackException.from_exception(error)
-    pending: list[traceback.TracebackException] = [whole]
-    seen: set[int] = set()
-    while pending:
-        part = pending.pop()
-        if id(part) in seen:
-            continue
-        seen.add(id(part))
-        kept = user_frames(part.stack)
-        part.stack = traceback.StackSummary.from_list(kept) if kept else None  # type: ignore[assignment]
-        pending += [inner for inner in (part.__cause__, part.__context__) if inner is not None]
-        pending += getattr(part, "exceptions", None) or []
-    return "".join(whole.format())
-
-
-def where_of(error: BaseException) -> str:
-    """`hello.py:14, in main` of the user's innermost frame, or empty."""
-    frames = user_frames(traceback.extract_tb(error.__traceback__))
-    if not frames:
-        return ""
-    frame = frames[-1]
-    path = os.path.relpath(frame.filename)
-    return f"{path if not path.startswith('..') else frame.filename}:{frame.lineno}, in {frame.name}"
-
-
-def _wants_own_frames() -> bool:
-    try:
-        return config.load().traceback
-    except Error:
-        return False
-
-
-def _report_bug(error: Exception) -> None:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
-    report(
-        f"a bug in Squall: {type(error).__name__}: {error} ({place})",
-        hint="please report it with what `SQUALL_TRACEBACK=1` in front of the same command prints",
-    )
-
-
-def _usage(error: click.UsageError) -> None:
-    message = error.format_message().rstrip(".")
-    hint = getattr(error, "hint", "")
-    if not hint and error.ctx is not None:
-        hint = f"`{error.ctx.command_path} --help` shows what it takes"
-    report(message[:1].lower() + message[1:], hint)
+# ---- running one command ------------------------------------------------------------------------------------------
 
 
 def execute(argv: list[str]) -> int:
@@ -239,35 +156,70 @@ def execute(argv: list[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         return 2
-    except click.UsageError as error:
-        _usage(error)
-        return 2
-    except (click.Abort, KeyboardInterrupt):
-        return 130
     except BrokenPipeError:
         # Whoever read our output has gone. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Error as error:
-        if _wants_own_frames():
-            traceback.print_exc()
-        elif isinstance(error, StartupError) and error.__cause__ is not None:
-            print(user_traceback(error.__cause__), end="", file=sys.stderr)
-        report(error.message, error.hint, where_of(error))
-        return 1
-    except click.ClickException as error:
-        report(error.format_message())
-        return 1
-    except Exception as error:
-        if _wants_own_frames():
-            traceback.print_exc()
-        _report_bug(error)
-        return 1
+    except SystemExit as error:  # of the user's entrypoint, whose exit code is theirs
+        if error.code and wants_json(argv):
+            failures.tell(error, as_json=True, is_last_line=True)
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        return failures.tell(error, as_json=wants_json(argv), is_last_line=_first_word(argv) == "run")
+
+
+def _first_word(argv: list[str]) -> str:
+    return next((word for word in argv if not word.startswith("-")), "")
+
+
+def wants_json(argv: list[str]) -> bool:
+    """Whether these words ask for JSON. They may be wrong usage that click gave up on, so they are read here; `--json`
+    among the arguments of the user's own function or command is none of ours."""
+    if "--json" not in argv:
+        return False
+    words = iter(argv)
+    command: click.Command = cli
+    for word in words:
+        if word == "--json":
+            return True
+        if word == "--":
+            return False
+        if word.startswith("-"):
+            if _needs_value(command, word):
+                next(words, None)
+        elif isinstance(command, click.Group):
+            found = command.get_command(click.Context(command), word)
+            if found is None:
+                return True  # a mistyped command: nothing says whose it is
+            command = found
+        elif not command.context_settings.get("allow_interspersed_args", True):
+            return False
+    return False
+
+
+def _needs_value(command: click.Command, word: str) -> bool:
+    """Whether the word after this option is its value."""
+    taking = {
+        name
+        for param in command.params
+        for name in param.opts
+        if isinstance(param, click.Option)
+        if not param.is_flag and not param.count
+    }
+    if word.startswith("--"):
+        return word in taking
+    taken = next((i for i, letter in enumerate(word) if f"-{letter}" in taking), len(word))
+    return taken == len(word) - 1  # else the value is in the same word, or there is none
 
 
 def main() -> NoReturn:
     """The entry point of the `squall` script."""
-    sys.exit(execute(sys.argv[1:]))
+    code = execute(sys.argv[1:])
+    if wants_json(sys.argv[1:]):
+        # What the user's code prints on its way out must not come after the document.
+        sys.stdout.flush()
+        os.dup2(2, 1)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

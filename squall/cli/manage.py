@@ -1,17 +1,13 @@
 """Looking at what exists and ending it: `squall app`, `squall container`, `squall trace`.
 
 Every listing is described once, in `NOUNS`: what is asked of the server and which columns people see; with `--json`
-programs get the server's rows as they are. Names, ids and beginnings of ids are accepted alike. Data goes to stdout,
-the rest to stderr. Only looking back (`app list --all`, `app logs`) starts a server where none runs. Tested in
-`tests/unit/test_cli_manage.py` and `tests/acceptance/test_cli.py`.
+programs get the server's rows as they are, and the same keys of what is ended. Names, ids and beginnings of ids are
+accepted alike. Data goes to stdout, the rest to stderr. Only looking back (`app list --all`, `app logs`) starts a
+server where none runs. Tested in `tests/unit/test_cli_manage.py` and `tests/acceptance/test_cli.py`.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,29 +16,18 @@ from typing import Any
 import click
 
 from squall import config
-from squall._terminal import make_raw, terminal_size, write_all
+from squall.cli.documents import json_option, print_json, tell
+from squall.cli.exec import ANSWER_SECONDS, CapturedExec, Exec, exec_json_option, told, wants_pty
 from squall.cli.logs import Printer, log_options
 from squall.cli.main import Group, did_you_mean
 from squall.client import Client
 from squall.exception import InvalidError, NotFoundError, ServiceError
-from squall.protocol.messages import (
-    EXEC_WINDOW_BYTES,
-    ExecData,
-    ExecExit,
-    Message,
-    StartExec,
-    StopApp,
-    StopContainer,
-)
-from squall.protocol.requests import GetTrace, ListObjects
+from squall.protocol.messages import Message, StopApp, StopContainer
+from squall.protocol.requests import GetApp, GetTrace, ListObjects
 from squall.protocol.transport import Link
 
-ANSWER_SECONDS = 60.0
 LIST_LIMIT = 1000
 GRACE_SECONDS = 10.0
-STDIN_CHUNK_BYTES = 32 << 10
-
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
 
 def connect(*, start: bool = False) -> Client:
@@ -125,10 +110,6 @@ def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[Column], empty
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     for line in lines:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, default=str))
 
 
 @dataclass(frozen=True)
@@ -253,7 +234,11 @@ def show_list(noun: str, *, app: str, include_all: bool, as_json: bool) -> None:
 
 def resolve(link: Link, noun: str, word: str) -> str:
     """The id (or name) that the server knows, from an id, the beginning of one, or a name."""
-    rows = fetch(link, noun, include_all=True)
+    return chosen(fetch(link, noun, include_all=True), noun, word)
+
+
+def chosen(rows: Sequence[dict[str, Any]], noun: str, word: str) -> str:
+    """As `resolve`, of these rows."""
     ids = [str(row[f"{noun}_id"]) for row in rows]
     names = [str(row["name"]) for row in rows if row.get("name")]
     if word in ids or word in names:
@@ -313,12 +298,15 @@ def app_logs(app_ref: str, function_ref: str, printer: Printer) -> None:
 
 @app.command("stop")
 @click.argument("app_ref", metavar="APP", shell_complete=complete("app"))
-def app_stop(app_ref: str) -> None:
+@json_option
+def app_stop(app_ref: str, as_json: bool) -> None:
     """Stop an app: cancel its inputs, end its containers. APP is its name or id."""
     client = connect()
     ref = resolve(client.link, "app", app_ref)
+    facts = ask(client.link, GetApp(ref)) if as_json else {}
     ask(client.link, StopApp(ref, reason="`squall app stop`"))
-    click.echo(f"app `{ref}` is stopped", err=True)
+    row = {key: facts.get(key) for key in ("app_id", "name", "environment")}
+    tell(as_json, {**row, "state": "stopped"}, f"app `{ref}` is stopped")
 
 
 # ---- container ----------------------------------------------------------------------------------------------------
@@ -356,23 +344,33 @@ def container_logs(container_id: str, printer: Printer) -> None:
     show_default=True,
     help="Seconds for running inputs to end; 0 means at once.",
 )
-def container_stop(container_ids: tuple[str, ...], grace: float) -> None:
+@json_option
+def container_stop(container_ids: tuple[str, ...], grace: float, as_json: bool) -> None:
     """Stop containers; their unfinished inputs go to others."""
     client = connect()
+    stopped = []
     for word in container_ids:
-        found = resolve(client.link, "container", word)
+        rows = fetch(client.link, "container", include_all=True)
+        found = chosen(rows, "container", word)
         ask(client.link, StopContainer(found, grace=grace, reason="`squall container stop`"))
-        click.echo(f"container `{found}` is stopping", err=True)
+        row = next(row for row in rows if row["container_id"] == found)
+        state = "exited" if row["state"] == "exited" else "draining"
+        stopped.append({**{key: row[key] for key in ("container_id", "app_id", "app", "function")}, "state": state})
+        if not as_json:
+            click.echo(f"container `{found}` is stopping", err=True)
+    if as_json:
+        print_json(stopped)
 
 
 @container.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--pty/--no-pty", default=None, help="Give it a terminal; by default when this is one.")
 @click.option("-w", "--workdir", default="", help="Directory to run it in.")
+@exec_json_option
 @click.argument("container_id", metavar="CONTAINER", shell_complete=complete("container"))
 @click.argument("argv", metavar="[--] COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def container_exec(
-    ctx: click.Context, container_id: str, argv: tuple[str, ...], pty: bool | None, workdir: str
+    ctx: click.Context, container_id: str, argv: tuple[str, ...], pty: bool | None, workdir: str, as_json: bool
 ) -> None:
     """Run a command in a running container; the exit code is the command's."""
     client = connect()
@@ -380,86 +378,9 @@ def container_exec(
     words = list(argv[1:] if argv[0] == "--" else argv)
     if not words:
         raise click.UsageError("missing COMMAND after `--`")
-    use_pty = pty if pty is not None else sys.stdin.isatty() and sys.stdout.isatty()
-    ctx.exit(Exec(client.link, found, words, pty=use_pty, workdir=workdir).run())
-
-
-class Exec:
-    """One command in a container, joined to this process's standard streams.
-
-    Three threads: this one waits for the end, a pump reads stdin, and the connection's reader writes what comes.
-    """
-
-    def __init__(self, link: Link, container_id: str, argv: list[str], *, pty: bool, workdir: str) -> None:
-        self.link = link
-        self._size = rows, cols = terminal_size()
-        self.request = StartExec(container_id, argv, pty=pty, rows=rows, cols=cols, workdir=workdir)
-        self.exec_id = ""
-        self._done = threading.Event()
-        self._credit = threading.Condition()
-        self._unread = 0
-        """Bytes of our stdin that the command has not taken yet."""
-        self._exit = ExecExit("", 1, "the connection to the server broke")
-
-    def run(self) -> int:
-        self.link.on_push = self._on_push
-        self.link.on_close = lambda reason: self._done.set()
-        self.exec_id = str(ask(self.link, self.request)["exec_id"])
-        restore = self._raw_terminal() if self.request.pty else None
-        threading.Thread(target=self._pump_stdin, name="squall-stdin", daemon=True).start()
-        try:
-            self._done.wait()
-        finally:
-            if restore is not None:
-                restore()
-        if self._exit.message:
-            raise ServiceError(f"`{self.request.argv[0]}` in `{self.request.container_id}`: {self._exit.message}")
-        return self._exit.code
-
-    def _on_push(self, message: Message, payload: bytes) -> None:
-        # Output may come before the answer that names the exec; it is the only one of this connection.
-        if isinstance(message, ExecData) and message.credit:
-            with self._credit:
-                self._unread -= message.credit
-                self._credit.notify()
-        elif isinstance(message, ExecData):
-            write_all(2 if message.stream == "stderr" else 1, payload)
-        elif isinstance(message, ExecExit):
-            self._exit = message
-            self._done.set()
-
-    def _pump_stdin(self) -> None:
-        try:
-            while data := os.read(0, STDIN_CHUNK_BYTES):
-                with self._credit:
-                    self._credit.wait_for(lambda: self._unread < EXEC_WINDOW_BYTES)
-                    self._unread += len(data)
-                if self.request.pty:
-                    self._send_size()  # before keys that were typed at that size
-                self.link.send(ExecData(self.exec_id, "stdin"), data)
-            self.link.send(ExecData(self.exec_id, "stdin", eof=True))
-        except (OSError, ServiceError):  # no stdin at all, or the command has ended
-            pass
-
-    def _raw_terminal(self) -> Callable[[], None]:
-        """Keys go to the command as they are, and so do changes of the window's size; returns how to undo it."""
-        import signal
-
-        undo = make_raw(flush=False)  # the prompt may be there already, and an answer to it
-        self._send_size()
-        previous = signal.signal(signal.SIGWINCH, self._send_size)
-
-        def restore() -> None:
-            signal.signal(signal.SIGWINCH, previous)
-            undo()
-
-        return restore
-
-    def _send_size(self, *_: object) -> None:
-        size = terminal_size()
-        if size != self._size:
-            self._size = size
-            self.link.send(ExecData(self.exec_id, "resize", rows=size[0], cols=size[1]))
+    kind = CapturedExec if as_json else Exec
+    job = kind(client.link, found, words, pty=wants_pty(pty, as_json), workdir=workdir)
+    ctx.exit(told(job, job.run()))
 
 
 # ---- trace --------------------------------------------------------------------------------------------------------

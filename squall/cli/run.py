@@ -26,7 +26,8 @@ from squall._session import AppRun, import_ref
 from squall._terminal import check_terminal
 from squall.app import App
 from squall.cli import options
-from squall.cli.main import UsageHint, did_you_mean, user_traceback
+from squall.cli.failures import Interrupted, ScriptError, UserError
+from squall.cli.main import UsageHint, did_you_mean
 from squall.cls import Method
 from squall.exception import Error, InvalidError, NotFoundError
 
@@ -71,6 +72,7 @@ class Target:
     help="Write what it returns (text or bytes) to this file.",
 )
 @click.option("--timestamps", is_flag=True, help="Put the time before each line that a container writes.")
+@click.option("--json", "as_json", is_flag=True, help="JSON Lines on standard output: all output, and the result last.")
 @click.argument("ref", metavar="REF", shell_complete=complete_file)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
 @click.pass_context
@@ -85,6 +87,7 @@ def run(
     name: str | None,
     write_result: str | None,
     timestamps: bool,
+    as_json: bool,
 ) -> int:
     """Run an entrypoint, or a function in a container.
 
@@ -93,41 +96,51 @@ def run(
     parameter's annotation says what its option takes, else the type of its default; with neither it is text.
     """
     if interactive:
+        if as_json:
+            raise click.UsageError("--json and --interactive exclude each other: a terminal shows no JSON")
         check_terminal()
-    target = find_target(ref, as_module)
-    command = options.command_for(target.name, target.raw_f, signature_of(target))
-    shown_as = f"squall run {'-m ' if as_module else ''}{ref}"
-    check_writable(target.name, write_result)
+    output = _json_output(quiet) if as_json else None  # from now on, as the script may print while it is imported
     try:
-        kwargs = options.parse(command, list(args), shown_as)
-    except click.NoSuchOption as error:
-        if any(error.option_name in option.opts for option in ctx.command.params):
-            hint = f"`{error.option_name}` is an option of `squall run`: put it before `{ref}`"
-            raise UsageHint(error.format_message(), hint, error.ctx) from None
-        raise
-    output = make_output(quiet=quiet, timestamps=timestamps, live=not interactive)
-    app_run = target.app.run(name=name, detach=detach, interactive=interactive, output=output)
-    try:
+        target = find_target(ref, as_module)
+        check_writable(target.name, write_result)
+        kwargs = arguments(ctx, target, f"{'-m ' if as_module else ''}{ref}", args)
+        output = output or make_output(quiet=quiet, timestamps=timestamps, live=not interactive)
+        app_run = target.app.run(name=name, detach=detach, interactive=interactive, output=output)
         with interrupts(app_run, output):
             result = execute(target, kwargs, app_run, output)
         if detach and not quiet:
             output.say(f"app `{app_run.name}` is left running; `squall app stop {app_run.name}` stops it")
-    except UserError as error:
-        sys.stderr.write(user_traceback(error.cause))
-        return 1
-    except KeyboardInterrupt:  # said already; caught here since click would add an empty line
-        return 130
+        code = finish(target, result, write_result)
+        output.result(result)
+        return code
+    except SystemExit as error:
+        if output is not None and not error.code:
+            output.result(None)
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted from None
     finally:
-        output.close()
-    return finish(target, result, write_result)
+        if output is not None:
+            output.close()
 
 
-class UserError(Exception):
-    """The user's own code raised; `cause` is what."""
+def _json_output(quiet: bool) -> Output:
+    from squall._output_json import JsonOutput  # people do without
 
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
+    return JsonOutput(quiet=quiet)
+
+
+def arguments(ctx: click.Context, target: Target, shown_ref: str, words: tuple[str, ...]) -> dict[str, Any]:
+    """What the command line gives the target for its parameters."""
+    command = options.command_for(target.name, target.raw_f, signature_of(target))
+    try:
+        return options.parse(command, list(words), f"squall run {shown_ref}")
+    except click.NoSuchOption as error:
+        if any(error.option_name in option.opts for option in ctx.command.params):
+            ref = shown_ref.removeprefix("-m ")
+            hint = f"`{error.option_name}` is an option of `squall run`: put it before `{ref}`"
+            raise UsageHint(error.format_message(), hint, error.ctx) from None
+        raise
 
 
 # ---- which app, which function ------------------------------------------------------------------------------------
@@ -159,11 +172,10 @@ def import_script(ref: str, as_module: bool) -> tuple[ModuleType, str | None]:
             hint='put what shall run under `@app.local_entrypoint()` or `if __name__ == "__main__":`',
         ) from None
     except Exception as error:
-        sys.stderr.write(user_traceback(error))
         hint = ""
         if isinstance(error, ModuleNotFoundError) and error.name:
             hint = f"is `{error.name}` installed in the Python at {sys.prefix}?"
-        raise InvalidError(f"cannot import `{ref}`: {type(error).__name__}: {error}", hint=hint) from None
+        raise ScriptError(f"cannot import `{ref}`: {type(error).__name__}: {error}", hint=hint) from error
 
 
 def apps_of(module: ModuleType) -> dict[str, App]:
@@ -284,7 +296,7 @@ def execute(target: Target, kwargs: dict[str, Any], app_run: AppRun, output: Out
     """Run it inside its app. An exception of the user's code comes out as UserError, Squall's own as they are."""
     with app_run:
         try:
-            return call(target, kwargs)
+            return call(target, kwargs, output)
         except (Error, KeyboardInterrupt, SystemExit):
             raise
         except BrokenPipeError:
@@ -295,10 +307,10 @@ def execute(target: Target, kwargs: dict[str, Any], app_run: AppRun, output: Out
             output.leaving = not app_run.detach
 
 
-def call(target: Target, kwargs: dict[str, Any]) -> Any:
+def call(target: Target, kwargs: dict[str, Any], output: Output) -> Any:
     words = kwargs.pop("args", ()) if options.takes_raw_arguments(signature_of(target)) else ()
     if target.entrypoint is None:
-        return call_function(target.function, words, kwargs)
+        return call_function(target.function, words, kwargs, output)
     result = target.raw_f(*words, **kwargs)
     if inspect.iscoroutine(result):
         import asyncio  # heavy; only an async entrypoint needs it
@@ -307,15 +319,14 @@ def call(target: Target, kwargs: dict[str, Any]) -> Any:
     return result
 
 
-def call_function(function: Any, words: tuple[str, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a function in a container and print what comes back."""
+def call_function(function: Any, words: tuple[str, ...], kwargs: dict[str, Any], output: Output) -> Any:
+    """Run a function in a container and show what comes back."""
     if getattr(function, "is_generator", False):
         for value in function.remote_gen(*words, **kwargs):
-            print(value, flush=True)
+            output.yielded(value)
         return None
     result = function.remote(*words, **kwargs)
-    if result is not None:
-        print(result)
+    output.returned(result)
     return result
 
 

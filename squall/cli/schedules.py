@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from squall.cli.documents import json_option, print_json
 from squall.cli.main import Group, did_you_mean
 from squall.cli.manage import (
     Column,
@@ -17,8 +18,6 @@ from squall.cli.manage import (
     complete,
     connect,
     fetch,
-    json_option,
-    print_json,
     print_table,
     show_list,
 )
@@ -68,32 +67,49 @@ _FIRINGS = (
 
 @schedule.command("pause")
 @click.argument("refs", metavar="SCHEDULE...", nargs=-1, required=True, shell_complete=complete("schedule"))
-def schedule_pause(refs: tuple[str, ...]) -> None:
+@json_option
+def schedule_pause(refs: tuple[str, ...], as_json: bool) -> None:
     """Fire no more until it is resumed."""
-    _change(refs, "pause", "is paused")
+    _change(refs, "pause", "is paused", as_json)
 
 
 @schedule.command("resume")
 @click.argument("refs", metavar="SCHEDULE...", nargs=-1, required=True, shell_complete=complete("schedule"))
-def schedule_resume(refs: tuple[str, ...]) -> None:
+@json_option
+def schedule_resume(refs: tuple[str, ...], as_json: bool) -> None:
     """Go on with the next firing."""
-    _change(refs, "resume", "goes on")
+    _change(refs, "resume", "goes on", as_json)
 
 
-def _change(refs: tuple[str, ...], action: str, done: str) -> None:
+def _change(refs: tuple[str, ...], action: str, done: str, as_json: bool) -> None:
     link = connect(start=True).link
+    rows = []
     for ref in refs:
         row = found(link, ref)
         ask(link, ChangeSchedule(row["schedule_id"], action))
-        click.echo(f"schedule `{row['schedule_id']}` of `{row['function']}` {done}", err=True)
+        rows.append({**_named(row), "paused": action == "pause"})
+        if not as_json:
+            click.echo(f"schedule `{row['schedule_id']}` of `{row['function']}` {done}", err=True)
+    if as_json:
+        print_json(rows)
+
+
+def _named(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("schedule_id", "app", "function")}
 
 
 @schedule.command("run")
 @click.argument("schedule_ref", metavar="SCHEDULE", shell_complete=complete("schedule"))
-def schedule_run(schedule_ref: str) -> None:
+@json_option
+def schedule_run(schedule_ref: str, as_json: bool) -> None:
     """Make a call now, beside the schedule's own, and print its id."""
     link = connect(start=True).link
-    click.echo(ask(link, ChangeSchedule(found(link, schedule_ref)["schedule_id"], "run"))["call_id"])
+    row = found(link, schedule_ref)
+    call_id = ask(link, ChangeSchedule(row["schedule_id"], "run"))["call_id"]
+    if as_json:
+        print_json({**_named(row), "call_id": call_id})
+    else:
+        click.echo(call_id)
 
 
 def found(link: Link, word: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-import sys
 from typing import Any
 
 import click
@@ -18,8 +17,10 @@ from click.shell_completion import CompletionItem
 
 from squall._session import PlainOutput, built_spec, prepare
 from squall.app import App
+from squall.cli.documents import own_stdout
+from squall.cli.exec import CapturedExec, Exec, exec_json_option, told, wants_pty
 from squall.cli.main import did_you_mean
-from squall.cli.manage import Exec, ask, complete, connect, resolve
+from squall.cli.manage import ask, complete, connect, resolve
 from squall.cli.run import apps_of, complete_file, import_script
 from squall.client import Client
 from squall.exception import NotFoundError, ServiceError
@@ -45,22 +46,29 @@ def complete_ref(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 @click.option("-c", "--cmd", default="", help="Run this shell command instead of a shell; the exit code is its own.")
 @click.option("-m", "as_module", is_flag=True, help="REF is a module (pkg.mod::function), not a file.")
 @click.option("--pty/--no-pty", default=None, help="Give it a terminal; by default when this is one.")
+@exec_json_option
 @click.argument("ref", required=False, default="", shell_complete=complete_ref)
 @click.pass_context
-def shell(ctx: click.Context, ref: str, cmd: str, as_module: bool, pty: bool | None) -> None:
+def shell(ctx: click.Context, ref: str, cmd: str, as_module: bool, pty: bool | None, as_json: bool) -> None:
     """Open a shell in a container.
 
     REF is a running container or an image (an id or the beginning of one), or a function or class in a file
     (hello.py::square): a container with its image, source, environment and limits is made. Without REF, one of
     `Image.host()`. Where the image has a command of its own (`Image.cmd`), that runs in place of a shell.
     """
-    use_pty = pty if pty is not None else sys.stdin.isatty() and sys.stdout.isatty()
+    if as_json and not cmd:
+        raise click.UsageError("--json is for one command: give it with --cmd")
+    kind = CapturedExec if as_json else Exec
+    use_pty = wants_pty(pty, as_json)
     if ref.startswith("co-"):
         client = connect()
         found = resolve(client.link, "container", ref)
-        ctx.exit(Exec(client.link, found, ["/bin/sh", "-c", cmd or SHELL], pty=use_pty, workdir="").run())
-    spec, blobs = spec_for(ref, as_module)
-    ctx.exit(run_in(Client.current(), shell_spec(spec), blobs, cmd or default_command(spec), use_pty))
+        job = kind(client.link, found, ["/bin/sh", "-c", cmd or SHELL], pty=use_pty, workdir="")
+        ctx.exit(told(job, job.run()))
+    with own_stdout(as_json):
+        spec, blobs = spec_for(ref, as_module)
+        job, code = run_in(Client.current(), shell_spec(spec), blobs, cmd or default_command(spec), use_pty, kind)
+    ctx.exit(told(job, code))
 
 
 def spec_for(ref: str, as_module: bool) -> tuple[FunctionSpec, list[bytes]]:
@@ -126,8 +134,10 @@ def shell_spec(spec: FunctionSpec) -> FunctionSpec:
     )
 
 
-def run_in(client: Client, spec: FunctionSpec, blobs: list[bytes], command: str, pty: bool) -> int:
-    """Make a container, run `command` in it, end it; the command's exit code."""
+def run_in(
+    client: Client, spec: FunctionSpec, blobs: list[bytes], command: str, pty: bool, kind: type[Exec]
+) -> tuple[Exec, int]:
+    """Make a container, run `command` in it, end it; the command and its exit code."""
     for data in blobs:
         client.put_blob(data)
     made = ask(client.link, CreateApp("shell", [spec]))
@@ -136,8 +146,8 @@ def run_in(client: Client, spec: FunctionSpec, blobs: list[bytes], command: str,
     try:
         extra = {"TERM": os.environ.get("TERM", "xterm")}
         _write_profile(str(made["functions"][spec.tag]), [*sorted(spec.env), *_secret_keys(client, spec)], extra)
-        job = Exec(client.link, _container_of(client, app_id), argv_of(command), pty=pty, workdir="")
-        return job.run()
+        job = kind(client.link, _container_of(client, app_id), argv_of(command), pty=pty, workdir="")
+        return job, job.run()
     finally:
         if client.usable():
             ask(client.link, StopApp(app_id, "the shell has ended"))

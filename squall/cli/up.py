@@ -20,6 +20,7 @@ import click
 from squall import client as clients
 from squall import config
 from squall.cli.admin import here, wait_gone
+from squall.cli.documents import json_option, print_json, tell
 from squall.cli.manage import ask
 from squall.exception import ConflictError, InvalidError, ServiceError
 from squall.protocol.requests import GetServer, ListObjects, StopServer
@@ -35,7 +36,8 @@ STOP_SECONDS = 90
 @click.option("--tls-key", metavar="FILE", default="", help="Private key of that certificate, in PEM.")
 @click.option("-d", "--detach", is_flag=True, help="Leave it running and return once it serves.")
 @click.option("--systemd", is_flag=True, help="Start nothing; print a unit file that does.")
-def up(listen: str, tls_cert: str, tls_key: str, detach: bool, systemd: bool) -> None:
+@json_option
+def up(listen: str, tls_cert: str, tls_key: str, detach: bool, systemd: bool, as_json: bool) -> None:
     """Start a server that stays, until `squall down`, Ctrl-C or SIGTERM.
 
     Without --listen, or the setting `listen`, only programs of this machine and user reach it.
@@ -45,13 +47,16 @@ def up(listen: str, tls_cert: str, tls_key: str, detach: bool, systemd: bool) ->
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise InvalidError("TLS needs a certificate and its key", hint="give both --tls-cert and --tls-key")
     if systemd:
-        click.echo(unit(settings), nl=False)
+        if as_json:
+            print_json({"home": str(settings.home), "unit": unit(settings)})
+        else:
+            click.echo(unit(settings), nl=False)
         return
     _make_way(settings)
     if detach:
-        _detach(settings)
+        _detach(settings, as_json)
     else:
-        _become_server(settings)
+        _become_server(settings, as_json)
 
 
 def _absolute(path: str) -> str:
@@ -73,23 +78,28 @@ def _make_way(settings: config.Config) -> None:
     wait_gone(client, settings, STOP_SECONDS)
 
 
-def _become_server(settings: config.Config) -> NoReturn:
+def _become_server(settings: config.Config, as_json: bool) -> NoReturn:
     for directory in (settings.home, settings.run_dir, settings.state_dir):
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    click.echo(f"server of {settings.home}; Ctrl-C lets running inputs end and stops it, twice stops it now", err=True)
+    told = f"server of {settings.home}; Ctrl-C lets running inputs end and stops it, twice stops it now"
+    tell(as_json, {"home": str(settings.home), "pid": os.getpid(), "listens": settings.listen}, told)
+    sys.stdout.flush()
     sys.stderr.flush()
+    if as_json:
+        os.dup2(2, 1)  # whatever the server says, the document is over
     environ = {**os.environ, "SQUALL_HOME": str(settings.home), "PYTHONPATH": clients._python_path()}
     os.chdir("/")
     os.execve(sys.executable, [sys.executable, *clients._SAFE_PATH, "-m", "squall.server", "--stay"], environ)
 
 
-def _detach(settings: config.Config) -> None:
+def _detach(settings: config.Config, as_json: bool) -> None:
     log = settings.state_dir / "server.log"
     began = log.stat().st_size if log.exists() else 0
     clients._start_server(settings, "--stay").close()
     facts = _wait_serving(settings, str(log), began)
-    click.echo(f"the server of {settings.home} runs, pid {facts['pid']}; its log is {log}", err=True)
-    if facts["listens"]:
+    document = {"running": True, **facts, "log": str(log)}
+    tell(as_json, document, f"the server of {settings.home} runs, pid {facts['pid']}; its log is {log}")
+    if facts["listens"] and not as_json:
         click.echo(facts["listens"])
 
 

@@ -61,6 +61,13 @@ def test_command_and_its_options_have_help(path: str, command: click.Command) ->
     assert bare == []
 
 
+@pytest.mark.parametrize(("path", "command"), commands(cli), ids=lambda value: value if isinstance(value, str) else "")
+def test_command_has_json_for_programs(path: str, command: click.Command) -> None:
+    if isinstance(command, click.Group) or path == "squall completion":  # which prints a script
+        return
+    assert any("--json" in param.opts for param in command.params), f"`{path}` has no --json"
+
+
 def test_every_command_is_in_the_reference() -> None:
     page = (ROOT / "docs/reference/cli.md").read_text()
     missing = [

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from click.testing import CliRunner
 
+from squall.cli import main
 from squall.cli.calls import call, checked, graph_lines
 from squall.exception import InvalidError
 from squall.protocol.messages import GetOutput, OutputItem, Reply, to_dict
-from squall.protocol.payload import pack
+from squall.protocol.payload import pack, pack_exception
 from tests.unit.conftest import Peer
 
 
@@ -39,6 +42,43 @@ def test_graph_shows_each_input_below_the_one_that_called_it() -> None:
     ]
 
 
-def test_result_that_is_not_there_in_time_has_an_exit_code_of_its_own(peer: Peer) -> None:
+def test_result_that_is_not_there_in_time_has_an_exit_code_of_its_own(
+    peer: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
     peer.answers[GetOutput] = lambda message, _: peer.send(Reply({"ready": False}, re=message.id))
-    assert CliRunner().invoke(call, ["get", "fc-1", "--timeout", "0"]).exit_code == 3
+    assert main.execute(["call", "get", "fc-1", "--timeout", "0"]) == 3
+    assert capsys.readouterr().err.startswith("error: call `fc-1` has no result after 0 s")
+    assert main.execute(["call", "get", "fc-1", "--timeout", "0", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["error"]["type"] == "OutputTimeoutError"
+
+
+def answer(peer: Peer, status: str, data: bytes) -> None:
+    item = to_dict(OutputItem("fc-1", 0, status, len(data)))
+    peer.answers[GetOutput] = lambda message, _: peer.send(Reply({"ready": True, "item": item}, re=message.id), data)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ({"a": (1, None)}, {"value": {"a": [1, None]}}),
+        (b"x", {"repr": "b'x'", "python_type": "builtins.bytes"}),
+        (float("nan"), {"repr": "nan", "python_type": "builtins.float"}),
+    ],
+)
+def test_result_is_json_or_its_repr_and_type(
+    peer: Peer, value: object, shown: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(peer, "ok", pack(value, "result"))
+    assert main.execute(["call", "get", "--json", "fc-1"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"call_id": "fc-1", "index": 0, "status": "ok", **shown}
+
+
+def test_exception_that_a_call_ended_with_is_the_users_and_no_bug_of_squall(
+    peer: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(peer, "error", pack_exception(ValueError("mine")))
+    assert main.execute(["call", "get", "fc-1"]) == 1
+    assert capsys.readouterr().err.rstrip().endswith("ValueError: mine")
+    assert main.execute(["call", "get", "fc-1", "--json"]) == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["type"], error["message"], "ValueError: mine" in error["traceback"]) == ("ValueError", "mine", True)

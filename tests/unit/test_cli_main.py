@@ -12,7 +12,7 @@ from typing import Any
 import click
 import pytest
 
-from squall.cli import main
+from squall.cli import failures, main
 from squall.exception import Error, InvalidError, RemoteError
 
 
@@ -110,7 +110,7 @@ def user_error(tmp_path: Path, text: str) -> BaseException:
 
 def test_user_traceback_has_the_users_frames_and_what_they_called_but_none_of_ours(tmp_path: Path) -> None:
     error = user_error(tmp_path, "import json\ndef main():\n    json.loads('{')\n")
-    text = main.user_traceback(error)
+    text = failures.user_traceback(error)
     assert f'File "{tmp_path}/script.py", line 3, in main' in text
     assert "json.loads('{')" in text
     assert "decoder.py" in text
@@ -120,7 +120,7 @@ def test_user_traceback_has_the_users_frames_and_what_they_called_but_none_of_ou
 
 def test_user_traceback_shows_causes(tmp_path: Path) -> None:
     script = "def main():\n    try:\n        1 / 0\n    except Exception as e:\n        raise ValueError('b') from e\n"
-    text = main.user_traceback(user_error(tmp_path, script))
+    text = failures.user_traceback(user_error(tmp_path, script))
     assert text.index("ZeroDivisionError") < text.index("was the direct cause") < text.index("ValueError: b")
 
 
@@ -128,7 +128,7 @@ def test_place_of_an_error_is_the_users_innermost_line(tmp_path: Path) -> None:
     script = "from squall.exception import RemoteError\ndef main():\n    raise RemoteError('lost')\n"
     error = user_error(tmp_path, script)
     assert isinstance(error, RemoteError)
-    assert main.where_of(error).endswith("script.py:3, in main")
+    assert failures.where_of(error).endswith("script.py:3, in main")
 
 
 def test_did_you_mean_lists_what_there_is_and_no_more_than_ten() -> None:
@@ -151,4 +151,4 @@ def test_commands_are_imported_only_when_called() -> None:
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True, env=dict(os.environ)
     )
-    assert set(json.loads(run.stdout)) == {"squall.cli", "squall.cli.main"}
+    assert set(json.loads(run.stdout)) == {"squall.cli", "squall.cli.main", "squall.cli.failures"}
