@@ -18,6 +18,7 @@ SCRIPT = """
 import atexit, os, subprocess, sys, time
 import squall
 print("imported")
+atexit.register(print, "on the way out")
 app = squall.App("lines")
 
 @app.function()
@@ -45,7 +46,6 @@ def helper(): return 1 / 0
 
 @app.local_entrypoint()
 def local(n: int = 4):
-    atexit.register(print, "on the way out")
     print("begun", end="")
     subprocess.run(["echo", " by a child"])
     print("complaint", file=sys.stderr)
@@ -148,6 +148,14 @@ def test_interrupt_of_a_run_is_told_in_its_last_line(script: Path) -> None:
     assert (code, err) == (130, "")
     assert (last["type"], last["error"]["type"]) == ("error", "KeyboardInterrupt")
     assert any("stopping app `cut`" in json.loads(line).get("text", "") for line in out.splitlines())
+
+
+@pytest.mark.parametrize("name", ["fail", "ticks --n 3"])
+def test_reader_that_goes_away_ends_no_run_badly(script: Path, name: str) -> None:
+    line = f"{' '.join(SQUALL)} run --json {script}::{name} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    run = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=SECONDS, check=True)
+    first, code = run.stdout.splitlines()
+    assert (json.loads(first)["type"], code, run.stderr) == ("log", "141", "")
 
 
 def test_json_after_the_reference_is_the_users(script: Path) -> None:
