@@ -195,11 +195,15 @@ class JsonOutput(Output):
             return
         self._is_writing = True
         try:
-            while self._pending:
-                line_bytes = json.dumps(self._pending.popleft()).encode() + b"\n"
-                self._is_read = self._is_read and write_all(self._stdout, line_bytes)
+            self._write_pending()
         finally:
+            self._write_pending()  # that of a handler which raises, as for Ctrl-C
             self._is_writing = False
+
+    def _write_pending(self) -> None:
+        while self._pending:
+            line = json.dumps(self._pending.popleft()).encode() + b"\n"
+            self._is_read = self._is_read and write_all(self._stdout, line)
 
     def _read_own(self) -> None:
         """What this program and its children write to descriptor 1, until `close`."""

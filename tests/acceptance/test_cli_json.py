@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from tests.acceptance.test_cli import SECONDS, SQUALL, ended, listed, squall, started
+from tests.conftest import wait_until
 
 SCRIPT = """
 import atexit, os, subprocess, sys, time
 import squall
 print("imported")
-atexit.register(print, "on the way out")
 app = squall.App("lines")
 
 @app.function()
@@ -46,6 +46,7 @@ def helper(): return 1 / 0
 
 @app.local_entrypoint()
 def local(n: int = 4):
+    atexit.register(print, "on the way out")
     print("begun", end="")
     subprocess.run(["echo", " by a child"])
     print("complaint", file=sys.stderr)
@@ -53,7 +54,9 @@ def local(n: int = 4):
     return {"sum": sum(square.map(range(n)))}
 
 @app.local_entrypoint()
-def leave(code: int): sys.exit(code)
+def leave(code: int):
+    atexit.register(print, "on the way out")
+    sys.exit(code)
 
 @app.local_entrypoint()
 def spawned(how: str):
@@ -142,6 +145,8 @@ def test_program_that_exits_has_a_last_line_and_its_own_exit_code(script: Path, 
 
 def test_interrupt_of_a_run_is_told_in_its_last_line(script: Path) -> None:
     process = started("run", "--json", "-n", "cut", f"{script}::ticks")
+    assert process.stdout is not None
+    assert any("tick" in line for line in process.stdout)  # the first line came while the script was imported
     process.send_signal(signal.SIGINT)
     code, out, err = ended(process)
     last = json.loads(out.splitlines()[-1])
@@ -167,6 +172,8 @@ def test_json_after_the_reference_is_the_users(script: Path) -> None:
 def container(script: Path) -> Iterator[str]:
     """The id of a container that is at work."""
     process = started("run", "-q", "-n", "busy", f"{script}::ticks")
+    assert process.stdout is not None
+    assert any("tick" in line for line in process.stdout)
     yield listed("container", "list", "--app", "busy")[0]["container_id"]
     process.send_signal(signal.SIGINT)
     ended(process)
@@ -285,6 +292,7 @@ def test_server_in_the_foreground_says_who_it_is_and_no_more(home: Path) -> None
         assert process.stdout is not None
         head = "".join(process.stdout.readline() for _ in range(5))
         assert json.loads(head)["pid"] == process.pid
+        wait_until(lambda: listed("status")["running"], lambda: "the server runs")
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=SECONDS)
     assert out == ""
