@@ -35,7 +35,10 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `root` are skipped, by name and with the reason, where the kernel would refuse them."""
+    """Tests marked `root` are skipped, by name and with the reason, where the kernel would refuse them. Names must be
+    the same in each process that collects them."""
+    if unlike := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"an address in the name of a test, give its parameters other ids: {unlike[0]}")
     if sys.platform == "linux" and os.geteuid() == 0:
         return
     for item in items:
