@@ -91,6 +91,8 @@ class JsonOutput(Output):
         self._is_closed = False
         self._is_over = False
         """The last line was written; what comes later has no place any more."""
+        self._is_read = True
+        """Somebody reads our lines, as far as we know."""
         sys.stdout.flush()
         self._stdout = os.dup(1)
         self._read_end, write_end = os.pipe()
@@ -175,6 +177,8 @@ class JsonOutput(Output):
         if not self._reader.is_alive():
             for fd in (self._read_end, self._wake, self._awake):
                 os.close(fd)
+        if self._last is not None and not self._is_read:
+            raise BrokenPipeError  # as printing the result would
 
     # -- what goes out
 
@@ -191,10 +195,15 @@ class JsonOutput(Output):
             return
         self._is_writing = True
         try:
-            while self._pending:
-                write_all(self._stdout, json.dumps(self._pending.popleft()).encode() + b"\n")
+            self._write_pending()
         finally:
+            self._write_pending()  # that of a handler which raises, as for Ctrl-C
             self._is_writing = False
+
+    def _write_pending(self) -> None:
+        while self._pending:
+            line = json.dumps(self._pending.popleft()).encode() + b"\n"
+            self._is_read = self._is_read and write_all(self._stdout, line)
 
     def _read_own(self) -> None:
         """What this program and its children write to descriptor 1, until `close`."""

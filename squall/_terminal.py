@@ -58,13 +58,15 @@ def make_raw(flush: bool = True) -> Callable[[], None]:
     return lambda: termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> bool:
+    """Write to a descriptor; False when nobody reads there any more."""
     view = memoryview(data)
     try:
         while view:
             view = view[os.write(fd, view) :]
-    except OSError:  # nobody reads any more
-        pass
+    except OSError:
+        return False
+    return True
 
 
 class Terminal:

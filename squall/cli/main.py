@@ -7,6 +7,7 @@ where `--json` was asked for. Tested in `tests/unit/test_cli_main.py` and `tests
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -150,6 +151,15 @@ def cli() -> None:
 def execute(argv: list[str]) -> int:
     """Run one command; the exit code."""
     try:
+        return _execute(argv)
+    except BrokenPipeError:
+        # Whoever read our output has gone. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _execute(argv: list[str]) -> int:
+    try:
         result: Any = cli.main(args=argv, prog_name="squall", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
@@ -157,12 +167,10 @@ def execute(argv: list[str]) -> int:
         print(error.format_message(), file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # Whoever read our output has gone. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        raise
     except SystemExit as error:  # of the user's entrypoint, whose exit code is theirs
         if error.code and wants_json(argv):
-            failures.tell(error, as_json=True, is_last_line=True)
+            failures.tell(error, as_json=True, is_last_line=_first_word(argv) == "run")
         raise
     except (Exception, KeyboardInterrupt) as error:
         return failures.tell(error, as_json=wants_json(argv), is_last_line=_first_word(argv) == "run")
@@ -214,12 +222,14 @@ def _needs_value(command: click.Command, word: str) -> bool:
 
 def main() -> NoReturn:
     """The entry point of the `squall` script."""
-    code = execute(sys.argv[1:])
-    if wants_json(sys.argv[1:]):
-        # What the user's code prints on its way out must not come after the document.
-        sys.stdout.flush()
-        os.dup2(2, 1)
-    sys.exit(code)
+    try:
+        sys.exit(execute(sys.argv[1:]))
+    finally:
+        if wants_json(sys.argv[1:]):
+            # What the user's code prints on its way out must not come after the document.
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            os.dup2(2, 1)
 
 
 if __name__ == "__main__":

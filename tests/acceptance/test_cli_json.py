@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.test_cli import SECONDS, SQUALL, ended, listed, squall, started
+from tests.conftest import wait_until
 
 SCRIPT = """
 import atexit, os, subprocess, sys, time
@@ -53,7 +54,9 @@ def local(n: int = 4):
     return {"sum": sum(square.map(range(n)))}
 
 @app.local_entrypoint()
-def leave(code: int): sys.exit(code)
+def leave(code: int):
+    atexit.register(print, "on the way out")
+    sys.exit(code)
 
 @app.local_entrypoint()
 def spawned(how: str):
@@ -142,12 +145,22 @@ def test_program_that_exits_has_a_last_line_and_its_own_exit_code(script: Path, 
 
 def test_interrupt_of_a_run_is_told_in_its_last_line(script: Path) -> None:
     process = started("run", "--json", "-n", "cut", f"{script}::ticks")
+    assert process.stdout is not None
+    assert any("tick" in line for line in process.stdout)  # the first line came while the script was imported
     process.send_signal(signal.SIGINT)
     code, out, err = ended(process)
     last = json.loads(out.splitlines()[-1])
     assert (code, err) == (130, "")
     assert (last["type"], last["error"]["type"]) == ("error", "KeyboardInterrupt")
     assert any("stopping app `cut`" in json.loads(line).get("text", "") for line in out.splitlines())
+
+
+@pytest.mark.parametrize("name", ["fail", "ticks --n 3"])
+def test_reader_that_goes_away_ends_no_run_badly(script: Path, name: str) -> None:
+    line = f"{' '.join(SQUALL)} run --json {script}::{name} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    run = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=SECONDS, check=True)
+    first, code = run.stdout.splitlines()
+    assert (json.loads(first)["type"], code, run.stderr) == ("log", "141", "")
 
 
 def test_json_after_the_reference_is_the_users(script: Path) -> None:
@@ -159,6 +172,8 @@ def test_json_after_the_reference_is_the_users(script: Path) -> None:
 def container(script: Path) -> Iterator[str]:
     """The id of a container that is at work."""
     process = started("run", "-q", "-n", "busy", f"{script}::ticks")
+    assert process.stdout is not None
+    assert any("tick" in line for line in process.stdout)
     yield listed("container", "list", "--app", "busy")[0]["container_id"]
     process.send_signal(signal.SIGINT)
     ended(process)
@@ -277,6 +292,7 @@ def test_server_in_the_foreground_says_who_it_is_and_no_more(home: Path) -> None
         assert process.stdout is not None
         head = "".join(process.stdout.readline() for _ in range(5))
         assert json.loads(head)["pid"] == process.pid
+        wait_until(lambda: listed("status")["running"], lambda: "the server runs")
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=SECONDS)
     assert out == ""
