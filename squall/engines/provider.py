@@ -77,6 +77,8 @@ class EmbeddedProvider(NodeProvider):
         self.failures = 0
         self.last_error = ""
         self._stopping = False
+        self._owes_sweep = False
+        """An agent was killed, and none has cleaned up after it yet."""
         self._listening = False
         self._started_at = 0.0
         self._pidfd = -1
@@ -111,20 +113,26 @@ class EmbeddedProvider(NodeProvider):
             self._deadline = self.loop.call_later(ADOPT_TIMEOUT, self._give_up)
 
     def _launch(self) -> None:
-        log_path = self.config.state_dir / "agent.log"
-        with log_path.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "squall.node"],
+        self.process = self._run_agent()
+        if LINUX:
+            self._pidfd = os.pidfd_open(self.process.pid)
+
+    def _run_agent(self, *options: str) -> subprocess.Popen[bytes]:
+        with (self.config.state_dir / "agent.log").open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "squall.node", *options],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env={**shared_environ(), "SQUALL_HOME": str(self.config.home)},
                 start_new_session=True,
             )
-        if LINUX:
-            self._pidfd = os.pidfd_open(self.process.pid)
 
     def registered(self) -> None:
+        self._owes_sweep = False  # that is the first thing it does
+        self._cancel_deadline()
+
+    def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -145,9 +153,10 @@ class EmbeddedProvider(NodeProvider):
             self.loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
-        self.registered()
+        self._cancel_deadline()
         code = self.process.wait() if self.process is not None else None  # of another's child nobody tells us
         self.process = None
+        self._owes_sweep = code != 0
         self._ended.set()
         if self._stopping:
             return
@@ -175,15 +184,28 @@ class EmbeddedProvider(NodeProvider):
 
     async def stop(self) -> None:
         self._stopping = True
-        if self._ended.is_set():
-            return
-        self._signal(signal.SIGTERM)
+        if not self._ended.is_set():
+            self._signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(self._ended.wait(), STOP_TIMEOUT)
+            except asyncio.TimeoutError:
+                log.error("the node agent did not end in time and is killed", timeout=STOP_TIMEOUT)
+                self._kill()
+                await asyncio.wait_for(self._ended.wait(), STOP_TIMEOUT)
+        if self._owes_sweep:
+            await self.loop.run_in_executor(None, self._sweep)
+
+    def _sweep(self) -> None:
+        """Clean up after an agent that was killed, in the place of the next one, which will not be."""
         try:
-            await asyncio.wait_for(self._ended.wait(), STOP_TIMEOUT)
-        except asyncio.TimeoutError:
-            log.error("the node agent did not end in time and is killed", timeout=STOP_TIMEOUT)
-            self._kill()
-            await asyncio.wait_for(self._ended.wait(), STOP_TIMEOUT)
+            with self._run_agent("--sweep") as process:
+                try:
+                    process.wait(STOP_TIMEOUT)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    raise
+        except (OSError, subprocess.SubprocessError) as error:
+            log.error("what a killed agent left is there until the next start", error=str(error))
 
     async def withdraw(self) -> None:
         if self.process is not None:

@@ -1,4 +1,5 @@
-"""`python -m squall.node`: the agent of this machine, for the server of `$SQUALL_HOME`."""
+"""`python -m squall.node`: the agent of this machine, for the server of `$SQUALL_HOME`. With `--sweep` it undoes what
+an agent left that was killed, and ends."""
 
 from __future__ import annotations
 
@@ -82,6 +83,13 @@ async def serve(settings: Config) -> None:
     await agent.run()
 
 
+async def sweep(settings: Config) -> None:
+    """Undo what an agent of this home left that was killed, as the next one would at its start."""
+    runtime, _, _ = choose_runtime(settings)
+    await runtime.start()
+    await runtime.close()
+
+
 def stop_ignoring() -> None:
     """A shell has a server that it starts in the background, or with `nohup`, ignore what a terminal sends; containers
     would inherit it, and a Ctrl-\\ in theirs end nothing. No terminal sends this process anything: it has none."""
@@ -97,7 +105,7 @@ def main() -> int:
         _observe.configure(settings.log_level, format=settings.log_format)
         settings.node_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
         with take_lock(settings):
-            uvloop.run(serve(settings))
+            uvloop.run((sweep if "--sweep" in sys.argv[1:] else serve)(settings))
     except Error as error:
         log.error(str(error))
         return 1

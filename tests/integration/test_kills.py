@@ -85,6 +85,17 @@ def test_a_map_outlives_five_agents(home: Path) -> None:
         assert call.result() == [x * x for x in range(200)]
 
 
+def test_a_server_that_ends_right_after_its_agent_was_killed_leaves_nothing(home: Path) -> None:
+    with faulty.app.run(output=Kept()):
+        faulty.square.remote(1)
+    assert groups_of(home)  # of its zygote, and of containers made ahead
+    server = pid_of(home, "server")
+    kill(home, "node")
+    os.kill(server, signal.SIGTERM)
+    wait_until(lambda: not is_alive(server), "the server has ended", 30)
+    assert leftovers(home) == []
+
+
 def test_an_input_that_lost_three_agents_has_lost_no_retry(home: Path) -> None:
     with faulty.app.run(output=Kept()):
         call = faulty.slowly.spawn(9, 1.0)
