@@ -439,7 +439,7 @@ class Reconciler:
         record = self.containers.get(event.container_id)
         if record is None or record.node is not node:
             if event.state == "exited" and record is None:
-                self.takeover.gone(event.container_id)
+                self.takeover.ended(node, event)
             return
         if event.state == "starting" and record.move("starting"):
             record.timeline.stood_at = time.time()

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from squall._observe import Logger
-from squall.protocol.messages import ContainerOutput, OutputItem, StopContainer
+from squall.protocol.messages import ContainerEvent, ContainerOutput, OutputItem, StopContainer
 from squall.protocol.resumption import EndedContainer, HeldContainer, RunnerBack
 from squall.server.adoption import RESUME_GRACE, Back, HeldInput
 from squall.server.calls import Result
@@ -40,6 +40,7 @@ RETURN_TIMEOUT = 1.0
 AGAIN_LIMIT_BYTES = 256 << 20
 """Results that are taken a second time, in a server's life."""
 PARKED_OUTPUT_BYTES = 256 << 10
+LEAVING_LIMIT = 10_000
 RECREATE_GRACE_S = 10.0
 """What an old container may take to end what it runs, when it is to be replaced come what may."""
 
@@ -66,6 +67,8 @@ class Takeover:
         self._early: dict[str, list[tuple[list[OutputItem], list[bytes]]]] = {}
         """What their containers sent since then. Their inputs are not leased to them again yet."""
         self._again_bytes = 0
+        self._leaving: dict[str, tuple[Node, HeldContainer]] = {}
+        """Those that were told to end and have no record."""
 
     # -- containers
 
@@ -103,6 +106,19 @@ class Takeover:
         }
         self.reconciler.metering.ended_unheard(row, ends)
 
+    def ended(self, node: Node, event: ContainerEvent) -> None:
+        """A container without a record has ended: one that is parked, or was told to end. What it used is written."""
+        parked = self.parked.get(event.container_id)
+        at, held = (parked.node, parked.held) if parked else self._leaving.get(event.container_id, (None, None))
+        if held is None or at is not node:
+            return
+        self._leaving.pop(event.container_id, None)
+        self.gone(event.container_id)
+        began = held.requested_at
+        started = began if held.stands else 0.0
+        end = EndedContainer(held.spec, began, started, event.at, event.exit_code, event.reason, event.usage)
+        self._write_down(node, end)
+
     def _take(self, node: Node, held: HeldContainer) -> None:
         reconciler, spec = self.reconciler, held.spec
         known = reconciler.history.get(spec.container_id)
@@ -113,7 +129,7 @@ class Takeover:
         if not is_new or not reconciler.scheduler.restore(
             spec.container_id, node.node_id, request, spec.function_id, spec.gpus
         ):
-            self._end(node, spec.container_id, "there is no place for it on the server that is here now")
+            self._end(node, held, "there is no place for it on the server that is here now")
         elif function is not None and state is not None and not state.closed:
             self._adopt(node, held, function)
         elif (former := reconciler.objects.former(spec.function_id)) is not None:
@@ -122,9 +138,13 @@ class Takeover:
             self.parked[spec.container_id] = Parked(node, held)
             reconciler.loop.call_later(RESUME_GRACE, self._unpark, spec.container_id)
 
-    def _end(self, node: Node, container_id: str, reason: str) -> None:
+    def _end(self, node: Node, held: HeldContainer, reason: str) -> None:
+        container_id = held.spec.container_id
         self.reconciler.scheduler.release(container_id)
         node.send(StopContainer(container_id, 0.0, reason))
+        self._leaving[container_id] = node, held
+        if len(self._leaving) > LEAVING_LIMIT:
+            del self._leaving[next(iter(self._leaving))]
 
     def _adopt_former(self, node: Node, held: HeldContainer, former: FunctionRecord) -> None:
         """One of a version that was replaced. Where the current one has no such function, it goes on until all that was
@@ -135,7 +155,7 @@ class Takeover:
             self.open_former(former)
             self._adopt(node, held, former)
         elif not held.stands or reconciler.is_held:
-            self._end(node, held.spec.container_id, "its version was replaced")
+            self._end(node, held, "its version was replaced")
         else:
             reason = f"version {former.app.version} of `{former.app.name}` took over"
             names = held.spec.container_id, former.function_id, options_of(former), successor.function_id, reason
@@ -143,7 +163,7 @@ class Takeover:
             if held.spec.container_id in reconciler.dispatch.containers:
                 self._record(node, held, former)
             else:
-                self._end(node, held.spec.container_id, "its function has ended")
+                self._end(node, held, "its function has ended")
 
     def open_former(self, former: FunctionRecord) -> None:
         """Have a function that is not in the current version end what was asked of it."""
@@ -155,7 +175,7 @@ class Takeover:
         reconciler, spec = self.reconciler, held.spec
         state = reconciler.dispatch.functions.get(spec.function_id)
         if state is None or state.closed or reconciler.is_held:
-            self._end(node, spec.container_id, "its function has ended")
+            self._end(node, held, "its function has ended")
             return None
         now = time.monotonic()
         reconciler.apply(reconciler.dispatch.container_starting(now, spec.container_id, spec.function_id))
@@ -229,7 +249,7 @@ class Takeover:
         parked = self.parked.get(container_id)
         if parked is not None:
             self.gone(container_id)
-            parked.node.send(StopContainer(container_id, 0.0, "its app did not come back"))
+            self._end(parked.node, parked.held, "its app did not come back")
 
     # -- runners
 

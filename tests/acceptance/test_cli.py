@@ -182,7 +182,7 @@ def test_failure_in_a_container_is_one_clear_error(script: Path, words: list[str
     run = squall("run", f"{script}::{words[0]}", *words[1:])
     assert run.returncode == 1
     assert said in run.stderr
-    assert not [line for line in run.stderr.splitlines() if "squall/" in line]
+    assert f"{ROOT / 'squall'}/" not in run.stderr
     assert run.stdout == ""
 
 

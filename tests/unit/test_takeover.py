@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from squall.protocol.messages import ContainerSpec, FunctionSpec, OutputItem
+from squall.protocol.messages import ContainerEvent, ContainerSpec, FunctionSpec, OutputItem
 from squall.protocol.resumption import HeldContainer, HeldInput, RunnerBack
 from squall.server.calls import CallInfo
 from squall.server.dispatch import Dispatch
@@ -28,9 +28,10 @@ class Bench:
         self.function = FunctionRecord("fu-1", app, FunctionSpec("f"), "fu-1")
         self.ended: list[Finish] = []
         self.stopped: list[str] = []
-        functions: Any = SimpleNamespace(functions={"fu-1": self.function})
+        functions: Any = SimpleNamespace(functions={"fu-1": self.function}, former=lambda _: None)
         calls: Any = SimpleNamespace(finish=self.ended.append, durable=SimpleNamespace(paged=0))
-        rest: Any = SimpleNamespace(resumed=id)
+        self.written: list[str] = []
+        rest: Any = SimpleNamespace(resumed=id, ended_unheard=lambda row, _: self.written.append(row["container_id"]))
         reconciler: Any = Reconciler(self.dispatch, functions, rest, calls, rest)
         reconciler.scheduler = SimpleNamespace(restore=lambda *_: True, release=id)
         reconciler.notify = reconciler.ask_all = reconciler._ask = lambda *_: None
@@ -38,6 +39,7 @@ class Bench:
         self.reconciler = reconciler
         self.dispatch.add_function(time.monotonic(), "fu-1", options_of(self.function))
         node: Any = SimpleNamespace(node_id="no-1", containers=set(), send=id)
+        self.node, self.loop = node, SimpleNamespace(call_later=lambda *_: None)
         held = [HeldContainer(ContainerSpec(f"co-{i}", function_id="fu-1")) for i in range(2)]
         self.reconciler.takeover.node_joined(node, held)
 
@@ -105,3 +107,20 @@ def test_a_container_that_sends_more_results_than_it_has_inputs_is_ended() -> No
     bench = on_bench(body)
     assert "co-0" in bench.stopped
     assert bench.results() == [0]
+
+
+def test_the_end_of_one_whose_app_is_not_back_is_written_down_and_once() -> None:
+    def body(bench: Bench) -> None:
+        reconciler = bench.reconciler
+        reconciler.loop = bench.loop
+        for number in range(2, 4):
+            spec = ContainerSpec(f"co-{number:016x}", function_id="fu-not-back")
+            reconciler.takeover.node_joined(bench.node, [HeldContainer(spec, True)])
+        first, second = reconciler.takeover.parked
+        reconciler.takeover._unpark(second)
+        for container_id in (first, first, second, second, "co-of-nobody"):
+            reconciler.container_event(bench.node, ContainerEvent(container_id, "exited", at=1.0))
+        assert bench.written == [first, second]
+        assert not reconciler.takeover.parked
+
+    on_bench(body)
